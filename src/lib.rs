@@ -1,0 +1,12 @@
+//! Checkpoint and restore running Linux processes from inside your own program.
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!("cryosleep works on x86_64 Linux only");
+
+mod error;
+mod image;
+mod pid;
+mod proc;
+
+pub use error::{Error, ErrorKind, Phase, Refusal, Result, Subject};
+pub use pid::Pid;

@@ -1,0 +1,1 @@
+//! Pure parsers of /proc files that the procfs crate lacks.
