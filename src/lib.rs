@@ -3,10 +3,13 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("cryosleep works on x86_64 Linux only");
 
+mod arch;
 mod error;
 mod image;
 mod pid;
 mod proc;
+mod sys;
+mod tracee;
 
 pub use error::{Error, ErrorKind, Phase, Refusal, Result, Subject};
 pub use pid::Pid;

@@ -1,0 +1,98 @@
+//! PAGEMAP_SCAN (since Linux 6.7; Documentation/admin-guide/mm/pagemap.rst): which pages are populated, and with what.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+
+use bitflags::bitflags;
+
+bitflags! {
+    /// What PAGEMAP_SCAN says of a page.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Page: u64 {
+        const WPALLOWED = 1 << 0;
+        const WRITTEN = 1 << 1;
+        /// It belongs to the page cache (a file's or shared memory's), not to this mapping alone.
+        const FILE = 1 << 2;
+        const PRESENT = 1 << 3;
+        const SWAPPED = 1 << 4;
+        /// The shared page of zeroes.
+        const PFNZERO = 1 << 5;
+        const HUGE = 1 << 6;
+        const SOFT_DIRTY = 1 << 7;
+        /// A guard region (MADV_GUARD_INSTALL).
+        const GUARD = 1 << 8;
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+nix::ioctl_readwrite!(pagemap_scan, b'f', 16, ScanArg);
+
+/// A longer output vector can come back with a stale end of walk.
+const REGIONS: usize = 512;
+
+/// What a scan looks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Query {
+    /// A page must have any of these...
+    pub(crate) any: Page,
+    /// ... and none of these.
+    pub(crate) none: Page,
+}
+
+/// Calls `found` with every run of pages in `range` that the query matches, in order.
+pub(crate) fn scan(
+    pagemap: &File,
+    range: Range<u64>,
+    query: Query,
+    mut found: impl FnMut(Range<u64>),
+) -> nix::Result<()> {
+    let mut regions = [Region::default(); REGIONS];
+    let mut at = range.start;
+    while at < range.end {
+        let mut arg = ScanArg {
+            size: size_of::<ScanArg>() as u64,
+            start: at,
+            end: range.end,
+            vec: regions.as_mut_ptr() as u64,
+            vec_len: REGIONS as u64,
+            category_inverted: query.none.bits(),
+            category_mask: query.none.bits(),
+            category_anyof_mask: query.any.bits(),
+            return_mask: query.any.bits(),
+            ..ScanArg::default()
+        };
+        // SAFETY: `arg` has the kernel's layout and size; its vector points to `vec_len` live regions.
+        let filled = unsafe { pagemap_scan(pagemap.as_raw_fd(), &mut arg) }? as usize;
+        regions.iter().take(filled).for_each(|region| found(region.start..region.end));
+        if arg.walk_end <= at {
+            break;
+        }
+        at = arg.walk_end;
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! userfaultfd(2) as far as filling another task's memory needs it.
+
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+
+/// UFFD_USER_MODE_ONLY: needs no privilege, and copying into the task never needs more.
+pub(crate) const USER_MODE_ONLY: u64 = 1;
+
+const UFFD_API: u64 = 0xaa;
+const REGISTER_MODE_MISSING: u64 = 1;
+const COPY_DONTWAKE: u64 = 1;
+
+#[repr(C)]
+struct Api {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct Register {
+    start: u64,
+    len: u64,
+    mode: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct Copy {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
+}
+
+nix::ioctl_readwrite!(uffdio_api, 0xaa, 0x3f, Api);
+nix::ioctl_readwrite!(uffdio_register, 0xaa, 0x00, Register);
+nix::ioctl_readwrite!(uffdio_copy, 0xaa, 0x03, Copy);
+
+/// UFFDIO_API: the handshake that must come first.
+pub(crate) fn handshake(uffd: BorrowedFd<'_>) -> nix::Result<()> {
+    let mut api = Api { api: UFFD_API, features: 0, ioctls: 0 };
+    // SAFETY: the argument has the kernel's layout and outlives the call.
+    unsafe { uffdio_api(uffd.as_raw_fd(), &mut api) }.map(drop)
+}
+
+/// UFFDIO_REGISTER for missing pages. Closing the descriptor undoes it.
+pub(crate) fn register(uffd: BorrowedFd<'_>, range: Range<u64>) -> nix::Result<()> {
+    let (start, len) = (range.start, range.end - range.start);
+    let mut arg = Register { start, len, mode: REGISTER_MODE_MISSING, ioctls: 0 };
+    // SAFETY: the argument has the kernel's layout and outlives the call.
+    unsafe { uffdio_register(uffd.as_raw_fd(), &mut arg) }.map(drop)
+}
+
+/// UFFDIO_COPY of whole pages to `dst` in the registered address space.
+pub(crate) fn copy(uffd: BorrowedFd<'_>, dst: u64, source: &[u8]) -> nix::Result<()> {
+    let mut done = 0usize;
+    while let Some(rest) = source.get(done..).filter(|rest| !rest.is_empty()) {
+        let mut arg = Copy {
+            dst: dst + done as u64,
+            src: rest.as_ptr() as u64,
+            len: rest.len() as u64,
+            mode: COPY_DONTWAKE,
+            copied: 0,
+        };
+        // SAFETY: `src` and `len` describe a live slice, which the kernel only reads.
+        match unsafe { uffdio_copy(uffd.as_raw_fd(), &mut arg) } {
+            Ok(_) => return Ok(()),
+            Err(Errno::EAGAIN) if arg.copied > 0 => done += arg.copied as usize,
+            Err(Errno::EAGAIN) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}

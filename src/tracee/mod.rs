@@ -1,0 +1,14 @@
+//! A task under ptrace: the puppet that all state is read from and rebuilt in.
+#![allow(unsafe_code)]
+
+mod batch;
+mod blank;
+mod memory;
+mod puppet;
+mod stop;
+
+pub(crate) use batch::{Answers, Batch, Call, Output, Sys, sys};
+pub(crate) use blank::{Blank, CloneArgs, Gift, StubFile};
+pub(crate) use memory::{Memory, Transfer};
+pub(crate) use puppet::{Puppet, Scratch, Springboard, call_at};
+pub(crate) use stop::{Stop, Tracee};

@@ -1,0 +1,321 @@
+//! Making a stopped task execute batches, so that it can be left at any moment without harm.
+
+use std::ops::Range;
+
+use super::{Answers, Batch, Memory, Stop, Sys, Tracee, sys};
+use crate::arch::{self, ENTRY_WORDS, Regs, RegsExt, SYSCALL};
+use crate::error::{Error, ErrorKind, Result, Subject};
+use crate::sys::PAGE;
+use crate::sys::ptrace::{Resume, SigMask};
+use crate::Pid;
+
+/// Memory in a task that batches use: a signal frame, the table, what calls read and what they write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Scratch {
+    base: u64,
+    /// Where the code of [`arch::code`] is in the task.
+    code: u64,
+}
+
+impl Scratch {
+    /// Calls of one batch, the stopping one included.
+    pub(crate) const ENTRIES: usize = 2048;
+    const FRAME: u64 = 0;
+    const TABLE: u64 = arch::FRAME_MAX.next_multiple_of(PAGE);
+    const INPUT: u64 = Self::TABLE + (Self::ENTRIES * ENTRY_WORDS * 8) as u64;
+    const OUTPUT: u64 = Self::INPUT + 0x4_0000;
+    /// Bytes of address space that it takes.
+    pub(crate) const LEN: u64 = Self::OUTPUT + 0x2_0000;
+
+    pub(crate) fn new(base: u64, code: u64) -> Self {
+        Self { base, code }
+    }
+
+    pub(crate) fn range(&self) -> Range<u64> {
+        self.base..self.base + Self::LEN
+    }
+
+    /// The address of a bare `syscall` instruction.
+    pub(crate) fn syscall(&self) -> u64 {
+        self.code
+    }
+
+    fn table(&self) -> u64 {
+        self.base + Self::TABLE
+    }
+
+    pub(crate) fn input(&self) -> Range<u64> {
+        self.base + Self::INPUT..self.base + Self::OUTPUT
+    }
+
+    pub(crate) fn output(&self) -> Range<u64> {
+        self.base + Self::OUTPUT..self.base + Self::LEN
+    }
+}
+
+/// What a batch changes of a task, to be put back.
+#[derive(Clone)]
+pub(crate) struct Saved {
+    pub(crate) regs: Regs,
+    pub(crate) mask: SigMask,
+}
+
+impl Saved {
+    fn of(tracee: &Tracee) -> Result<Self> {
+        Ok(Self { regs: tracee.regs()?, mask: tracee.sigmask()? })
+    }
+
+    fn put_back(&self, tracee: &Tracee) -> Result<()> {
+        tracee.set_regs(&self.regs)?;
+        tracee.set_sigmask(self.mask)
+    }
+}
+
+/// A stopped task that executes batches. Dropping it puts the registers and the mask back.
+pub(crate) struct Puppet<'t> {
+    tracee: &'t Tracee,
+    memory: &'t Memory,
+    tgid: Pid,
+    scratch: Scratch,
+    regs: Regs,
+    stack: u64,
+    saved: Option<Saved>,
+    /// Somebody else's SIGSTOP arrived meanwhile; it must not be lost.
+    stop_arrived: bool,
+}
+
+impl<'t> Puppet<'t> {
+    /// Takes over a running program's task. Should we die, it stops, and goes on where it was when continued.
+    pub(crate) fn borrow(tracee: &'t Tracee, tgid: Pid, memory: &'t Memory, scratch: Scratch) -> Result<Self> {
+        let saved = Saved::of(tracee)?;
+        let frame =
+            arch::signal_frame(scratch.base + Scratch::FRAME, &saved.regs, saved.mask, &tracee.xstate()?);
+        memory.write(scratch.base + Scratch::FRAME, &frame.bytes)?;
+        tracee.set_sigmask(SigMask::ALL)?;
+        let (regs, stack) = (saved.regs, frame.stack_pointer);
+        Ok(Self { tracee, memory, tgid, scratch, regs, stack, saved: Some(saved), stop_arrived: false })
+    }
+
+    /// Takes over a blank task, which has nothing to be put back.
+    pub(crate) fn own(tracee: &'t Tracee, tgid: Pid, memory: &'t Memory, scratch: Scratch) -> Result<Self> {
+        let regs = tracee.regs()?;
+        Ok(Self { tracee, memory, tgid, scratch, regs, stack: 0, saved: None, stop_arrived: false })
+    }
+
+    pub(crate) fn tracee(&self) -> &'t Tracee {
+        self.tracee
+    }
+
+    pub(crate) fn memory(&self) -> &'t Memory {
+        self.memory
+    }
+
+    pub(crate) fn batch(&self) -> Batch {
+        Batch::new(self.scratch)
+    }
+
+    /// Executes a batch that creates no tasks.
+    pub(crate) fn run(&mut self, batch: Batch) -> Result<Answers> {
+        self.run_forking(batch, |_| Ok(()))
+    }
+
+    /// Executes a batch; `born` hears of every task that it creates, which is stopped at its first instruction.
+    pub(crate) fn run_forking(&mut self, batch: Batch, born: impl FnMut(Pid) -> Result<()>) -> Result<Answers> {
+        let tid = self.tracee.tid();
+        if batch.is_empty() {
+            return Ok(batch.answered(tid, &[], Vec::new()));
+        }
+        batch.fits()?;
+        let stop = [
+            sys::tgkill.number as u64,
+            u64::from(self.tgid.get()),
+            u64::from(tid.get()),
+            libc::SIGSTOP as u64,
+        ];
+        let table = batch.table(stop);
+        self.memory.write_all(&[
+            (self.scratch.table(), table.as_slice()),
+            (self.scratch.input().start, batch.input_bytes()),
+        ])?;
+        let last = self.scratch.table() + (batch.len() * ENTRY_WORDS * 8) as u64;
+        self.go(last, born)?;
+
+        let mut back = vec![0; batch.len() * ENTRY_WORDS * 8 + batch.output_len()];
+        let table = self.scratch.table()..last;
+        let output = self.scratch.output().start..self.scratch.output().start + batch.output_len() as u64;
+        self.memory.read_ranges(&[table, output], &mut back)?;
+        let output = back.split_off(batch.len() * ENTRY_WORDS * 8);
+        Ok(batch.answered(tid, &back, output))
+    }
+
+    fn go(&mut self, last: u64, mut born: impl FnMut(Pid) -> Result<()>) -> Result<()> {
+        let end = last + (ENTRY_WORDS * 8) as u64;
+        let mut regs = self.regs;
+        regs.enter_loop(self.scratch.code, self.scratch.table(), end, self.stack);
+        self.tracee.set_regs(&regs)?;
+        loop {
+            self.tracee.resume(Resume::Run)?;
+            match self.tracee.wait_step()? {
+                Stop::Event(_) => {
+                    let child = crate::sys::ptrace::event_message(self.tracee.tid());
+                    let child = child.map_err(|errno| Error::call("ptrace(GETEVENTMSG)", errno))?;
+                    born(Pid::from(child as u32))?;
+                }
+                // The loop keeps its place in rbx: anything earlier is a stop that others sent.
+                Stop::Signal(libc::SIGSTOP) if self.tracee.regs()?.rbx == last => return Ok(()),
+                Stop::Signal(libc::SIGSTOP) => self.stop_arrived = true,
+                Stop::Interrupted | Stop::Group(_) => {}
+                stop @ (Stop::Signal(_) | Stop::Syscall) => {
+                    let reason = format!("a remote system call ended in {stop:?}");
+                    return Err(Error::new(ErrorKind::Kernel, reason).of(self.tracee.tid()));
+                }
+            }
+        }
+    }
+
+    /// Starts one call and interrupts it at its entry, so that the kernel is in the state of a task that a
+    /// signal is about to take out of this very call. Gives the kernel-form result.
+    pub(crate) fn enter_and_interrupt(&mut self, sys: Sys, args: [u64; 6], batch: &Batch) -> Result<i64> {
+        self.memory.write_all(&[(self.scratch.input().start, batch.input_bytes())])?;
+        let mut regs = self.regs;
+        regs.enter_call(self.scratch.syscall(), sys.number, args, self.stack);
+        self.tracee.set_regs(&regs)?;
+        step_to_syscall(self.tracee)?;
+        self.tracee.interrupt()?;
+        self.tracee.resume(Resume::Run)?;
+        loop {
+            match self.tracee.wait_step()? {
+                Stop::Interrupted | Stop::Group(_) => return Ok(self.tracee.regs()?.result()),
+                Stop::Syscall => self.tracee.resume(Resume::Run)?,
+                stop => {
+                    let reason = format!("{} ended in {stop:?}", sys.name);
+                    return Err(Error::new(ErrorKind::Kernel, reason).of(self.tracee.tid()));
+                }
+            }
+        }
+    }
+
+    /// Puts the program's registers and mask back now, so that an error can be told.
+    pub(crate) fn release(mut self) -> Result<()> {
+        self.put_back()
+    }
+
+    fn put_back(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.stop_arrived) {
+            let sent = nix::sys::signal::kill(self.tgid.nix(), nix::sys::signal::Signal::SIGSTOP);
+            sent.map_err(|errno| Error::call("kill", errno).of(self.tgid))?;
+        }
+        self.saved.take().map_or(Ok(()), |saved| saved.put_back(self.tracee))
+    }
+}
+
+impl Drop for Puppet<'_> {
+    fn drop(&mut self) {
+        // Only reached on the way out of another error, or of a task that has died.
+        let _ = self.put_back();
+    }
+}
+
+fn step_to_syscall(tracee: &Tracee) -> Result<()> {
+    for _ in 0..4 {
+        tracee.resume(Resume::ToSyscall)?;
+        if tracee.wait_step()? == Stop::Syscall {
+            return Ok(());
+        }
+    }
+    Err(Error::new(ErrorKind::Kernel, "it does not reach its system call").of(tracee.tid()))
+}
+
+/// The code that a running program's tasks execute batches with: placed in the unused end of its vdso, of
+/// which the process then has a private copy. No mapping, descriptor or text of the program is touched.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Springboard {
+    code: u64,
+}
+
+impl Springboard {
+    /// Installs the code in the process that `memory` shows, whose vdso is at `vdso`.
+    pub(crate) fn install(memory: &Memory, vdso: Range<u64>) -> Result<Self> {
+        let code = arch::code();
+        let at = vdso.end.saturating_sub((code.len() as u64).next_multiple_of(64));
+        let mut tail = vec![0; code.len()];
+        memory.read(at, &mut tail)?;
+        let installed_before = tail == code;
+        if at < vdso.start || !(installed_before || tail.iter().all(|byte| *byte == 0)) {
+            return Err(Error::new(ErrorKind::Kernel, "the end of its vdso is not empty")
+                .about(Subject::Vma { start: vdso.start, end: vdso.end, what: "[vdso]".into() }));
+        }
+        memory.write(at, code)?;
+        Ok(Self { code: at })
+    }
+
+    /// Removes the code again.
+    pub(crate) fn remove(self, memory: &Memory) -> Result<()> {
+        memory.write(self.code, &vec![0; arch::code().len()])
+    }
+
+    /// Makes the task map scratch memory.
+    pub(crate) fn map_scratch(self, tracee: &Tracee, memory: &Memory) -> Result<Scratch> {
+        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
+        let base = self.call(tracee, memory, sys::mmap, [0, Scratch::LEN, prot, flags, u64::MAX, 0])?;
+        Ok(Scratch::new(base, self.code))
+    }
+
+    /// Makes the task unmap it.
+    pub(crate) fn unmap_scratch(self, tracee: &Tracee, memory: &Memory, scratch: Scratch) -> Result<()> {
+        self.call(tracee, memory, sys::munmap, [scratch.base, Scratch::LEN, 0, 0, 0, 0]).map(drop)
+    }
+
+    /// One remote system call without scratch memory. The way back, should we die, is a signal frame below
+    /// the red zone of the task's stack, where any signal could have put one.
+    fn call(self, tracee: &Tracee, memory: &Memory, sys: Sys, args: [u64; 6]) -> Result<u64> {
+        let saved = Saved::of(tracee)?;
+        let xstate = tracee.xstate()?;
+        let length = arch::signal_frame(0, &saved.regs, saved.mask, &xstate).bytes.len() as u64;
+        let base = (saved.regs.stack_pointer().wrapping_sub(arch::RED_ZONE + length)) & !63;
+        let frame = arch::signal_frame(base, &saved.regs, saved.mask, &xstate);
+        // A program may use its stack pointer for something else: then there is no place for a way back.
+        let below = memory.read_vec(base, frame.bytes.len()).ok();
+        if below.is_some() {
+            memory.write(base, &frame.bytes)?;
+        }
+        tracee.set_sigmask(SigMask::ALL)?;
+        let mut regs = saved.regs;
+        regs.enter_call(self.code, sys.number, args, frame.stack_pointer);
+        let result = tracee.set_regs(&regs).and_then(|()| {
+            step_to_syscall(tracee)?;
+            step_to_syscall(tracee)?;
+            Ok(tracee.regs()?.result())
+        });
+        saved.put_back(tracee)?;
+        if let Some(below) = below {
+            memory.write(base, &below)?;
+        }
+        let result = result?;
+        if (-4095..0).contains(&result) {
+            let errno = nix::errno::Errno::from_raw(-result as i32);
+            return Err(Error::remote_call(sys.name, errno).of(tracee.tid()));
+        }
+        Ok(result as u64)
+    }
+}
+
+/// Executes one call by two stops at the instruction at `pc`; for the very last call of a task whose scratch
+/// memory goes with it. The caller sets the registers afterwards.
+pub(crate) fn call_at(tracee: &Tracee, pc: u64, sys: Sys, args: [u64; 6]) -> Result<()> {
+    debug_assert_eq!(SYSCALL.len() as u64, arch::SYSCALL_LEN);
+    let mut regs = tracee.regs()?;
+    let stack = regs.stack_pointer();
+    regs.enter_call(pc, sys.number, args, stack);
+    tracee.set_regs(&regs)?;
+    step_to_syscall(tracee)?;
+    step_to_syscall(tracee)?;
+    match tracee.regs()?.result() {
+        0 => Ok(()),
+        result => {
+            let errno = nix::errno::Errno::from_raw(-result as i32);
+            Err(Error::remote_call(sys.name, errno).of(tracee.tid()))
+        }
+    }
+}

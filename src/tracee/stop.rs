@@ -1,0 +1,178 @@
+//! Seizing, stopping, waiting for and releasing one task.
+
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+
+use crate::arch::{NT_X86_XSTATE, Regs, XSTATE_MAX};
+use crate::error::{Error, ErrorKind, NameCall, Result};
+use crate::sys::ptrace::{self, Resume, SigInfo, SigMask};
+use crate::Pid;
+
+/// Why a tracee is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// PTRACE_EVENT_STOP after an interrupt, or of a new task.
+    Interrupted,
+    /// The same, of a task that is (or is being) stopped by this job-control signal.
+    Group(i32),
+    /// Entry to or exit from a system call.
+    Syscall,
+    /// It made a new task: one of the PTRACE_EVENT_* numbers of clone, fork or vfork.
+    Event(i32),
+    /// A signal is about to be delivered.
+    Signal(i32),
+}
+
+impl Stop {
+    fn of(info: &SigInfo) -> Self {
+        const EVENT_STOP: i32 = libc::PTRACE_EVENT_STOP;
+        match (info.signo(), info.code()) {
+            (libc::SIGTRAP, code) if code == libc::SIGTRAP | 0x80 => Stop::Syscall,
+            (signal, code) if code == signal | EVENT_STOP << 8 && signal == libc::SIGTRAP => Stop::Interrupted,
+            (signal, code) if code == signal | EVENT_STOP << 8 => Stop::Group(signal),
+            (libc::SIGTRAP, code) if code & 0xff == libc::SIGTRAP && (1..=7).contains(&(code >> 8)) => {
+                Stop::Event(code >> 8)
+            }
+            (signal, _) => Stop::Signal(signal),
+        }
+    }
+}
+
+/// One task that this thread traces. It must be used from the thread that seized it: ptrace is per thread.
+///
+/// Dropping it does nothing: whoever owns the tree decides whether its tasks are released or killed.
+#[derive(Debug)]
+pub(crate) struct Tracee {
+    tid: Pid,
+}
+
+/// How long one step of an already stopped task may take before something is badly wrong.
+const STEP: Duration = Duration::from_secs(20);
+
+impl Tracee {
+    /// PTRACE_SEIZE: the task does not notice, and goes on running.
+    pub(crate) fn seize(tid: Pid, options: i32) -> Result<Self> {
+        let seized = ptrace::seize(tid, (options | libc::PTRACE_O_TRACESYSGOOD) as u32);
+        seized.call("ptrace(SEIZE)").map_err(|error| match error.raw_errno() {
+            Some(Errno::EPERM) => error
+                .of(tid)
+                .with_hint("it is traced already, is a kernel thread, or CAP_SYS_PTRACE over it is missing"),
+            _ => error.of(tid),
+        })?;
+        Ok(Self { tid })
+    }
+
+    /// Takes over a task that the kernel attached by itself (PTRACE_O_TRACEFORK and its kind).
+    pub(crate) fn attached(tid: Pid) -> Self {
+        Self { tid }
+    }
+
+    pub(crate) fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    pub(crate) fn interrupt(&self) -> Result<()> {
+        ptrace::interrupt(self.tid).call("ptrace(INTERRUPT)").map_err(|error| error.of(self.tid))
+    }
+
+    /// Waits until the task is stopped; on [`ErrorKind::TaskGone`] it has ended.
+    ///
+    /// Other threads of the host may be in `waitpid(-1)` and take the news of the stop away from us, so the
+    /// state itself is asked for as well.
+    pub(crate) fn wait(&self, limit: Duration) -> Result<Stop> {
+        let started = Instant::now();
+        for round in 0u32.. {
+            if let Some(stop) = self.poll()? {
+                return Ok(stop);
+            }
+            match round {
+                0..200 => std::thread::yield_now(),
+                _ if started.elapsed() > limit => break,
+                200..400 => std::thread::sleep(Duration::from_micros(50)),
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        Err(Error::new(ErrorKind::Timeout, format!("it did not stop within {limit:?}"))
+            .of(self.tid)
+            .with_hint("it is in an uninterruptible wait (state D); try again, or raise the time limit"))
+    }
+
+    /// Waits for the end of a step of our own making.
+    pub(crate) fn wait_step(&self) -> Result<Stop> {
+        self.wait(STEP)
+    }
+
+    /// Is it stopped? Why? Never blocks.
+    fn poll(&self) -> Result<Option<Stop>> {
+        match waitpid(self.tid.nix(), Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
+            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => return Err(self.gone()),
+            // Its news may have been stolen while it lives, or it has been reaped by a thief.
+            Err(Errno::ECHILD) => return Err(self.gone()),
+            _ => {}
+        }
+        match ptrace::get_siginfo(self.tid) {
+            Ok(info) => Ok(Some(Stop::of(&info))),
+            Err(Errno::ESRCH) => Ok(None),
+            Err(errno) => Err(Error::call("ptrace(GETSIGINFO)", errno).of(self.tid)),
+        }
+    }
+
+    fn gone(&self) -> Error {
+        Error::new(ErrorKind::TaskGone, "it has ended").of(self.tid)
+    }
+
+    pub(crate) fn resume(&self, how: Resume) -> Result<()> {
+        ptrace::resume(self.tid, how).call("ptrace(CONT)").map_err(|error| error.of(self.tid))
+    }
+
+    pub(crate) fn detach(&self) -> Result<()> {
+        ptrace::resume(self.tid, Resume::Detach).call("ptrace(DETACH)").map_err(|error| error.of(self.tid))
+    }
+
+    pub(crate) fn regs(&self) -> Result<Regs> {
+        ptrace::get_regs(self.tid).call("ptrace(GETREGS)").map_err(|error| error.of(self.tid))
+    }
+
+    pub(crate) fn set_regs(&self, regs: &Regs) -> Result<()> {
+        ptrace::set_regs(self.tid, regs).call("ptrace(SETREGS)").map_err(|error| error.of(self.tid))
+    }
+
+    /// The whole extended state (x87, SSE, AVX, AVX-512, PKRU, AMX) in xsave's standard format.
+    pub(crate) fn xstate(&self) -> Result<Vec<u8>> {
+        ptrace::get_regset(self.tid, NT_X86_XSTATE, XSTATE_MAX)
+            .call("ptrace(GETREGSET)")
+            .map_err(|error| error.of(self.tid))
+    }
+
+    pub(crate) fn set_xstate(&self, xstate: &[u8]) -> Result<()> {
+        ptrace::set_regset(self.tid, NT_X86_XSTATE, xstate)
+            .call("ptrace(SETREGSET)")
+            .map_err(|error| error.of(self.tid))
+    }
+
+    pub(crate) fn sigmask(&self) -> Result<SigMask> {
+        ptrace::get_sigmask(self.tid).call("ptrace(GETSIGMASK)").map_err(|error| error.of(self.tid))
+    }
+
+    pub(crate) fn set_sigmask(&self, mask: SigMask) -> Result<()> {
+        ptrace::set_sigmask(self.tid, mask).call("ptrace(SETSIGMASK)").map_err(|error| error.of(self.tid))
+    }
+
+    /// Waits until the task, which has been killed, is reaped or at least dead.
+    pub(crate) fn wait_death(&self, limit: Duration) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            match self.poll() {
+                Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(()),
+                Err(error) => return Err(error),
+                // SIGKILL takes a stopped tracee through its exit without asking us again.
+                Ok(_) if started.elapsed() > limit => {
+                    return Err(Error::new(ErrorKind::Timeout, "it did not die").of(self.tid));
+                }
+                Ok(_) => std::thread::sleep(Duration::from_micros(30)),
+            }
+        }
+    }
+}
