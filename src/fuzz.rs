@@ -42,12 +42,17 @@ fn round_trip<R: Record>(payload: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::path::PathBuf;
+
+    use crate::image::{Kind, Manifest, Owner, Section, SectionWriter, Tag, encode};
+
+    fn corpus_of(target: &str) -> PathBuf {
+        [env!("CARGO_MANIFEST_DIR"), "fuzz", "corpus", target].iter().collect()
+    }
 
     fn run_corpus(target: &str, run: fn(&[u8])) {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-        // Not in the published package.
-        let Ok(entries) = std::fs::read_dir(dir) else { return };
+        // The published package has none.
+        let Ok(entries) = std::fs::read_dir(corpus_of(target)) else { return };
         entries.for_each(|entry| run(&std::fs::read(entry.unwrap().path()).unwrap()));
     }
 
@@ -56,5 +61,29 @@ mod tests {
         run_corpus("container", super::container);
         run_corpus("manifest", super::manifest);
         run_corpus("records", super::record);
+    }
+    #[test]
+    fn seeds_are_readable() {
+        let Ok(seed) = std::fs::read(corpus_of("manifest").join("seed")) else { return };
+        Manifest::from_bytes(&seed).unwrap();
+        let seed = std::fs::read(corpus_of("container").join("seed")).unwrap();
+        assert_eq!(super::Sections::parse(&seed, Kind::State).unwrap().iter(&seed).count(), 3);
+    }
+
+    /// Run it by name after a change of the format: `cargo test --lib write_seeds -- --ignored`.
+    #[test]
+    #[ignore = "writes into the source tree"]
+    fn write_seeds() {
+        let write = |target, bytes: &[u8]| std::fs::write(corpus_of(target).join("seed"), bytes).unwrap();
+        let manifest = Manifest::sample();
+        write("manifest", &manifest.to_bytes().unwrap());
+        write("records", &[&[0], &encode(&manifest).unwrap()[..]].concat());
+        let mut writer = SectionWriter::new(Vec::new(), Kind::State).unwrap();
+        writer.put_record(Owner(7), &manifest).unwrap();
+        for (tag, payload) in [(b"SOME", &b"payload"[..]), (b"NONE", b"")] {
+            let section = Section { tag: Tag::new(tag), version: 1, owner: Owner(u32::MAX), payload };
+            writer.put(section).unwrap();
+        }
+        write("container", &writer.into_inner());
     }
 }

@@ -146,18 +146,20 @@ impl Id {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
-    pub(in crate::image) fn manifest() -> Manifest {
-        let id = Id([0xab; 16]);
-        let file = |at, crc32| ListedFile { name: id.file_name(at), length: 40, crc32 };
-        let info = ManifestInfo { root: Pid::from(412) };
-        Manifest::new(id, info, vec![file(0, Some(1)), file(1, None)]).unwrap()
+    impl Manifest {
+        pub(crate) fn sample() -> Self {
+            let id = Id([0xab; 16]);
+            let file = |at, crc32| ListedFile { name: id.file_name(at), length: 40, crc32 };
+            let info = ManifestInfo { root: Pid::from(412) };
+            Manifest::new(id, info, vec![file(0, Some(1)), file(1, None)]).unwrap()
+        }
     }
 
     fn refused(change: impl FnOnce(&mut Manifest)) -> String {
-        let mut manifest = manifest();
+        let mut manifest = Manifest::sample();
         change(&mut manifest);
         let error = Manifest::from_bytes(&manifest.to_bytes().unwrap()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Image);
@@ -166,7 +168,7 @@ pub(super) mod tests {
 
     #[test]
     fn round_trip() {
-        let bytes = manifest().to_bytes().unwrap();
+        let bytes = Manifest::sample().to_bytes().unwrap();
         let read = Manifest::from_bytes(&bytes).unwrap();
         assert_eq!(read.to_bytes().unwrap(), bytes);
         assert_eq!((read.root, read.page_size), (412, 4096));
@@ -187,7 +189,7 @@ pub(super) mod tests {
 
     #[test]
     fn every_truncation_and_every_flipped_bit_is_an_error() {
-        let bytes = manifest().to_bytes().unwrap();
+        let bytes = Manifest::sample().to_bytes().unwrap();
         for len in 0..bytes.len() {
             assert_eq!(Manifest::from_bytes(&bytes[..len]).unwrap_err().kind(), ErrorKind::Image);
         }
