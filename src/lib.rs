@@ -5,6 +5,10 @@ compile_error!("cryosleep works on x86_64 Linux only");
 
 mod arch;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[allow(clippy::expect_used, clippy::indexing_slicing)]
+pub mod fuzz;
 mod image;
 mod pid;
 mod proc;

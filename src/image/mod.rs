@@ -1,1 +1,96 @@
-//! The image.
+//! The image: what a checkpoint writes and a restore reads.
+//!
+//! ```text
+//! dir/manifest                what the image is, and which files it consists of; written last
+//!     state-<id>.img          one container with a section for every record
+//!     pages-<id>-<n>.img      page segment n: bare page contents, which records point into
+//!
+//! container   magic[8] version[4] kind[4]   then sections until the end
+//! section     tag[4] version[2] 0[2] owner[4] length[8] crc32[4]   then the payload
+//! ```
+//!
+//! All integers are little endian. A section holds one [`Record`], encoded by [`codec`]; its key is its
+//! [`Tag`] and its [`Owner`]. Everything that is read is checked before it is used: lengths, checksums,
+//! versions, duplicates; nothing that an image says can make the reader panic or allocate without bound.
+
+#![allow(dead_code, unused_imports)] // until the engine uses it all
+
+mod codec;
+mod dir;
+mod manifest;
+mod sections;
+
+use std::fmt;
+
+use crate::error::{Error, ErrorKind, Result};
+
+pub(crate) use codec::{Decode, Encode, decode, encode};
+pub(crate) use dir::{Durability, Image, ImageWriter, Segment, Written};
+pub(crate) use manifest::{ListedFile, Manifest, ManifestInfo};
+pub(crate) use sections::{Kind, Section, SectionWriter, Sections};
+
+/// Four ASCII characters that say what a section holds. A tag is never used for anything else again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Tag([u8; 4]);
+
+impl Tag {
+    pub(crate) const fn new(name: &[u8; 4]) -> Self {
+        Self(*name)
+    }
+
+    pub(crate) const fn bytes(self) -> [u8; 4] {
+        self.0
+    }
+
+    /// Is this a tag that any version could have written?
+    fn is_plausible(self) -> bool {
+        self.0.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ')
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.escape_ascii().fmt(f)
+    }
+}
+
+impl fmt::Debug for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tag({self})")
+    }
+}
+
+/// The object that a section belongs to: a tid, a tgid, or an object number in a space that the tag
+/// defines. Tag and owner together are unique in an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Owner(pub(crate) u32);
+
+impl Owner {
+    /// The owner of records that an image holds once.
+    pub(crate) const IMAGE: Owner = Owner(0);
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What one section holds.
+///
+/// A record is never recursive, and no element of its collections is a type without fields (such an
+/// element takes no bytes, so that a hostile length would loop for ever).
+pub(crate) trait Record: Encode + Decode<()> + fmt::Debug + 'static {
+    const TAG: Tag;
+    /// Raised whenever the encoding changes; starts at 1.
+    const VERSION: u16;
+    /// What messages call it.
+    const NAME: &'static str;
+
+    /// Reads the payload of an older version. Without it only the current version is read.
+    fn upgrade(version: u16, _payload: &[u8]) -> Result<Self> {
+        let reason =
+            format!("version {version} of this record is too old: this library reads {}", Self::VERSION);
+        Err(Error::new(ErrorKind::Image, reason))
+    }
+}
