@@ -7,6 +7,8 @@
 #![allow(dead_code)] // until the engine uses it
 #![allow(unexpected_cfgs)] // cfg(fuzzing) is set by cargo-fuzz
 
+use std::io::BufRead;
+
 pub(crate) mod children;
 pub(crate) mod fdinfo;
 pub(crate) mod limits;
@@ -125,7 +127,21 @@ fn decimal<T: TryFrom<i128>>(text: &[u8]) -> Option<T> {
 
 /// The lines, without their ends; the end of the last one makes no further, empty line.
 fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split_inclusive(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\n").unwrap_or(line))
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let (line, after) = first_line(rest)?;
+        rest = after;
+        Some(line)
+    })
+}
+
+/// The first line, without its end, and what follows it.
+fn first_line(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    // The standard library has a fast search for a byte, and shows it in this place only.
+    let mut after = text;
+    let length = after.skip_until(b'\n').ok().filter(|&length| length > 0)?;
+    let line = &text[..length];
+    Some((line.strip_suffix(b"\n").unwrap_or(line), after))
 }
 
 /// What stands between blanks.

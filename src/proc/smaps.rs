@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use super::{Device, File, Malformed, key_value, lines, unescape_octal, words};
+use super::{Device, File, Malformed, lines, split_once, unescape_octal, words};
 
 const FILE: File = File("smaps");
 
@@ -56,7 +56,7 @@ vm_flags! {
     MAY_EXEC      b"me" "may be made executable"
     MAY_SHARE     b"ms" "was mapped with MAP_SHARED"
     GROWS_DOWN    b"gd" "MAP_GROWSDOWN"
-    GROWS_UP      b"gu" "MAP_GROWSUP of old kernels; since Linux 6.19 may contain guard regions"
+    MAYBE_GUARD   b"gu" "may contain guard regions of MADV_GUARD_INSTALL (only since Linux 6.19)"
     PFN_MAP       b"pf" "pages without struct page"
     DENY_WRITE    b"dw" "writes to the file are denied (old kernels)"
     LOCKED        b"lo" "mlock(2)"
@@ -149,7 +149,7 @@ pub(crate) fn parse(text: &[u8]) -> Result<Vec<Mapping>, Malformed> {
             continue;
         }
         let mapping = FILE.some(mappings.last_mut(), "address")?;
-        let Some((key, value)) = key_value(line) else { return Err(FILE.malformed("key")) };
+        let Some((key, value)) = split_once(line, b':') else { return Err(FILE.malformed("key")) };
         let (field, name) = match key {
             b"Rss" => (&mut mapping.rss_kb, "Rss"),
             b"Anonymous" => (&mut mapping.anonymous_kb, "Anonymous"),
@@ -160,7 +160,7 @@ pub(crate) fn parse(text: &[u8]) -> Result<Vec<Mapping>, Malformed> {
             b"KernelPageSize" => (&mut mapping.kernel_page_size_kb, "KernelPageSize"),
             b"MMUPageSize" => (&mut mapping.mmu_page_size_kb, "MMUPageSize"),
             b"ProtectionKey" => {
-                mapping.protection_key = FILE.decimal(value, "ProtectionKey")?;
+                mapping.protection_key = FILE.decimal(value.trim_ascii(), "ProtectionKey")?;
                 continue;
             }
             b"VmFlags" => {
@@ -169,7 +169,7 @@ pub(crate) fn parse(text: &[u8]) -> Result<Vec<Mapping>, Malformed> {
             }
             _ => continue,
         };
-        *field = FILE.decimal(value.strip_suffix(b" kB"), name)?;
+        *field = FILE.decimal(value.trim_ascii().strip_suffix(b" kB"), name)?;
     }
     Ok(mappings)
 }
@@ -190,8 +190,7 @@ fn vm_flags(codes: &[u8], mapping: &mut Mapping) -> Result<(), Malformed> {
 fn header(line: &[u8]) -> Result<Mapping, Malformed> {
     // Single blanks separate the fields; those in the name, at its end too, belong to it.
     let mut fields = line.splitn(6, |&byte| byte == b' ');
-    let (start, end) =
-        FILE.some(fields.next().and_then(|range| super::split_once(range, b'-')), "address")?;
+    let (start, end) = FILE.some(fields.next().and_then(|range| split_once(range, b'-')), "address")?;
     let (start, end) = (FILE.hex(start, "address")?, FILE.hex(end, "address")?);
     if start >= end {
         return Err(FILE.malformed("address"));

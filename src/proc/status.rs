@@ -157,13 +157,14 @@ impl<'a> Fields<'a> {
         Ok(value)
     }
 
-    fn find(&self, text: &'a [u8], key: &str) -> Option<(&'a [u8], &'a [u8])> {
-        let mut end = 0;
-        text.split_inclusive(|&byte| byte == b'\n').find_map(|line| {
-            end += line.len();
-            let value = line.strip_prefix(key.as_bytes())?.strip_prefix(b":")?;
-            Some((value.strip_suffix(b"\n").unwrap_or(value), &text[end..]))
-        })
+    fn find(&self, mut text: &'a [u8], key: &str) -> Option<(&'a [u8], &'a [u8])> {
+        loop {
+            let (line, after) = super::first_line(text)?;
+            if let Some(value) = line.strip_prefix(key.as_bytes()).and_then(|rest| rest.strip_prefix(b":")) {
+                return Some((value, after));
+            }
+            text = after;
+        }
     }
 
     fn some(&mut self, key: &'static str) -> Result<&'a [u8], Malformed> {

@@ -6,7 +6,7 @@ const FILE: File = File("syscall");
 
 /// Where a task is, as far as system calls go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Syscall {
+pub(crate) enum SyscallState {
     /// On a processor: nothing can be said.
     Running,
     /// Blocked or stopped inside a system call.
@@ -15,11 +15,11 @@ pub(crate) enum Syscall {
     NotInSyscall { sp: u64, pc: u64 },
 }
 
-pub(crate) fn parse(text: &[u8]) -> Result<Syscall, Malformed> {
+pub(crate) fn parse(text: &[u8]) -> Result<SyscallState, Malformed> {
     let mut words = words(text);
     let first = words.next();
     if first == Some(b"running") {
-        return Ok(Syscall::Running);
+        return Ok(SyscallState::Running);
     }
     let nr = FILE.decimal(first, "nr")?;
     // A tracer can make a task enter call -1; the kernel then prints no arguments, as for no call.
@@ -31,7 +31,11 @@ pub(crate) fn parse(text: &[u8]) -> Result<Syscall, Malformed> {
     }
     let sp = FILE.prefixed_hex(words.next(), "sp")?;
     let pc = FILE.prefixed_hex(words.next(), "pc")?;
-    Ok(if nr == -1 { Syscall::NotInSyscall { sp, pc } } else { Syscall::Blocked { nr, args, sp, pc } })
+    Ok(if nr == -1 {
+        SyscallState::NotInSyscall { sp, pc }
+    } else {
+        SyscallState::Blocked { nr, args, sp, pc }
+    })
 }
 
 #[cfg(test)]
@@ -45,9 +49,9 @@ pub(super) mod tests {
     fn sample() {
         let args = [0, 0, 0x7ffe_8b6e_05a0, 0x7ffe_8b6e_05e0, 0, 0];
         let (sp, pc) = (0x7ffe_8b6e_0588, 0x7f68_7c8d_8503);
-        assert_eq!(parse(SAMPLE), Ok(Syscall::Blocked { nr: 230, args, sp, pc }));
-        assert_eq!(parse(b"-1 0x7ff0 0x40\n"), Ok(Syscall::NotInSyscall { sp: 0x7ff0, pc: 0x40 }));
-        assert_eq!(parse(b"running\n"), Ok(Syscall::Running));
+        assert_eq!(parse(SAMPLE), Ok(SyscallState::Blocked { nr: 230, args, sp, pc }));
+        assert_eq!(parse(b"-1 0x7ff0 0x40\n"), Ok(SyscallState::NotInSyscall { sp: 0x7ff0, pc: 0x40 }));
+        assert_eq!(parse(b"running\n"), Ok(SyscallState::Running));
     }
 
     #[test]
