@@ -5,7 +5,6 @@
 //! milliseconds. Everything here works on the bytes of a file that was read whole; nothing does I/O, and
 //! no input can make it panic or allocate more than a small multiple of its own size.
 #![allow(dead_code)] // until the engine uses it
-#![allow(unexpected_cfgs)] // cfg(fuzzing) is set by cargo-fuzz
 
 use std::io::BufRead;
 
@@ -13,6 +12,7 @@ pub(crate) mod children;
 pub(crate) mod fdinfo;
 pub(crate) mod limits;
 pub(crate) mod mountinfo;
+pub(crate) mod read;
 pub(crate) mod sched;
 pub(crate) mod smaps;
 pub(crate) mod stat;

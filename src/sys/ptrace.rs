@@ -1,7 +1,5 @@
 //! ptrace(2) requests that nix does not wrap.
 
-use nix::errno::Errno;
-
 use super::check;
 use crate::Pid;
 
@@ -175,11 +173,8 @@ pub(crate) fn resume(tid: Pid, how: Resume) -> nix::Result<()> {
     unsafe { request(how as u32, tid, 0, std::ptr::null_mut()) }.map(drop)
 }
 
-/// Writes one word of the tracee's memory whatever its protection (it becomes a private copy).
-pub(crate) fn poke(tid: Pid, addr: u64, word: u64) -> nix::Result<()> {
-    if addr % 8 != 0 {
-        return Err(Errno::EINVAL);
-    }
-    // SAFETY: POKEDATA takes the word itself as data.
-    unsafe { request(libc::PTRACE_POKEDATA, tid, addr, word as usize as *mut libc::c_void) }.map(drop)
+/// PTRACE_CONT out of a signal stop, with the signal that stopped it.
+pub(crate) fn deliver(tid: Pid, signal: i32) -> nix::Result<()> {
+    // SAFETY: CONT takes integers only.
+    unsafe { request(libc::PTRACE_CONT, tid, 0, signal as usize as *mut libc::c_void) }.map(drop)
 }

@@ -1,0 +1,297 @@
+//! Checkpoint, stage one: stopping a whole tree, and letting it go again whatever happens.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::proc::read;
+use crate::proc::stat::{self, Stat};
+use crate::proc::status::{self, Status};
+use crate::resource::tasks::blocked::Sleeper;
+use crate::sys;
+use crate::tracee::{Stop, Tracee};
+use crate::Pid;
+
+/// How long a task may keep the others waiting before everything is released and tried again: a vfork
+/// parent, for one, cannot stop before its child goes on.
+const ATTEMPT: Duration = Duration::from_millis(100);
+
+/// A thread, stopped.
+#[derive(Debug)]
+pub(crate) struct Thread {
+    pub(crate) tracee: Tracee,
+    /// It is in a job-control stop of its own, by this signal.
+    pub(crate) job_stop: Option<i32>,
+    /// What was seen of its system call before it was stopped.
+    pub(crate) sleeper: Option<Sleeper>,
+}
+
+impl Thread {
+    pub(crate) fn tid(&self) -> Pid {
+        self.tracee.tid()
+    }
+}
+
+/// A process, all threads of which are stopped.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) pid: Pid,
+    /// The living threads; the leader, if it lives, is first.
+    pub(crate) threads: Vec<Thread>,
+    pub(crate) stat: Stat,
+    pub(crate) status: Status,
+}
+
+impl Process {
+    pub(crate) fn parent(&self) -> Pid {
+        Pid::from(self.stat.ppid)
+    }
+
+    /// The leader has ended while other threads live on.
+    pub(crate) fn leader_is_dead(&self) -> bool {
+        self.threads.first().is_none_or(|thread| thread.tid() != self.pid)
+    }
+}
+
+/// A process that has ended and that its parent has not waited for.
+#[derive(Debug)]
+pub(crate) struct Zombie {
+    pub(crate) pid: Pid,
+    pub(crate) stat: Stat,
+    pub(crate) status: Status,
+}
+
+/// A stopped tree. Dropping it lets all of it run on as if nothing had happened.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    /// In the order they were found: parents before their children, the root first.
+    pub(crate) processes: Vec<Process>,
+    pub(crate) zombies: Vec<Zombie>,
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.processes.iter().for_each(release);
+    }
+}
+
+fn release(process: &Process) {
+    for thread in &process.threads {
+        // It may have been killed from outside meanwhile; there is nothing else to be done about it.
+        let _ = thread.tracee.detach();
+    }
+}
+
+/// Stops the tree below `root`, the root included, within `limit`.
+pub(crate) fn freeze(root: Pid, limit: Duration) -> Result<Frozen> {
+    refuse_own_ancestors(root)?;
+    let started = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let left = limit.saturating_sub(started.elapsed());
+        let mut tree = Freezing::default();
+        match tree.run(root, left.min(ATTEMPT)) {
+            Err(error) if error.kind() == ErrorKind::Timeout && started.elapsed() + pause < limit => {
+                drop(tree);
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(50));
+            }
+            Err(error) => return Err(error),
+            Ok(()) => return tree.finish(root),
+        }
+    }
+}
+
+fn refuse_own_ancestors(root: Pid) -> Result<()> {
+    let refused = |why| Err(Error::new(ErrorKind::Refused, why).of(root));
+    let target = read::parsed(root, "status", status::parse)?;
+    if target.tgid != root.get() {
+        return refused("it is a thread, not a process");
+    }
+    let mut pid = Pid::from(std::process::id());
+    let mut why = "a process cannot freeze itself";
+    while pid.get() != 0 {
+        if pid == root {
+            return refused(why);
+        }
+        why = "it is an ancestor of the calling process, which would be frozen too";
+        pid = Pid::from(read::parsed(pid, "stat", stat::parse)?.ppid);
+    }
+    Ok(())
+}
+
+/// A tree on its way to being stopped.
+#[derive(Default)]
+struct Freezing {
+    found: BTreeMap<Pid, Vec<Thread>>,
+    order: Vec<Pid>,
+    zombies: Vec<Pid>,
+}
+
+impl Drop for Freezing {
+    fn drop(&mut self) {
+        self.found.values().flatten().for_each(|thread| {
+            let _ = thread.tracee.detach();
+        });
+    }
+}
+
+impl Freezing {
+    /// Goes on until a whole look at the tree shows nothing that is not stopped: stopped tasks make no new ones.
+    fn run(&mut self, root: Pid, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        self.stop_process(root, deadline)?;
+        if self.found.get(&root).is_none_or(Vec::is_empty) {
+            return Err(Error::new(ErrorKind::TaskGone, "it has ended").of(root));
+        }
+        loop {
+            let new = self.unknown_children()?;
+            if new.is_empty() {
+                return Ok(());
+            }
+            for pid in new {
+                self.stop_process(pid, deadline)?;
+            }
+        }
+    }
+
+    fn unknown_children(&self) -> Result<Vec<Pid>> {
+        let known = |pid: &Pid| self.found.contains_key(pid) || self.zombies.contains(pid);
+        // /proc/PID/task/TID/children would be quicker, but needs CONFIG_PROC_CHILDREN and is not exact.
+        let parents = read::parents()?;
+        Ok(parents.iter().filter(|(pid, parent)| self.found.contains_key(parent) && !known(pid)).map(|p| p.0).collect())
+    }
+
+    fn stop_process(&mut self, pid: Pid, deadline: Instant) -> Result<()> {
+        let mut known = std::collections::BTreeSet::new();
+        loop {
+            let threads = match read::threads(pid) {
+                Err(error) if error.kind() == ErrorKind::TaskGone => break,
+                threads => threads?,
+            };
+            let new: Vec<Pid> = threads.into_iter().filter(|tid| !known.contains(tid)).collect();
+            if new.is_empty() {
+                break;
+            }
+            known.extend(&new);
+            self.stop_threads(pid, &new, deadline)?;
+        }
+        match self.found.get(&pid) {
+            Some(threads) if !threads.is_empty() => self.order.push(pid),
+            _ => {
+                self.found.remove(&pid);
+                if read::parsed(pid, "stat", stat::parse).is_ok_and(|stat| stat.state == 'Z') {
+                    self.zombies.push(pid);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Seizes all of them first, so that they stop at the same time.
+    fn stop_threads(&mut self, pid: Pid, tids: &[Pid], deadline: Instant) -> Result<()> {
+        let threads = self.found.entry(pid).or_default();
+        let first = threads.len();
+        for tid in tids {
+            if let Some(thread) = seize(*tid)? {
+                threads.push(thread);
+            }
+        }
+        let mut gone = Vec::new();
+        for thread in threads.iter_mut().skip(first) {
+            match settle(thread, deadline) {
+                Err(error) if error.kind() == ErrorKind::TaskGone => gone.push(thread.tid()),
+                settled => settled?,
+            }
+        }
+        threads.retain(|thread| !gone.contains(&thread.tid()));
+        Ok(())
+    }
+
+    fn finish(mut self, root: Pid) -> Result<Frozen> {
+        let mut frozen = Frozen { processes: Vec::new(), zombies: Vec::new() };
+        let mut found = std::mem::take(&mut self.found);
+        for pid in &self.order {
+            let mut threads = found.remove(pid).unwrap_or_default();
+            threads.sort_by_key(|thread| (thread.tid() != *pid, thread.tid()));
+            let described = read::parsed(*pid, "stat", stat::parse)
+                .and_then(|stat| Ok((stat, read::parsed(*pid, "status", status::parse)?)));
+            match described {
+                Ok((stat, status)) => frozen.processes.push(Process { pid: *pid, threads, stat, status }),
+                Err(error) => {
+                    // Back into the guard with it: the error must not leave it stopped.
+                    found.insert(*pid, threads);
+                    self.found = found;
+                    return Err(error);
+                }
+            }
+        }
+        for pid in std::mem::take(&mut self.zombies) {
+            let stat = read::parsed(pid, "stat", stat::parse)?;
+            let status = read::parsed(pid, "status", status::parse)?;
+            frozen.zombies.push(Zombie { pid, stat, status });
+        }
+        if frozen.processes.first().is_none_or(|first| first.pid != root) {
+            return Err(Error::new(ErrorKind::TaskGone, "it has ended").of(root));
+        }
+        Ok(frozen)
+    }
+}
+
+/// Takes hold of one thread and tells it to stop. `None` when there is nothing (left) to hold.
+fn seize(tid: Pid) -> Result<Option<Thread>> {
+    let Ok(before) = read::parsed(tid, "stat", stat::parse) else { return Ok(None) };
+    if matches!(before.state, 'Z' | 'X') {
+        return Ok(None);
+    }
+    let sleeper = Sleeper::observe(tid, &before);
+    let tracee = match Tracee::seize(tid, 0) {
+        Ok(tracee) => tracee,
+        Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(None),
+        Err(error) => {
+            // A task that has ended since cannot be seized either.
+            let now = read::parsed(tid, "stat", stat::parse);
+            return if now.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X')) { Err(error) } else { Ok(None) };
+        }
+    };
+    // Seizing alone makes a task that is stopped already report its stop.
+    if before.state != 'T' {
+        match tracee.interrupt() {
+            Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(None),
+            interrupted => interrupted?,
+        }
+    }
+    Ok(Some(Thread { tracee, job_stop: None, sleeper }))
+}
+
+/// Waits until the thread has stopped for us. A signal on its way is left to be delivered afterwards.
+fn settle(thread: &mut Thread, deadline: Instant) -> Result<()> {
+    const BEFORE_ASKING_AGAIN: Duration = Duration::from_millis(5);
+    let mut limit = BEFORE_ASKING_AGAIN;
+    loop {
+        let stop = match thread.tracee.wait(limit) {
+            Err(error) if error.kind() == ErrorKind::Timeout && Instant::now() < deadline => {
+                // It was stopped when it was seen, and has been continued since.
+                thread.tracee.interrupt()?;
+                limit = deadline.saturating_duration_since(Instant::now());
+                continue;
+            }
+            stop => stop?,
+        };
+        match stop {
+            Stop::Interrupted => return Ok(()),
+            Stop::Group(signal) => {
+                thread.job_stop = Some(signal);
+                return Ok(());
+            }
+            Stop::Signal(signal) => redeliver(thread, signal)?,
+            Stop::Syscall | Stop::Event(_) => thread.tracee.resume(sys::ptrace::Resume::Run)?,
+        }
+    }
+}
+
+/// It was about to take a signal when we asked it to stop: let it, and stop it right after.
+fn redeliver(thread: &Thread, signal: i32) -> Result<()> {
+    let delivered = sys::ptrace::deliver(thread.tid(), signal);
+    delivered.map_err(|errno| Error::call("ptrace(CONT)", errno).of(thread.tid()))
+}

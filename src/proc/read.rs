@@ -1,0 +1,75 @@
+//! Reading the files of one task and handing them to their parsers: the only I/O in this module.
+
+use std::fs::File;
+use std::io::Read;
+
+use super::Malformed;
+use crate::Pid;
+use crate::error::{Error, ErrorKind, NameCall, Result, Subject};
+
+/// Reads `/proc/PID/name` whole.
+pub(crate) fn bytes(pid: Pid, name: &str) -> Result<Vec<u8>> {
+    bytes_of(format!("/proc/{pid}/{name}"), pid)
+}
+
+fn bytes_of(path: String, pid: Pid) -> Result<Vec<u8>> {
+    let mut text = Vec::with_capacity(4096);
+    let read = File::open(&path).and_then(|mut file| file.read_to_end(&mut text));
+    match read.call("read") {
+        Ok(_) => Ok(text),
+        Err(error) => Err(match error.raw_errno() {
+            Some(nix::errno::Errno::ENOENT | nix::errno::Errno::ESRCH) => error.with_kind(ErrorKind::TaskGone),
+            _ => error,
+        }
+        .about(Subject::Path(path.into()))
+        .of(pid)),
+    }
+}
+
+/// Reads and parses one file of a task. Works for threads too: /proc/TID exists, though it is not listed.
+pub(crate) fn parsed<T>(
+    pid: Pid,
+    name: &str,
+    parse: impl FnOnce(&[u8]) -> std::result::Result<T, Malformed>,
+) -> Result<T> {
+    parse(&bytes(pid, name)?).map_err(|malformed| {
+        Error::new(ErrorKind::Kernel, "unexpected contents").with_source(malformed).of(pid)
+    })
+}
+
+/// Reads a symbolic link of a task as raw bytes.
+pub(crate) fn link(pid: Pid, name: &str) -> Result<Vec<u8>> {
+    use std::os::unix::ffi::OsStringExt;
+    let path = format!("/proc/{pid}/{name}");
+    match std::fs::read_link(&path).call("readlink") {
+        Ok(target) => Ok(target.into_os_string().into_vec()),
+        Err(error) => Err(error.about(Subject::Path(path.into())).of(pid)),
+    }
+}
+
+/// The threads of a process.
+pub(crate) fn threads(pid: Pid) -> Result<Vec<Pid>> {
+    numbered(&format!("/proc/{pid}/task")).map_err(|error| match error.raw_errno() {
+        Some(nix::errno::Errno::ENOENT) => error.with_kind(ErrorKind::TaskGone).of(pid),
+        _ => error.of(pid),
+    })
+}
+
+/// Every process that this /proc shows, with its parent.
+pub(crate) fn parents() -> Result<Vec<(Pid, Pid)>> {
+    let mut all = Vec::new();
+    for pid in numbered("/proc")? {
+        // One that has ended meanwhile is nobody's child.
+        if let Ok(stat) = parsed(pid, "stat", super::stat::parse) {
+            all.push((pid, Pid::from(stat.ppid)));
+        }
+    }
+    Ok(all)
+}
+
+fn numbered(path: &str) -> Result<Vec<Pid>> {
+    let entries = std::fs::read_dir(path).call("open");
+    let entries = entries.map_err(|error| error.about(Subject::Path(path.into())))?;
+    let number = |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
+    Ok(entries.filter_map(number).map(|pid: u32| Pid::from(pid)).collect())
+}
