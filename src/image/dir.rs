@@ -22,6 +22,9 @@ const MANIFEST_MAX: u64 = 16 << 20;
 /// No state file is longer, on either side: it is held in memory whole.
 const STATE_MAX: u64 = 1 << 30;
 
+/// How often an image may be replaced while it is being opened.
+const REPLACED_MAX: u32 = 32;
+
 /// What must have reached the disk when an image is finished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Durability {
@@ -329,9 +332,27 @@ impl Image {
     fn read(dir: &Dir) -> Result<Self> {
         let stat = fstat(dir).call("fstat").about(|| dir.subject())?;
         check_trust(&stat).map_err(|reason| bad_image(reason).about(dir.subject()).with_hint(TRUST_HINT))?;
-        let manifest = read_manifest(dir)?;
-        let (listed, rest) =
-            manifest.files.split_first().ok_or_else(|| bad_image("the manifest lists no state file"))?;
+        let mut manifest = read_manifest(dir)?;
+        let mut attempts = REPLACED_MAX;
+        loop {
+            let id = manifest.id;
+            let failed = match Self::read_files(dir, manifest) {
+                Ok(image) => return Ok(image),
+                Err(error) => error,
+            };
+            // Files that the manifest lists are gone when another image has taken its place since.
+            match read_manifest(dir) {
+                Ok(now) if now.id != id && attempts > 0 => manifest = now,
+                _ => return Err(failed),
+            }
+            attempts -= 1;
+        }
+    }
+
+    fn read_files(dir: &Dir, manifest: Manifest) -> Result<Self> {
+        let Some((listed, rest)) = manifest.files.split_first() else {
+            return Err(bad_image("the manifest lists no state file").about(dir.file(MANIFEST)));
+        };
         let state = read_state(dir, listed)?;
         let sections = Sections::parse(&state, Kind::State).about(|| dir.file(&listed.name))?;
         let segments = rest.iter().map(|listed| open_listed(dir, listed)).collect::<Result<_>>()?;
@@ -572,6 +593,24 @@ mod tests {
         assert_eq!(old.require::<Thing>(Owner(1)).unwrap(), thing("old"));
         let mut content = [0; 4];
         old.segment(1).unwrap().read_exact_at(&mut content, 0).unwrap();
+    }
+
+    #[test]
+    fn a_reader_finds_a_whole_image_while_it_is_replaced() {
+        let scratch = Scratch::new();
+        write(&scratch.image(), "same");
+        let path = scratch.image();
+        let replace = std::thread::spawn(move || {
+            (0..200).for_each(|_| {
+                write(&path, "same");
+            })
+        });
+        while !replace.is_finished() {
+            let image = Image::open(&scratch.image()).unwrap();
+            assert_eq!(image.require::<Thing>(Owner(1)).unwrap(), thing("same"));
+        }
+        replace.join().unwrap();
+        assert_eq!(names(&scratch.image()).len(), 4);
     }
 
     #[test]

@@ -213,6 +213,9 @@ impl<W: Write> SectionWriter<W> {
 
     pub(crate) fn put(&mut self, section: Section<'_>) -> Result<()> {
         let Section { tag, version, owner, payload } = section;
+        if !tag.is_plausible() {
+            return Err(torn("the tag is not ASCII").about(subject(tag, owner)));
+        }
         if !self.written.insert((tag, owner)) {
             return Err(torn("the section is written twice").about(subject(tag, owner)));
         }
