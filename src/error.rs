@@ -261,6 +261,27 @@ impl Error {
         &self.0.refusals
     }
 
+    /// Why, without the context.
+    pub(crate) fn reason(&self) -> String {
+        match (&self.0.reason, self.0.call) {
+            (Some(reason), _) => reason.to_string(),
+            (None, Some(call)) => call.name.to_owned(),
+            (None, None) => String::new(),
+        }
+    }
+
+    /// An error of one resource as one line of the report, when it is about something unsupported.
+    pub(crate) fn into_refusal(self) -> Result<Refusal> {
+        if self.kind() != ErrorKind::Unsupported || !self.0.refusals.is_empty() {
+            return Err(self);
+        }
+        let Some(pid) = self.0.pid else { return Err(self) };
+        let subject = self.0.subject.clone().unwrap_or(Subject::Task);
+        let mut refusal = Refusal::new(pid, subject, self.reason());
+        refusal.hint = self.0.hint.clone();
+        Ok(refusal)
+    }
+
     pub(crate) fn new(kind: ErrorKind, reason: impl Into<Cow<'static, str>>) -> Self {
         Self::build(kind, Some(reason.into()), None)
     }

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::Pid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::proc::read;
 use crate::proc::stat::{self, Stat};
 use crate::proc::status::{self, Status};
-use crate::resource::tasks::blocked::Sleeper;
+use crate::resource::tasks::blocked::{Clocks, Sleeper};
 use crate::sys;
 use crate::tracee::{Stop, Tracee};
-use crate::Pid;
 
 /// How long a task may keep the others waiting before everything is released and tried again: a vfork
 /// parent, for one, cannot stop before its child goes on.
@@ -75,6 +75,42 @@ impl Drop for Frozen {
     }
 }
 
+impl Frozen {
+    /// Ends all of it. Children go first, so that their parents are still there to be told.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        let processes = std::mem::take(&mut self.processes);
+        let root = processes.first().map(|root| root.pid);
+        processes.iter().rev().try_for_each(kill)?;
+        // Orphans of this tree may have become children of the calling process.
+        let orphans =
+            processes.iter().map(|process| process.pid).chain(self.zombies.iter().map(|dead| dead.pid));
+        orphans.filter(|pid| Some(*pid) != root).for_each(sys::wait::reap);
+        Ok(())
+    }
+
+    /// Leaves all of it stopped, as job control does.
+    pub(crate) fn stop(&self) -> Result<()> {
+        self.processes.iter().try_for_each(|process| {
+            nix::sys::signal::kill(process.pid.nix(), nix::sys::signal::Signal::SIGSTOP)
+                .map_err(|errno| Error::call("kill", errno).of(process.pid))
+        })
+    }
+}
+
+fn kill(process: &Process) -> Result<()> {
+    let own_child = process.stat.ppid == std::process::id();
+    match nix::sys::signal::kill(process.pid.nix(), nix::sys::signal::Signal::SIGKILL) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+        Err(errno) => return Err(Error::call("kill", errno).of(process.pid)),
+    }
+    // The leader is first, and is the last that can be waited for.
+    for thread in process.threads.iter().rev() {
+        let leader = thread.tid() == process.pid;
+        thread.tracee.wait_death(!(leader && own_child))?;
+    }
+    Ok(())
+}
+
 fn release(process: &Process) {
     for thread in &process.threads {
         // It may have been killed from outside meanwhile; there is nothing else to be done about it.
@@ -126,6 +162,7 @@ struct Freezing {
     found: BTreeMap<Pid, Vec<Thread>>,
     order: Vec<Pid>,
     zombies: Vec<Pid>,
+    clocks: Clocks,
 }
 
 impl Drop for Freezing {
@@ -159,11 +196,15 @@ impl Freezing {
         let known = |pid: &Pid| self.found.contains_key(pid) || self.zombies.contains(pid);
         // /proc/PID/task/TID/children would be quicker, but needs CONFIG_PROC_CHILDREN and is not exact.
         let parents = read::parents()?;
-        Ok(parents.iter().filter(|(pid, parent)| self.found.contains_key(parent) && !known(pid)).map(|p| p.0).collect())
+        Ok(parents
+            .iter()
+            .filter(|(pid, parent)| self.found.contains_key(parent) && !known(pid))
+            .map(|p| p.0)
+            .collect())
     }
 
     fn stop_process(&mut self, pid: Pid, deadline: Instant) -> Result<()> {
-        let mut known = std::collections::BTreeSet::new();
+        let mut known = std::collections::BTreeSet::<Pid>::new();
         loop {
             let threads = match read::threads(pid) {
                 Err(error) if error.kind() == ErrorKind::TaskGone => break,
@@ -193,7 +234,7 @@ impl Freezing {
         let threads = self.found.entry(pid).or_default();
         let first = threads.len();
         for tid in tids {
-            if let Some(thread) = seize(*tid)? {
+            if let Some(thread) = seize(*tid, &mut self.clocks)? {
                 threads.push(thread);
             }
         }
@@ -239,19 +280,23 @@ impl Freezing {
 }
 
 /// Takes hold of one thread and tells it to stop. `None` when there is nothing (left) to hold.
-fn seize(tid: Pid) -> Result<Option<Thread>> {
+fn seize(tid: Pid, clocks: &mut Clocks) -> Result<Option<Thread>> {
     let Ok(before) = read::parsed(tid, "stat", stat::parse) else { return Ok(None) };
     if matches!(before.state, 'Z' | 'X') {
         return Ok(None);
     }
-    let sleeper = Sleeper::observe(tid, &before);
+    let sleeper = Sleeper::observe(tid, &before, clocks);
     let tracee = match Tracee::seize(tid, 0) {
         Ok(tracee) => tracee,
         Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(None),
         Err(error) => {
             // A task that has ended since cannot be seized either.
             let now = read::parsed(tid, "stat", stat::parse);
-            return if now.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X')) { Err(error) } else { Ok(None) };
+            return if now.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X')) {
+                Err(error)
+            } else {
+                Ok(None)
+            };
         }
     };
     // Seizing alone makes a task that is stopped already report its stop.

@@ -30,10 +30,12 @@ pub fn record(bytes: &[u8]) {
 
 /// One decoder for each kind of record. Their order is part of the corpus: append only.
 fn decoders() -> Vec<fn(&[u8])> {
-    vec![round_trip::<Manifest>]
+    std::iter::once(round_trip::<Manifest> as fn(&[u8]))
+        .chain(crate::resource::all_records().map(|kind| kind.fuzz))
+        .collect()
 }
 
-fn round_trip<R: Record>(payload: &[u8]) {
+pub(crate) fn round_trip<R: Record>(payload: &[u8]) {
     let Ok(record) = decode::<R>(payload) else { return };
     let encoded = encode(&record).expect("what was read can be written");
     let again = decode::<R>(&encoded).expect("our own bytes are readable");

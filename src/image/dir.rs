@@ -119,6 +119,26 @@ pub(crate) struct Segment {
     pub(crate) file: File,
 }
 
+/// The records of an image, until it is finished.
+#[derive(Debug)]
+pub(crate) struct Records(SectionWriter<Vec<u8>>);
+
+impl Records {
+    pub(crate) fn new() -> Result<Self> {
+        SectionWriter::new(Vec::new(), Kind::State).map(Self)
+    }
+
+    /// Adds one.
+    pub(crate) fn put<R: Record>(&mut self, owner: Owner, record: &R) -> Result<()> {
+        self.0.put_record(owner, record)?;
+        if self.0.get_ref().len() as u64 > STATE_MAX {
+            let error = Error::new(ErrorKind::Unsupported, "the image holds more than 1 GiB of records");
+            return Err(error.about(named::<R>(owner)));
+        }
+        Ok(())
+    }
+}
+
 /// Writes an image into a directory. Dropped before [`ImageWriter::finish`], it leaves nothing behind
 /// but the directory.
 #[derive(Debug)]
@@ -126,7 +146,6 @@ pub(crate) struct ImageWriter {
     dir: Dir,
     id: Id,
     durability: Durability,
-    state: SectionWriter<Vec<u8>>,
     segments: u16,
     /// Created by this writer, and to be removed should it not get to its end.
     created: Vec<String>,
@@ -156,7 +175,6 @@ impl ImageWriter {
             dir,
             id: Id::random(),
             durability: Durability::default(),
-            state: SectionWriter::new(Vec::new(), Kind::State)?,
             segments: 0,
             created: Vec::new(),
         })
@@ -165,16 +183,6 @@ impl ImageWriter {
     pub(crate) fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
         self
-    }
-
-    /// Adds a record. It stays in memory until [`ImageWriter::finish`].
-    pub(crate) fn put<R: Record>(&mut self, owner: Owner, record: &R) -> Result<()> {
-        self.state.put_record(owner, record)?;
-        if self.state.get_ref().len() as u64 > STATE_MAX {
-            let error = Error::new(ErrorKind::Unsupported, "the image holds more than 1 GiB of records");
-            return Err(error.about(named::<R>(owner)));
-        }
-        Ok(())
     }
 
     /// Creates the next page segment.
@@ -186,10 +194,10 @@ impl ImageWriter {
         Ok(Segment { index, file })
     }
 
-    /// Writes what is still in memory, and makes this the directory's image: at once, by the name of its
+    /// Writes the records, and makes this the directory's image: at once, by the name of its
     /// manifest. Only then are the files of an image that was there before removed.
-    pub(crate) fn finish(mut self, info: ManifestInfo) -> Result<Written> {
-        let mut files = vec![self.write_state()?];
+    pub(crate) fn finish(mut self, records: Records, info: ManifestInfo) -> Result<Written> {
+        let mut files = vec![self.write_state(records)?];
         for index in 0..self.segments {
             files.push(self.list_segment(index)?);
         }
@@ -222,9 +230,8 @@ impl ImageWriter {
         }
     }
 
-    fn write_state(&mut self) -> Result<ListedFile> {
-        let empty = SectionWriter::new(Vec::new(), Kind::State)?;
-        let bytes = std::mem::replace(&mut self.state, empty).into_inner();
+    fn write_state(&mut self, records: Records) -> Result<ListedFile> {
+        let bytes = records.0.into_inner();
         let name = self.id.file_name(0);
         self.write_file(name.clone(), &bytes)?;
         Ok(ListedFile { name, length: bytes.len() as u64, crc32: Some(crc32fast::hash(&bytes)) })

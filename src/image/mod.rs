@@ -25,7 +25,7 @@ use std::fmt;
 use crate::error::{Error, ErrorKind, Result};
 
 pub(crate) use codec::{Decode, Encode, decode, encode};
-pub(crate) use dir::{Durability, Image, ImageWriter, Segment, Written};
+pub(crate) use dir::{Durability, Image, ImageWriter, Records, Segment, Written};
 pub(crate) use manifest::{ListedFile, Manifest, ManifestInfo};
 pub(crate) use sections::{Kind, Section, SectionWriter, Sections};
 

@@ -18,7 +18,9 @@ fn bytes_of(path: String, pid: Pid) -> Result<Vec<u8>> {
     match read.call("read") {
         Ok(_) => Ok(text),
         Err(error) => Err(match error.raw_errno() {
-            Some(nix::errno::Errno::ENOENT | nix::errno::Errno::ESRCH) => error.with_kind(ErrorKind::TaskGone),
+            Some(nix::errno::Errno::ENOENT | nix::errno::Errno::ESRCH) => {
+                error.with_kind(ErrorKind::TaskGone)
+            }
             _ => error,
         }
         .about(Subject::Path(path.into()))

@@ -5,8 +5,9 @@ pub(crate) mod pagemap;
 pub(crate) mod pidfd;
 pub(crate) mod ptrace;
 pub(crate) mod uffd;
+pub(crate) mod wait;
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use nix::errno::Errno;
 
@@ -67,10 +68,10 @@ pub(crate) fn robust_list(tid: Pid) -> nix::Result<(u64, u64)> {
     Ok((head, len))
 }
 
-/// tgkill(2) with no signal: does this thread still exist (a zombie does)?
-pub(crate) fn thread_exists(tgid: Pid, tid: Pid) -> bool {
-    // SAFETY: tgkill takes integers only; signal 0 sends nothing.
-    check(unsafe { libc::syscall(libc::SYS_tgkill, tgid.raw(), tid.raw(), 0) }) != Err(Errno::ESRCH)
+/// fcntl(2) F_GETOWN: who gets signals about this file; 0 for nobody.
+pub(crate) fn file_owner(file: impl std::os::fd::AsFd) -> nix::Result<i32> {
+    // SAFETY: F_GETOWN takes no argument.
+    Errno::result(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETOWN) })
 }
 
 /// The kernel's hardware page size.

@@ -27,3 +27,25 @@ pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()>
     // SAFETY: a null siginfo asks the kernel to fill it in like kill(2) does.
     check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, none, 0) }).map(drop)
 }
+
+/// linux/pidfd.h `struct pidfd_info`, in its first published size.
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroup: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
+nix::ioctl_readwrite!(pidfd_get_info, 0xff, 11, PidfdInfo);
+
+/// PIDFD_GET_INFO with PIDFD_INFO_EXIT (since Linux 6.15): the wait status of a process that has been waited
+/// for by somebody else. None while it has not ended, or was not opened as long as it lived.
+pub(crate) fn exit_status(pidfd: BorrowedFd<'_>) -> nix::Result<Option<i32>> {
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
+    // SAFETY: the argument has the kernel's layout and the size that the request number carries.
+    unsafe { pidfd_get_info(pidfd.as_raw_fd(), &mut info) }?;
+    Ok((info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code))
+}

@@ -5,9 +5,9 @@ use std::ops::Range;
 use nix::errno::Errno;
 
 use super::Scratch;
+use crate::Pid;
 use crate::arch::ENTRY_WORDS;
 use crate::error::{Error, ErrorKind, Result, Subject};
-use crate::Pid;
 
 /// A system call by number, and by the name that errors show.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +55,7 @@ pub(crate) mod sys {
         umask = SYS_umask;
         dup3 = SYS_dup3;
         close = SYS_close;
+        fcntl = SYS_fcntl;
         close_range = SYS_close_range;
         recvmsg = SYS_recvmsg;
         socketpair = SYS_socketpair;
@@ -154,7 +155,11 @@ impl Batch {
         let fits = self.entries.len() < Scratch::ENTRIES
             && self.input.len() <= room(self.scratch.input())
             && self.output <= room(self.scratch.output());
-        if fits { Ok(()) } else { Err(Error::new(ErrorKind::Kernel, "a batch is larger than its scratch memory")) }
+        if fits {
+            Ok(())
+        } else {
+            Err(Error::new(ErrorKind::Kernel, "a batch is larger than its scratch memory"))
+        }
     }
 
     /// The table as the loop reads it, with a last entry that stops the task.

@@ -10,10 +10,10 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 
 use super::{Stop, Tracee};
+use crate::Pid;
 use crate::arch;
 use crate::error::{Error, ErrorKind, NameCall, Result};
 use crate::sys::ptrace::SigMask;
-use crate::Pid;
 
 /// linux/sched.h `struct clone_args`.
 #[repr(C)]
@@ -37,8 +37,17 @@ impl CloneArgs {
     pub(crate) fn words(&self) -> [u64; 11] {
         let a = self;
         [
-            a.flags, a.pidfd, a.child_tid, a.parent_tid, a.exit_signal, a.stack, a.stack_size, a.tls, a.set_tid,
-            a.set_tid_size, a.cgroup,
+            a.flags,
+            a.pidfd,
+            a.child_tid,
+            a.parent_tid,
+            a.exit_signal,
+            a.stack,
+            a.stack_size,
+            a.tls,
+            a.set_tid,
+            a.set_tid_size,
+            a.cgroup,
         ]
     }
 }
@@ -86,7 +95,8 @@ impl Blank {
             Ok::<_, Error>(unsafe { OwnedFd::from_raw_fd(copy) })
         };
         let (stub, from) = (above(stub.0.as_fd())?, above(gift.fd)?);
-        let pidfd = retry_busy_text(|| vfork_exec(pid, &stub, &from, gift.number)).map_err(|error| explain(error, pid))?;
+        let pidfd = retry_busy_text(|| vfork_exec(pid, &stub, &from, gift.number))
+            .map_err(|error| explain(error, pid))?;
         let spawned = Self::seize_new(pid);
         match spawned {
             Ok(tracee) => Ok(Self { tracee, pidfd }),
@@ -113,16 +123,19 @@ const OPTIONS: i32 = libc::PTRACE_O_EXITKILL
     | libc::PTRACE_O_TRACEFORK
     | libc::PTRACE_O_TRACEVFORK;
 
-fn explain(error: Error, pid: Pid) -> Error {
+/// Says what a failed clone3(2) with a chosen pid means.
+pub(crate) fn explain(error: Error, pid: Pid) -> Error {
     let error = error.of(pid);
     match error.raw_errno() {
         Some(Errno::EEXIST) => error
             .with_kind(ErrorKind::Conflict)
             .with_hint("the pid is taken, perhaps by a zombie that nobody has waited for"),
-        Some(Errno::EPERM) => {
-            error.with_hint("choosing a pid needs CAP_CHECKPOINT_RESTORE in the user namespace of the pid namespace")
+        Some(Errno::EPERM) => error.with_hint(
+            "choosing a pid needs CAP_CHECKPOINT_RESTORE in the user namespace of the pid namespace",
+        ),
+        Some(Errno::EINVAL) => {
+            error.with_kind(ErrorKind::Conflict).with_hint("the pid is above kernel.pid_max")
         }
-        Some(Errno::EINVAL) => error.with_kind(ErrorKind::Conflict).with_hint("the pid is above kernel.pid_max"),
         _ => error,
     }
 }
@@ -158,7 +171,16 @@ fn vfork_exec(pid: Pid, stub: &OwnedFd, gift: &OwnedFd, number: RawFd) -> Result
     let failed: i64 = 0;
     let table: [[u64; arch::ENTRY_WORDS]; 6] = [
         [libc::SYS_prctl as u64, libc::PR_SET_PDEATHSIG as u64, libc::SIGKILL as u64, 0, 0, 0, 0, 0],
-        [libc::SYS_close_range as u64, 0, u64::from(u32::MAX), u64::from(libc::CLOSE_RANGE_CLOEXEC), 0, 0, 0, 0],
+        [
+            libc::SYS_close_range as u64,
+            0,
+            u64::from(u32::MAX),
+            u64::from(libc::CLOSE_RANGE_CLOEXEC),
+            0,
+            0,
+            0,
+            0,
+        ],
         [libc::SYS_dup3 as u64, gift.as_raw_fd() as u64, number as u64, 0, 0, 0, 0, 0],
         [
             libc::SYS_execveat as u64,
@@ -186,7 +208,7 @@ fn vfork_exec(pid: Pid, stub: &OwnedFd, gift: &OwnedFd, number: RawFd) -> Result
     // SAFETY: `failed` lives on; the child, which shared our memory, wrote it before it ended, if at all.
     let failed = unsafe { std::ptr::read_volatile(&raw const failed) };
     if failed != 0 {
-        let _ = nix::sys::wait::waitpid(pid.nix(), Some(nix::sys::wait::WaitPidFlag::__WALL));
+        crate::sys::wait::reap(pid);
         return Err(Error::call("execveat", Errno::from_raw(-failed as i32)));
     }
     Ok(pidfd)

@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt;
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 
-use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 use crate::Pid;
+use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 
 /// A view of one task's address space.
 #[derive(Debug)]
@@ -42,7 +42,10 @@ impl Memory {
 
     /// Reads pages whatever their protection.
     pub(crate) fn read_protected(&self, addr: u64, into: &mut [u8]) -> Result<()> {
-        self.mem.read_exact_at(into, addr).call("pread(/proc/PID/mem)").map_err(|e| self.at(e, addr, into.len()))
+        self.mem
+            .read_exact_at(into, addr)
+            .call("pread(/proc/PID/mem)")
+            .map_err(|e| self.at(e, addr, into.len()))
     }
 
     pub(crate) fn read_vec(&self, addr: u64, len: usize) -> Result<Vec<u8>> {
@@ -61,7 +64,10 @@ impl Memory {
             };
             let remote: Vec<_> = chunk
                 .iter()
-                .map(|range| RemoteIoVec { base: range.start as usize, len: (range.end - range.start) as usize })
+                .map(|range| RemoteIoVec {
+                    base: range.start as usize,
+                    len: (range.end - range.start) as usize,
+                })
                 .collect();
             let got = process_vm_readv(self.pid.nix(), &mut [IoSliceMut::new(buffer)], &remote);
             if got != Ok(len) {
@@ -99,7 +105,10 @@ impl Memory {
 
     /// Writes whatever the protection (private pages become the task's own).
     pub(crate) fn write(&self, addr: u64, bytes: &[u8]) -> Result<()> {
-        self.mem.write_all_at(bytes, addr).call("pwrite(/proc/PID/mem)").map_err(|e| self.at(e, addr, bytes.len()))
+        self.mem
+            .write_all_at(bytes, addr)
+            .call("pwrite(/proc/PID/mem)")
+            .map_err(|e| self.at(e, addr, bytes.len()))
     }
 
     fn at(&self, error: Error, addr: u64, len: usize) -> Error {

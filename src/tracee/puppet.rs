@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use super::{Answers, Batch, Memory, Stop, Sys, Tracee, sys};
+use crate::Pid;
 use crate::arch::{self, ENTRY_WORDS, Regs, RegsExt, SYSCALL};
 use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::sys::PAGE;
 use crate::sys::ptrace::{Resume, SigMask};
-use crate::Pid;
 
 /// Memory in a task that batches use: a signal frame, the table, what calls read and what they write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,12 @@ pub(crate) struct Puppet<'t> {
 
 impl<'t> Puppet<'t> {
     /// Takes over a running program's task. Should we die, it stops, and goes on where it was when continued.
-    pub(crate) fn borrow(tracee: &'t Tracee, tgid: Pid, memory: &'t Memory, scratch: Scratch) -> Result<Self> {
+    pub(crate) fn borrow(
+        tracee: &'t Tracee,
+        tgid: Pid,
+        memory: &'t Memory,
+        scratch: Scratch,
+    ) -> Result<Self> {
         let saved = Saved::of(tracee)?;
         let frame =
             arch::signal_frame(scratch.base + Scratch::FRAME, &saved.regs, saved.mask, &tracee.xstate()?);
@@ -106,6 +111,10 @@ impl<'t> Puppet<'t> {
         self.tracee
     }
 
+    pub(crate) fn tgid(&self) -> Pid {
+        self.tgid
+    }
+
     pub(crate) fn memory(&self) -> &'t Memory {
         self.memory
     }
@@ -120,7 +129,11 @@ impl<'t> Puppet<'t> {
     }
 
     /// Executes a batch; `born` hears of every task that it creates, which is stopped at its first instruction.
-    pub(crate) fn run_forking(&mut self, batch: Batch, born: impl FnMut(Pid) -> Result<()>) -> Result<Answers> {
+    pub(crate) fn run_forking(
+        &mut self,
+        batch: Batch,
+        born: impl FnMut(Pid) -> Result<()>,
+    ) -> Result<Answers> {
         let tid = self.tracee.tid();
         if batch.is_empty() {
             return Ok(batch.answered(tid, &[], Vec::new()));
@@ -269,7 +282,7 @@ impl Springboard {
 
     /// One remote system call without scratch memory. The way back, should we die, is a signal frame below
     /// the red zone of the task's stack, where any signal could have put one.
-    fn call(self, tracee: &Tracee, memory: &Memory, sys: Sys, args: [u64; 6]) -> Result<u64> {
+    pub(crate) fn call(self, tracee: &Tracee, memory: &Memory, sys: Sys, args: [u64; 6]) -> Result<u64> {
         let saved = Saved::of(tracee)?;
         let xstate = tracee.xstate()?;
         let length = arch::signal_frame(0, &saved.regs, saved.mask, &xstate).bytes.len() as u64;
@@ -317,5 +330,24 @@ pub(crate) fn call_at(tracee: &Tracee, pc: u64, sys: Sys, args: [u64; 6]) -> Res
             let errno = nix::errno::Errno::from_raw(-result as i32);
             Err(Error::remote_call(sys.name, errno).of(tracee.tid()))
         }
+    }
+}
+
+/// Sets a task going on its last call: one that ends it, or that sends it the `signal` which does.
+pub(crate) fn last_call(tracee: &Tracee, pc: u64, sys: Sys, args: [u64; 6], signal: i32) -> Result<()> {
+    let mut regs = tracee.regs()?;
+    regs.enter_call(pc, sys.number, args, 0);
+    tracee.set_regs(&regs)?;
+    tracee.set_sigmask(SigMask(0))?;
+    tracee.resume(Resume::Run)?;
+    if signal == 0 || signal == libc::SIGKILL {
+        return Ok(());
+    }
+    match tracee.wait_step() {
+        Ok(Stop::Signal(arrived)) if arrived == signal => crate::sys::ptrace::deliver(tracee.tid(), signal)
+            .map_err(|errno| Error::call("ptrace(CONT)", errno).of(tracee.tid())),
+        Ok(stop) => Err(Error::new(ErrorKind::Kernel, format!("it stopped by {stop:?}")).of(tracee.tid())),
+        Err(error) if error.kind() == ErrorKind::TaskGone => Ok(()),
+        Err(error) => Err(error),
     }
 }

@@ -3,12 +3,11 @@
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
+use crate::Pid;
 use crate::arch::{NT_X86_XSTATE, Regs, XSTATE_MAX};
 use crate::error::{Error, ErrorKind, NameCall, Result};
 use crate::sys::ptrace::{self, Resume, SigInfo, SigMask};
-use crate::Pid;
 
 /// Why a tracee is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +29,9 @@ impl Stop {
         const EVENT_STOP: i32 = libc::PTRACE_EVENT_STOP;
         match (info.signo(), info.code()) {
             (libc::SIGTRAP, code) if code == libc::SIGTRAP | 0x80 => Stop::Syscall,
-            (signal, code) if code == signal | EVENT_STOP << 8 && signal == libc::SIGTRAP => Stop::Interrupted,
+            (signal, code) if code == signal | EVENT_STOP << 8 && signal == libc::SIGTRAP => {
+                Stop::Interrupted
+            }
             (signal, code) if code == signal | EVENT_STOP << 8 => Stop::Group(signal),
             (libc::SIGTRAP, code) if code & 0xff == libc::SIGTRAP && (1..=7).contains(&(code >> 8)) => {
                 Stop::Event(code >> 8)
@@ -104,18 +105,18 @@ impl Tracee {
         self.wait(STEP)
     }
 
-    /// Is it stopped? Why? Never blocks.
+    /// Is it stopped? Why? Never blocks, and takes no news that somebody else waits for.
     fn poll(&self) -> Result<Option<Stop>> {
-        match waitpid(self.tid.nix(), Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
-            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => return Err(self.gone()),
-            // Its news may have been stolen while it lives, or it has been reaped by a thief.
-            Err(Errno::ECHILD) => return Err(self.gone()),
-            _ => {}
-        }
         match ptrace::get_siginfo(self.tid) {
-            Ok(info) => Ok(Some(Stop::of(&info))),
-            Err(Errno::ESRCH) => Ok(None),
-            Err(errno) => Err(Error::call("ptrace(GETSIGINFO)", errno).of(self.tid)),
+            Ok(info) => return Ok(Some(Stop::of(&info))),
+            Err(Errno::ESRCH) => {}
+            Err(errno) => return Err(Error::call("ptrace(GETSIGINFO)", errno).of(self.tid)),
+        }
+        match crate::sys::wait::peek(self.tid) {
+            Ok(None) => Ok(None),
+            // No child of ours any more: it was reaped by a thread that waits for everybody.
+            Ok(Some(_)) | Err(Errno::ECHILD) => Err(self.gone()),
+            Err(errno) => Err(Error::call("waitid", errno).of(self.tid)),
         }
     }
 
@@ -160,19 +161,23 @@ impl Tracee {
         ptrace::set_sigmask(self.tid, mask).call("ptrace(SETSIGMASK)").map_err(|error| error.of(self.tid))
     }
 
-    /// Waits until the task, which has been killed, is reaped or at least dead.
-    pub(crate) fn wait_death(&self, limit: Duration) -> Result<()> {
+    /// Waits until the task, which has been killed, is dead. `reap` is for those whose parent is somebody
+    /// else: the parent's own wait comes after ours.
+    pub(crate) fn wait_death(&self, reap: bool) -> Result<()> {
         let started = Instant::now();
         loop {
             match self.poll() {
-                Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::TaskGone => break,
                 Err(error) => return Err(error),
-                // SIGKILL takes a stopped tracee through its exit without asking us again.
-                Ok(_) if started.elapsed() > limit => {
+                Ok(_) if started.elapsed() > STEP => {
                     return Err(Error::new(ErrorKind::Timeout, "it did not die").of(self.tid));
                 }
                 Ok(_) => std::thread::sleep(Duration::from_micros(30)),
             }
         }
+        if reap {
+            crate::sys::wait::reap(self.tid);
+        }
+        Ok(())
     }
 }

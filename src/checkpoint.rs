@@ -1,0 +1,500 @@
+//! Checkpoint: freeze, collect, describe, write; then let go.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, info_span};
+
+use crate::Pid;
+use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Refusal, Result};
+use crate::freeze::{Frozen, Process, Thread, freeze};
+use crate::hooks::{Event, Hooks, Progress, vetoed};
+use crate::image::{ImageWriter, ManifestInfo, Owner, Records};
+use crate::proc::smaps::Mapping;
+use crate::resource::fds::{Collector, Places};
+use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
+use crate::resource::signals::pending;
+use crate::resource::tasks::blocked::{self, Blocked};
+use crate::resource::tasks::{rseq, tree::Tree, unsupported};
+use crate::resource::{Report, STATES, Scope, View};
+use crate::tracee::{Batch, Memory, Puppet, Scratch, Springboard};
+
+/// What becomes of the target when its image is complete.
+///
+/// ```
+/// # use cryosleep::{AfterDump, Checkpoint};
+/// # fn periodic(pid: u32) -> cryosleep::Result<()> {
+/// Checkpoint::of(pid).after(AfterDump::Resume).write_to("/var/lib/images/job")?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AfterDump {
+    /// It ends, by SIGKILL: its next life is the restored one.
+    #[default]
+    Kill,
+    /// It runs on as if nothing had happened.
+    Resume,
+    /// It stays stopped, as by SIGSTOP, until somebody sends SIGCONT.
+    Stop,
+}
+
+/// A checkpoint to be made: who, and how.
+///
+/// ```no_run
+/// use cryosleep::{AfterDump, Checkpoint};
+/// use std::time::Duration;
+///
+/// let dumped = Checkpoint::of(4711u32)
+///     .after(AfterDump::Resume)
+///     .time_limit(Duration::from_secs(2))
+///     .write_to("/var/lib/images/job")?;
+/// println!("frozen for {:?}", dumped.stats.frozen);
+/// # Ok::<(), cryosleep::Error>(())
+/// ```
+///
+/// Needs Linux 6.7, and the right to trace the target: the same user, or CAP_SYS_PTRACE (ptrace(2)).
+#[must_use = "nothing happens before write_to() or preflight()"]
+pub struct Checkpoint<'h> {
+    root: Pid,
+    after: AfterDump,
+    time_limit: Duration,
+    hooks: Option<&'h mut dyn Hooks>,
+}
+
+impl std::fmt::Debug for Checkpoint<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { root, after, time_limit, .. } = self;
+        f.debug_struct("Checkpoint")
+            .field("root", root)
+            .field("after", after)
+            .field("time_limit", time_limit)
+            .finish()
+    }
+}
+
+/// What a checkpoint has done.
+///
+/// ```no_run
+/// let dumped = cryosleep::Checkpoint::of(4711u32).write_to("/tmp/image")?;
+/// assert_eq!(dumped.root.get(), 4711);
+/// # Ok::<(), cryosleep::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Dumped {
+    /// The root of the tree.
+    pub root: Pid,
+    /// How long it took, and how much it was.
+    pub stats: CheckpointStats,
+}
+
+/// Times and amounts of a checkpoint.
+///
+/// ```
+/// let none = cryosleep::CheckpointStats::default();
+/// assert_eq!(none.bytes_written, 0);
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct CheckpointStats {
+    /// From the start until the last task stood still.
+    pub freezing: Duration,
+    /// From then until the tree was let go (or had been killed).
+    pub frozen: Duration,
+    /// The part of that in which memory was copied.
+    pub memory: Duration,
+    /// Threads, in all processes.
+    pub tasks: u64,
+    /// Pages of private memory that the target has mapped.
+    pub pages_scanned: u64,
+    /// Pages that were populated but held zeroes only, and so were left out.
+    pub pages_zero: u64,
+    /// Pages stored.
+    pub pages_written: u64,
+    /// Size of the image, in bytes.
+    pub bytes_written: u64,
+}
+
+/// Everything that would be refused.
+///
+/// ```
+/// # fn ask(pid: u32) -> cryosleep::Result<()> {
+/// let report = cryosleep::Checkpoint::of(pid).preflight()?;
+/// if report.is_supported() {
+///     println!("it can be checkpointed");
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Preflight(Vec<Refusal>);
+
+impl Preflight {
+    /// Nothing stands in the way.
+    pub fn is_supported(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What stands in the way.
+    pub fn refusals(&self) -> &[Refusal] {
+        &self.0
+    }
+}
+
+impl<'h> Checkpoint<'h> {
+    /// A checkpoint of the tree whose root is this process.
+    pub fn of(root: impl Into<Pid>) -> Self {
+        const TIME_LIMIT: Duration = Duration::from_secs(10);
+        Self { root: root.into(), after: AfterDump::default(), time_limit: TIME_LIMIT, hooks: None }
+    }
+
+    /// What becomes of the target; it is killed unless this says otherwise.
+    pub fn after(mut self, after: AfterDump) -> Self {
+        self.after = after;
+        self
+    }
+
+    /// How long freezing may take; 10 seconds unless this says otherwise.
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = limit;
+        self
+    }
+
+    /// Who hears of the stages.
+    pub fn hooks(mut self, hooks: &'h mut dyn Hooks) -> Self {
+        self.hooks = Some(hooks);
+        self
+    }
+
+    /// Makes the checkpoint. The directory is created (mode 0700) if it does not exist; an image that it
+    /// holds is replaced in one step, when the new one is complete.
+    ///
+    /// # Errors
+    /// On every error the target runs on unharmed, and an image that was there before is still there.
+    /// [`ErrorKind::Unsupported`] lists everything that cannot be brought back.
+    pub fn write_to(self, dir: impl AsRef<Path>) -> Result<Dumped> {
+        let dir = dir.as_ref();
+        on_own_thread(move || self.run(dir))
+    }
+
+    /// Freezes the tree for a moment, only to say what a checkpoint of it would refuse.
+    ///
+    /// # Errors
+    /// When the tree cannot be frozen or looked at.
+    pub fn preflight(self) -> Result<Preflight> {
+        on_own_thread(move || {
+            let frozen = freeze(self.root, self.time_limit).in_phase(Phase::Freeze)?;
+            let mut report = Report::default();
+            let borrowed = Borrowed::all(&frozen, &mut report).in_phase(Phase::Collect)?;
+            let described = Described::of(&frozen, &borrowed, &mut report).in_phase(Phase::Describe);
+            drop(borrowed);
+            described.map(|_| Preflight(report.0))
+        })
+    }
+
+    fn run(mut self, dir: &Path) -> Result<Dumped> {
+        let span = info_span!("checkpoint", root = self.root.get());
+        let _entered = span.enter();
+        let mut stats = CheckpointStats::default();
+        let root = self.root;
+        self.tell(Event::PreDump { root }).in_phase(Phase::Freeze)?;
+        let started = Instant::now();
+        let frozen = freeze(root, self.time_limit).in_phase(Phase::Freeze)?;
+        stats.freezing = started.elapsed();
+        stats.tasks = frozen.processes.iter().map(|process| process.threads.len() as u64).sum();
+        debug!(processes = frozen.processes.len(), tasks = stats.tasks, "frozen");
+        self.tell(Event::Frozen { root }).in_phase(Phase::Freeze)?;
+
+        let mut report = Report::default();
+        let borrowed = Borrowed::all(&frozen, &mut report).in_phase(Phase::Collect)?;
+        let described = Described::of(&frozen, &borrowed, &mut report).in_phase(Phase::Describe)?;
+        if !report.0.is_empty() {
+            return Err(Error::unsupported(report.0).in_phase(Phase::Describe));
+        }
+        let sleeps = self.write(described, &borrowed, dir, &mut stats).in_phase(Phase::Write)?;
+        self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;
+        self.give_back(borrowed, &sleeps).in_phase(Phase::Release)?;
+        self.let_go(frozen).in_phase(Phase::Release)?;
+        stats.frozen = started.elapsed() - stats.freezing;
+        Ok(Dumped { root, stats })
+    }
+
+    fn tell(&mut self, event: Event) -> Result<()> {
+        self.hooks.as_mut().map_or(Ok(()), |hooks| vetoed(hooks.event(event)))
+    }
+
+    /// Writes pages and records; the manifest, which makes it an image, comes last.
+    fn write(
+        &mut self,
+        described: Described,
+        borrowed: &[Borrowed<'_>],
+        dir: &Path,
+        stats: &mut CheckpointStats,
+    ) -> Result<Vec<(Pid, Blocked)>> {
+        let Described { mut records, spaces, shared, sleeps } = described;
+        let mut image = ImageWriter::create(dir)?;
+        let started = Instant::now();
+        let hooks = &mut self.hooks;
+        let mut progress = |progress: Progress| match hooks {
+            Some(hooks) => vetoed(hooks.progress(progress)),
+            None => Ok(()),
+        };
+        let mut pages = PageWriter::new(&mut progress);
+        for (mut space, process) in spaces.into_iter().zip(borrowed) {
+            process.write_pages(&mut space, &mut pages, &mut image).of(process.process.pid)?;
+            records.put(Owner(process.process.pid.get()), &space)?;
+        }
+        shared.write(Memory::open, &mut pages, &mut image, &mut records)?;
+        stats.memory = started.elapsed();
+        stats.pages_scanned = pages.counts.scanned;
+        stats.pages_zero = pages.counts.zero;
+        stats.pages_written = pages.counts.written;
+        stats.bytes_written = image.finish(records, ManifestInfo { root: self.root })?.bytes;
+        Ok(sleeps)
+    }
+
+    fn give_back(&self, borrowed: Vec<Borrowed<'_>>, sleeps: &[(Pid, Blocked)]) -> Result<()> {
+        if self.after == AfterDump::Kill {
+            // Nothing of ours has to be taken out of processes that end.
+            borrowed.into_iter().for_each(Borrowed::abandon);
+            return Ok(());
+        }
+        borrowed.iter().for_each(|process| process.leave_notes(sleeps));
+        borrowed.into_iter().try_for_each(Borrowed::give_back)
+    }
+
+    fn let_go(&self, frozen: Frozen) -> Result<()> {
+        match self.after {
+            AfterDump::Kill => frozen.kill(),
+            AfterDump::Stop => frozen.stop(),
+            AfterDump::Resume => Ok(()),
+        }
+    }
+}
+
+/// ptrace(2) belongs to a thread; the caller's may be anything, so everything happens on one of our own.
+pub(crate) fn on_own_thread<T: Send>(body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("cryosleep".into()).spawn_scoped(scope, body);
+        let ended = thread.call("clone")?.join();
+        ended.unwrap_or_else(|_| Err(Error::new(ErrorKind::Kernel, "the engine's thread ended early")))
+    })
+}
+
+/// A stopped process that executes system calls for us. Dropping it gives it back.
+struct Borrowed<'f> {
+    process: &'f Process,
+    mappings: Vec<Mapping>,
+    memory: Memory,
+    /// None for a process that cannot be asked.
+    tools: Option<(Springboard, Scratch)>,
+    /// A blocked SIGCONT that our stops would discard.
+    continues: Vec<crate::sys::ptrace::SigInfo>,
+}
+
+impl<'f> Borrowed<'f> {
+    fn all(frozen: &'f Frozen, report: &mut Report) -> Result<Vec<Self>> {
+        let borrow = |process: &'f Process| {
+            unsupported::check(process, report)?;
+            Self::borrow(process).of(process.pid)
+        };
+        frozen.processes.iter().map(borrow).collect()
+    }
+
+    fn borrow(process: &'f Process) -> Result<Self> {
+        let memory = Memory::open(process.pid)?;
+        let mappings = memory::mappings(process.pid)?;
+        for thread in &process.threads {
+            rseq::leave_critical_section(&thread.tracee, &memory)?;
+            blocked::call_again(&thread.tracee)?;
+        }
+        let mut borrowed = Self { process, mappings, memory, tools: None, continues: Vec::new() };
+        if unsupported::can_be_asked(process)
+            && let Some(speaker) = process.threads.first()
+        {
+            let vdso =
+                borrowed.mappings.iter().find(|mapping| mapping.name == b"[vdso]").ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::Unsupported,
+                        "it has no vdso, from which system calls could be executed",
+                    )
+                })?;
+            borrowed.continues = pending::continues(speaker.tid())?;
+            let springboard = Springboard::install(&borrowed.memory, vdso.start..vdso.end)?;
+            match springboard.map_scratch(&speaker.tracee, &borrowed.memory) {
+                Ok(scratch) => borrowed.tools = Some((springboard, scratch)),
+                Err(error) => {
+                    springboard.remove(&borrowed.memory)?;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(borrowed)
+    }
+
+    fn puppet<'p>(&'p self, thread: &'p Thread) -> Result<Option<Puppet<'p>>> {
+        let borrow = |(_, scratch)| Puppet::borrow(&thread.tracee, self.process.pid, &self.memory, scratch);
+        self.tools.map(borrow).transpose()
+    }
+
+    fn write_pages(
+        &self,
+        space: &mut AddressSpace,
+        pages: &mut PageWriter<'_>,
+        image: &mut ImageWriter,
+    ) -> Result<()> {
+        let pid = self.process.pid;
+        let Some(speaker) = self.process.threads.first() else { return Ok(()) };
+        let mut write = |file: &std::fs::File, offset: u64, ranges: &[std::ops::Range<u64>]| match self
+            .puppet(speaker)?
+        {
+            Some(mut puppet) => {
+                memory::inside::write(&mut puppet, file, offset, ranges)?;
+                puppet.release()
+            }
+            None => Err(Error::new(ErrorKind::Kernel, "it cannot be asked").of(pid)),
+        };
+        let inside = memory::inside::is_possible(self.process);
+        pages.write_private(space, pid, &self.memory, inside.then_some(&mut write), image)
+    }
+
+    fn leave_notes(&self, sleeps: &[(Pid, Blocked)]) {
+        for thread in &self.process.threads {
+            let sleep = sleeps.iter().find(|(tid, _)| *tid == thread.tid());
+            if let (Some((_, sleep)), Ok(regs)) = (sleep, thread.tracee.regs()) {
+                sleep.leave_note(&regs, &self.memory);
+            }
+        }
+    }
+
+    fn give_back(mut self) -> Result<()> {
+        self.take_tools_away()
+    }
+
+    /// It will be killed: there is nothing to be tidied up.
+    fn abandon(mut self) {
+        self.tools = None;
+    }
+
+    fn take_tools_away(&mut self) -> Result<()> {
+        let (Some((springboard, scratch)), Some(speaker)) = (self.tools.take(), self.process.threads.first())
+        else {
+            return Ok(());
+        };
+        let tools = (springboard, scratch);
+        pending::queue_continues(&self.continues, tools, self.process.pid, &speaker.tracee, &self.memory)?;
+        springboard.unmap_scratch(&speaker.tracee, &self.memory, scratch)?;
+        springboard.remove(&self.memory)
+    }
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        // On the way out of another error, or of a target that was killed meanwhile.
+        let _ = self.take_tools_away();
+    }
+}
+
+/// The records of a tree, but for its pages.
+struct Described {
+    records: Records,
+    spaces: Vec<AddressSpace>,
+    shared: SharedObjects,
+    sleeps: Vec<(Pid, Blocked)>,
+}
+
+impl Described {
+    fn of(frozen: &Frozen, borrowed: &[Borrowed<'_>], report: &mut Report) -> Result<Self> {
+        let mut described = Self {
+            records: Records::new()?,
+            spaces: Vec::new(),
+            shared: SharedObjects::default(),
+            sleeps: Vec::new(),
+        };
+        let tree = Tree::describe(frozen, report);
+        described.records.put(Owner::IMAGE, &tree)?;
+        crate::resource::tasks::sharing::check(frozen, report)?;
+        let mut files = Collector::default();
+        for process in borrowed {
+            described.process(process, report).of(process.process.pid)?;
+            files.table(process.process, report, &mut described.records)?;
+        }
+        files.finish(report, &mut described.records)?;
+        Ok(described)
+    }
+
+    fn process(&mut self, borrowed: &Borrowed<'_>, report: &mut Report) -> Result<()> {
+        let process = borrowed.process;
+        if let Some(places) = Places::describe(process, report)? {
+            self.records.put(Owner(process.pid.get()), &places)?;
+        }
+        for (index, thread) in process.threads.iter().enumerate() {
+            self.thread(borrowed, thread, index == 0, report).of(thread.tid())?;
+        }
+        Ok(())
+    }
+
+    fn thread(
+        &mut self,
+        borrowed: &Borrowed<'_>,
+        thread: &Thread,
+        speaks: bool,
+        report: &mut Report,
+    ) -> Result<()> {
+        let view = View { process: borrowed.process, thread };
+        match Blocked::describe(view.tid(), &thread.tracee.regs()?, thread.sleeper, &borrowed.memory) {
+            Ok(Some(sleep)) => {
+                self.records.put(Owner(view.tid().get()), &sleep)?;
+                self.sleeps.push((view.tid(), sleep));
+            }
+            Ok(None) => {}
+            Err(error) => report.refuse(error.into_refusal()?),
+        }
+        let Some((_, scratch)) = borrowed.tools else { return Ok(()) };
+        // A timer that expires in between would be seen in neither place, or in both: look again.
+        let mut asked = Asked::of(view, speaks, borrowed, scratch)?;
+        for _ in 0..5 {
+            if asked.pending == pending::Snapshot::take(view.tid())? {
+                break;
+            }
+            asked = Asked::of(view, speaks, borrowed, scratch)?;
+        }
+        let Asked { states, space, answers, .. } = asked;
+        for describe in states {
+            let refused = describe(&answers, view, report, &mut self.records);
+            if let Err(error) = refused {
+                report.refuse(error.of(view.tid()).into_refusal()?);
+            }
+        }
+        if let Some(space) = space {
+            let shared = &mut self.shared;
+            let described =
+                memory::describe(view.process, &borrowed.mappings, &space, &answers, shared, report)?;
+            self.spaces.extend(described);
+        }
+        Ok(())
+    }
+}
+
+/// One thread's answers.
+struct Asked {
+    states: Vec<crate::resource::Describe>,
+    space: Option<memory::Asked>,
+    pending: pending::Snapshot,
+    answers: crate::tracee::Answers,
+}
+
+impl Asked {
+    fn of(view: View<'_>, speaks: bool, borrowed: &Borrowed<'_>, scratch: Scratch) -> Result<Self> {
+        let pending = pending::Snapshot::take(view.tid())?;
+        let mut batch = Batch::new(scratch);
+        let wanted = STATES.iter().filter(|state| speaks || state.scope == Scope::Thread);
+        // While the thread still has its own registers and mask.
+        let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
+        let space = speaks.then(|| memory::ask(&mut batch));
+        let mut puppet = Puppet::borrow(view.tracee(), view.process.pid, &borrowed.memory, scratch)?;
+        let answers = puppet.run(batch)?;
+        puppet.release()?;
+        Ok(Self { states, space, pending, answers })
+    }
+}

@@ -1,0 +1,36 @@
+//! The character devices that have no state of their own: null, zero, full, random, urandom.
+
+use std::os::fd::OwnedFd;
+
+use nix::sys::stat::{SFlag, major, minor};
+
+use super::{Builder, Collector, Description, FileKind, FileRef, OPEN_FLAGS, Probe};
+use crate::error::{Refusal, Result};
+use crate::image::{Decode, Encode, Record, Tag};
+
+#[derive(Encode, Decode, Debug)]
+pub(crate) struct Device(FileRef);
+
+impl Record for Device {
+    const TAG: Tag = Tag::new(b"FDEV");
+    const VERSION: u16 = 1;
+    const NAME: &'static str = "stateless character device";
+}
+
+/// Documentation/admin-guide/devices.txt: null, zero, full, random and urandom of major 1.
+const STATELESS: [u64; 5] = [3, 5, 7, 8, 9];
+
+impl FileKind for Device {
+    fn recognise(probe: &Probe) -> bool {
+        let device = probe.stat.st_rdev;
+        probe.kind() == SFlag::S_IFCHR && major(device) == 1 && STATELESS.contains(&minor(device))
+    }
+
+    fn describe(probe: &Probe, _: &mut Collector) -> Result<std::result::Result<Self, Refusal>> {
+        Ok(FileRef::describe(&probe.name, &probe.stat).map(Self).map_err(|reason| probe.refusal(reason)))
+    }
+
+    fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd> {
+        self.0.open(common.flags() & OPEN_FLAGS, builder.validation)
+    }
+}

@@ -1,0 +1,570 @@
+//! Rebuilding an address space in a blank task.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+
+use nix::fcntl::OFlag;
+
+use super::{ADDRESS_END, AddressSpace, Backing, Run, Segments, SharedObject, Traits, Vma};
+use crate::Pid;
+use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
+use crate::image::{Image, Owner};
+use crate::proc::smaps::Mapping;
+use crate::resource::fds::{Channel, FileRef, FileValidation, Places};
+use crate::sys::{PAGE, pidfd, uffd};
+use crate::tracee::{Batch, Puppet, Scratch, sys};
+
+/// Where the engine's own things are in every task that it rebuilds: one range, free in all of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Workshop {
+    base: u64,
+    len: u64,
+}
+
+/// Room for the kernel's own mappings on their way to their places.
+const PARK: u64 = 0x2_0000;
+
+impl Workshop {
+    /// Finds a range that no address space uses, with room for the shared objects.
+    pub(crate) fn find<'s>(spaces: impl Iterator<Item = &'s AddressSpace>, shared: u64) -> Result<Self> {
+        /// mmap_min_addr is lower; a stack wants a gap of a megabyte below it.
+        const LOWEST: u64 = 0x20_0000;
+        const GAP: u64 = 0x20_0000;
+        let len = 2 * PAGE + Scratch::LEN + PARK + shared;
+        let mut used: Vec<Range<u64>> =
+            spaces.flat_map(|space| space.vmas.iter().map(|vma| vma.start..vma.end)).collect();
+        used.sort_unstable_by_key(|range| range.start);
+        let mut free = LOWEST;
+        for range in used.into_iter().chain([ADDRESS_END..ADDRESS_END]) {
+            if range.start >= free && range.start - free >= len.saturating_add(GAP) {
+                return Ok(Self { base: free, len });
+            }
+            free = free.max(range.end.saturating_add(GAP) & !(GAP - 1));
+        }
+        Err(Error::new(ErrorKind::Unsupported, "the address spaces of the tree leave no room for the engine"))
+    }
+
+    /// Where the stub program goes, and how much memory it needs behind its page.
+    pub(crate) fn stub(&self) -> (u64, u64) {
+        (self.base, PAGE + Scratch::LEN)
+    }
+
+    pub(crate) fn scratch(&self) -> Scratch {
+        Scratch::new(self.base + 2 * PAGE, self.code())
+    }
+
+    pub(crate) fn code(&self) -> u64 {
+        self.base + PAGE
+    }
+
+    fn park(&self) -> u64 {
+        self.base + 2 * PAGE + Scratch::LEN
+    }
+
+    fn shared(&self) -> u64 {
+        self.park() + PARK
+    }
+
+    pub(crate) fn range(&self) -> Range<u64> {
+        self.base..self.base + self.len
+    }
+
+    /// What of a blank task's memory has to stay until the end.
+    fn keeps(&self, mapping: &Mapping) -> bool {
+        mapping.start >= self.code() && mapping.end <= self.base + self.len
+    }
+}
+
+/// The shared objects of an image, and where the workshop has them.
+#[derive(Debug, Default)]
+pub(crate) struct SharedPlan {
+    objects: BTreeMap<u32, (u64, SharedObject)>,
+    pub(crate) len: u64,
+}
+
+impl SharedPlan {
+    pub(crate) fn load(image: &Image) -> Result<Self> {
+        let mut plan = Self::default();
+        for owner in image.owners::<SharedObject>() {
+            let object: SharedObject = image.require(owner)?;
+            let bad =
+                |why| Err(Error::new(ErrorKind::Image, why).about(Subject::Section(format!("SHMO {owner}"))));
+            if object.size == 0 || !object.size.is_multiple_of(PAGE) || object.size > ADDRESS_END {
+                return bad("shared memory of an impossible size");
+            }
+            let inside = |run: &Run| run.addr.checked_add(run.len).is_some_and(|end| end <= object.size);
+            if !object
+                .runs
+                .iter()
+                .all(|run| inside(run) && run.len > 0 && (run.addr | run.len).is_multiple_of(PAGE))
+            {
+                return bad("pages outside of their shared memory");
+            }
+            Segments(image).check(&object.runs)?;
+            let offset = plan.len;
+            plan.len = plan.len.saturating_add(object.size);
+            plan.objects.insert(owner.0, (offset, object));
+        }
+        Ok(plan)
+    }
+
+    /// The address at which the workshop has this part of an object.
+    fn address(&self, workshop: &Workshop, object: u32, range: Range<u64>) -> Result<u64> {
+        match self.objects.get(&object) {
+            Some((at, object)) if range.end <= object.size => Ok(workshop.shared() + at + range.start),
+            _ => Err(Error::new(ErrorKind::Image, "a mapping of shared memory that is missing or too small")),
+        }
+    }
+
+    /// Checks that every mapping of shared memory has its object.
+    pub(crate) fn check(&self, space: &AddressSpace, workshop: &Workshop) -> Result<()> {
+        space.vmas.iter().try_for_each(|vma| match vma.backing {
+            Backing::Shared { object } => self
+                .address(workshop, object, vma.offset..vma.offset + vma.len())
+                .about(|| vma.subject())
+                .map(drop),
+            _ => Ok(()),
+        })
+    }
+}
+
+/// Makes the shared objects in the root, before it has children who inherit them.
+pub(crate) fn prepare_shared(
+    puppet: &mut Puppet<'_>,
+    shared: &SharedPlan,
+    workshop: &Workshop,
+    image: &Image,
+) -> Result<()> {
+    for (at, object) in shared.objects.values() {
+        let mut batch = puppet.batch();
+        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let mut flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        if object.no_reserve {
+            flags |= libc::MAP_NORESERVE;
+        }
+        let start = workshop.shared() + at;
+        batch.call(sys::mmap, &[start, object.size, prot, flags as u64, u64::MAX, 0]);
+        puppet.run(batch)?.check()?;
+        Segments(image).each(&object.runs, |pieces| {
+            let pieces: Vec<_> = pieces.iter().map(|(addr, bytes)| (start + addr, *bytes)).collect();
+            puppet.memory().write_all(&pieces)
+        })?;
+    }
+    Ok(())
+}
+
+/// Files that restored tasks need, each opened (and checked) once.
+pub(crate) struct Opened {
+    validation: FileValidation,
+    files: BTreeMap<(FileRef, i32), OwnedFd>,
+}
+
+impl Opened {
+    pub(crate) fn new(validation: FileValidation) -> Self {
+        Self { validation, files: BTreeMap::new() }
+    }
+
+    fn open(&mut self, file: &FileRef, flags: OFlag) -> Result<()> {
+        let key = (file.clone(), flags.bits());
+        if let std::collections::btree_map::Entry::Vacant(slot) = self.files.entry(key) {
+            slot.insert(file.open(flags, self.validation)?);
+        }
+        Ok(())
+    }
+
+    fn get(&self, file: &FileRef, flags: OFlag) -> Result<std::os::fd::BorrowedFd<'_>> {
+        let opened = self.files.get(&(file.clone(), flags.bits()));
+        opened.map(AsFd::as_fd).ok_or_else(|| Error::new(ErrorKind::Image, "a file that is not listed"))
+    }
+
+    /// Opens everything that one process needs, before there is any task.
+    pub(crate) fn open_for(&mut self, space: &AddressSpace, places: &Places) -> Result<()> {
+        needs(space, places).into_iter().try_for_each(|(file, flags)| self.open(file, flags))
+    }
+}
+
+/// The files of one process with the flags that they are opened with, in a fixed order.
+fn needs<'a>(space: &'a AddressSpace, places: &'a Places) -> Vec<(&'a FileRef, OFlag)> {
+    let directory = OFlag::O_PATH | OFlag::O_DIRECTORY;
+    let mut all = vec![(&space.executable, OFlag::O_RDONLY), (&places.cwd, directory)];
+    all.extend(places.root.as_ref().map(|root| (root, directory)));
+    all.extend(
+        mapped(space)
+            .into_iter()
+            .filter_map(|(index, flags)| Some((space.files.get(index as usize)?, flags))),
+    );
+    all
+}
+
+/// The mapped files, by index, with the flags that their mappings need: each pair once.
+fn mapped(space: &AddressSpace) -> Vec<(u32, OFlag)> {
+    let mut wanted: Vec<(u32, i32)> =
+        space.vmas.iter().filter_map(|vma| Some((file_index(vma)?, open_flags(vma).bits()))).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    wanted.into_iter().map(|(index, flags)| (index, OFlag::from_bits_retain(flags))).collect()
+}
+
+fn file_index(vma: &Vma) -> Option<u32> {
+    match vma.backing {
+        Backing::File { index, .. } => Some(index),
+        _ => None,
+    }
+}
+
+/// A shared mapping that may be made writable comes from a descriptor that could write.
+fn open_flags(vma: &Vma) -> OFlag {
+    match vma.backing {
+        Backing::File { shared: true, .. } if vma.has(Traits::MAY_WRITE) => OFlag::O_RDWR,
+        _ => OFlag::O_RDONLY,
+    }
+}
+
+/// Rebuilds one process's memory and places.
+pub(crate) struct MmBuilder<'b> {
+    pub(crate) workshop: Workshop,
+    pub(crate) shared: &'b SharedPlan,
+    pub(crate) opened: &'b Opened,
+    pub(crate) channel: &'b Channel,
+    pub(crate) image: &'b Image,
+    /// What a blank task has mapped.
+    pub(crate) blank: &'b [Mapping],
+}
+
+impl MmBuilder<'_> {
+    pub(crate) fn build(&self, puppet: &mut Puppet<'_>, space: &AddressSpace, places: &Places) -> Result<()> {
+        let mut batch = puppet.batch();
+        self.clear(&mut batch);
+        let numbers = self.receive(puppet, &mut batch, space, places)?;
+        for vma in &space.vmas {
+            self.map(vma, &numbers, &mut batch)?;
+            if batch.is_nearly_full() {
+                puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
+            }
+        }
+        let at = |file: &FileRef, flags: OFlag| numbers.number(file, flags);
+        batch.about(Subject::Attribute("executable"));
+        space.layout.build(at(&space.executable, OFlag::O_RDONLY)?, &mut batch);
+        let directory = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        if let Some(root) = &places.root {
+            batch.about(root.subject());
+            batch.call(sys::fchdir, &[at(root, directory)? as u64]);
+            let dot = batch.input(b".\0");
+            batch.call(sys::chroot, &[dot]);
+        }
+        batch.about(places.cwd.subject());
+        batch.call(sys::fchdir, &[at(&places.cwd, directory)? as u64]);
+        batch.call(sys::umask, &[u64::from(places.umask)]);
+        numbers.close(&mut batch);
+        puppet.run(batch)?.check()?;
+        self.fill(puppet, space)?;
+        self.lock(puppet, space)
+    }
+
+    /// Removes what the blank task does not need, and moves the kernel's mappings out of the way.
+    fn clear(&self, batch: &mut Batch) {
+        for mapping in self.blank.iter().filter(|mapping| !self.workshop.keeps(mapping)) {
+            let len = mapping.end - mapping.start;
+            match self.parked(&mapping.name) {
+                Some(park) => move_to(batch, mapping.start, len, park),
+                None if mapping.name == b"[vsyscall]" => continue,
+                None => batch.call(sys::munmap, &[mapping.start, len]),
+            };
+        }
+    }
+
+    /// The parking place of one of the kernel's own mappings.
+    fn parked(&self, name: &[u8]) -> Option<u64> {
+        let special = |mapping: &&Mapping| is_special(&mapping.name);
+        let mut at = self.workshop.park();
+        for mapping in self.blank.iter().filter(special) {
+            if mapping.name == name {
+                return Some(at);
+            }
+            at += mapping.end - mapping.start;
+        }
+        None
+    }
+
+    fn receive<'s>(
+        &self,
+        puppet: &mut Puppet<'_>,
+        batch: &mut Batch,
+        space: &'s AddressSpace,
+        places: &'s Places,
+    ) -> Result<Numbers<'s>> {
+        const MESSAGE: usize = 240;
+        let mut wanted = needs(space, places);
+        wanted.sort_unstable_by_key(|(file, flags)| (*file, flags.bits()));
+        wanted.dedup();
+        let (mut numbers, mut taken) = (BTreeMap::new(), vec![self.channel.number()]);
+        for message in wanted.chunks(MESSAGE) {
+            let fds = message
+                .iter()
+                .map(|(file, flags)| self.opened.get(file, *flags))
+                .collect::<Result<Vec<_>>>()?;
+            let received = self.channel.send(&fds, &taken, batch)?;
+            puppet.run(std::mem::replace(batch, puppet.batch()))?.check()?;
+            let keys = message.iter().map(|(file, flags)| (*file, flags.bits()));
+            numbers.extend(keys.zip(received.iter().copied()));
+            taken.extend(received);
+        }
+        let files = &space.files;
+        Ok(Numbers { numbers, files })
+    }
+
+    fn map(&self, vma: &Vma, numbers: &Numbers<'_>, batch: &mut Batch) -> Result<()> {
+        batch.about(vma.subject());
+        let (start, len) = (vma.start, vma.len());
+        let write = libc::PROT_WRITE as u32;
+        // Memory that was writable once counts as committed for good.
+        let accounted = vma.has(Traits::ACCOUNT) && vma.is_private() && vma.prot & write == 0;
+        let prot = u64::from(if accounted { vma.prot | write } else { vma.prot });
+        match &vma.backing {
+            Backing::Anonymous { name } => {
+                let flags = mmap_flags(vma, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+                batch.call(sys::mmap, &[start, len, prot, flags, u64::MAX, 0]);
+                if let Some(name) = name {
+                    const PR_SET_VMA: u64 = 0x5356_4d41;
+                    let name = batch.input(&[name, &b"\0"[..]].concat());
+                    batch.call(sys::prctl, &[PR_SET_VMA, 0, start, len, name]);
+                }
+            }
+            Backing::File { shared, .. } => {
+                let kind = if *shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+                let fd = numbers.of(vma)? as u64;
+                batch.call(sys::mmap, &[start, len, prot, mmap_flags(vma, kind), fd, vma.offset]);
+            }
+            Backing::Shared { object } => {
+                let from = self.shared.address(&self.workshop, *object, vma.offset..vma.offset + len)?;
+                // An old length of 0 maps shared memory a second time.
+                batch.call(sys::mremap, &[from, 0, len, MREMAP, start]);
+                if vma.prot != (libc::PROT_READ | libc::PROT_WRITE) as u32 {
+                    batch.call(sys::mprotect, &[start, len, prot]);
+                }
+            }
+            Backing::Special { name } => return self.map_special(vma, name, batch),
+        }
+        if accounted {
+            batch.call(sys::mprotect, &[start, len, u64::from(vma.prot)]);
+        }
+        for (_, advice) in ADVICE.iter().filter(|(traits, _)| vma.has(*traits)) {
+            batch.call(sys::madvise, &[start, len, *advice as u64]);
+        }
+        Ok(())
+    }
+
+    fn map_special(&self, vma: &Vma, name: &[u8], batch: &mut Batch) -> Result<()> {
+        let of_blank = self.blank.iter().find(|mapping| mapping.name == name);
+        match (of_blank, self.parked(name)) {
+            (Some(mapping), Some(park)) if mapping.end - mapping.start == vma.len() => {
+                move_to(batch, park, vma.len(), vma.start);
+                Ok(())
+            }
+            _ => Err(Error::new(
+                ErrorKind::Kernel,
+                "the vdso of this kernel differs from that of the checkpoint's",
+            )
+            .about(vma.subject())
+            .with_hint("restore on the kernel that the checkpoint was made on")),
+        }
+    }
+
+    fn fill(&self, puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
+        let large = |run: &Run| {
+            run.len >= super::pages::LARGE && space.vma_at(run.addr).is_some_and(Vma::is_anonymous)
+        };
+        let (bulk, rest): (Vec<Run>, Vec<Run>) = space.runs.iter().partition(|run| large(run));
+        let left = if bulk.is_empty() { None } else { self.fill_bulk(puppet, space, &bulk).err() };
+        if let Some(error) = left {
+            // Not allowed here, by sysctl or seccomp: the slower way does it as well.
+            tracing::debug!(%error, "userfaultfd is not available");
+            self.write(puppet, space, &bulk)?;
+        }
+        self.write(puppet, space, &rest)
+    }
+
+    fn write(&self, puppet: &Puppet<'_>, space: &AddressSpace, runs: &[Run]) -> Result<()> {
+        let memory = puppet.memory();
+        let writable =
+            |addr: u64| space.vma_at(addr).is_some_and(|vma| vma.prot & libc::PROT_WRITE as u32 != 0);
+        Segments(self.image).each(runs, |pieces| {
+            let (fast, slow): (Vec<_>, Vec<_>) = pieces.iter().partition(|(addr, _)| writable(*addr));
+            memory.write_all(&fast)?;
+            slow.into_iter().try_for_each(|(addr, bytes)| memory.write(addr, bytes))
+        })
+    }
+
+    /// Places pages by userfaultfd, which allocates and copies in one step, from two threads.
+    fn fill_bulk(&self, puppet: &mut Puppet<'_>, space: &AddressSpace, runs: &[Run]) -> Result<()> {
+        let mut batch = puppet.batch();
+        let flags = uffd::USER_MODE_ONLY | (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
+        let made = batch.call(sys::userfaultfd, &[flags]);
+        let number = puppet.run(batch)?.get(made)?;
+        let pid = puppet.tracee().tid();
+        let pidfd = pidfd::open(pid).call("pidfd_open")?;
+        let ours = pidfd::get_fd(pidfd.as_fd(), number as RawFd).call("pidfd_getfd");
+        let mut batch = puppet.batch();
+        batch.call(sys::close, &[number]);
+        puppet.run(batch)?.check()?;
+        let ours = ours?;
+        uffd::handshake(ours.as_fd()).call("ioctl(UFFDIO_API)")?;
+        let mut last = 0;
+        for vma in runs.iter().filter_map(|run| space.vma_at(run.addr)) {
+            if vma.start >= last {
+                let registered =
+                    uffd::register(ours.as_fd(), vma.start..vma.end).call("ioctl(UFFDIO_REGISTER)");
+                registered.about(|| vma.subject())?;
+                last = vma.end;
+            }
+        }
+        copy_in_parallel(ours.as_fd(), self.image, runs)
+    }
+
+    fn lock(&self, puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
+        const MLOCK_ONFAULT: u64 = 1;
+        let mut batch = puppet.batch();
+        for vma in space.vmas.iter().filter(|vma| vma.has(Traits::LOCKED)) {
+            batch.about(vma.subject());
+            let flags = if vma.has(Traits::LOCK_ON_FAULT) { MLOCK_ONFAULT } else { 0 };
+            batch.call(sys::mlock2, &[vma.start, vma.len(), flags]);
+        }
+        puppet
+            .run(batch)?
+            .check()
+            .hint("locking memory is limited by RLIMIT_MEMLOCK, unless with CAP_IPC_LOCK")
+    }
+}
+
+/// How many threads fill memory.
+const FILLERS: usize = 2;
+
+fn copy_in_parallel(uffd: std::os::fd::BorrowedFd<'_>, image: &Image, runs: &[Run]) -> Result<()> {
+    let shares = share(runs, FILLERS);
+    std::thread::scope(|scope| {
+        let fillers: Vec<_> = shares
+            .iter()
+            .map(|share| {
+                scope.spawn(move || {
+                    Segments(image).each(share, |pieces| {
+                        pieces.iter().try_for_each(|(addr, bytes)| {
+                            uffd::copy(uffd, *addr, bytes).call("ioctl(UFFDIO_COPY)")
+                        })
+                    })
+                })
+            })
+            .collect();
+        fillers.into_iter().try_for_each(|filler| {
+            filler
+                .join()
+                .unwrap_or_else(|_| Err(Error::new(ErrorKind::Kernel, "a filling thread ended early")))
+        })
+    })
+}
+
+/// Divides runs into parts of about the same number of bytes, each in order.
+fn share(runs: &[Run], parts: usize) -> Vec<Vec<Run>> {
+    let total: u64 = runs.iter().map(|run| run.len).sum();
+    let each = (total / parts as u64).next_multiple_of(PAGE).max(PAGE);
+    let mut shares = vec![Vec::new()];
+    let mut room = each;
+    for run in runs {
+        let mut rest = *run;
+        while rest.len > room {
+            let head = Run { len: room, ..rest };
+            rest = Run { addr: rest.addr + room, len: rest.len - room, offset: rest.offset + room, ..rest };
+            shares.last_mut().into_iter().for_each(|share| share.push(head));
+            shares.push(Vec::new());
+            room = each;
+        }
+        room -= rest.len;
+        shares.last_mut().into_iter().for_each(|share| share.push(rest));
+    }
+    shares
+}
+
+/// Which descriptor number each file has in the task.
+struct Numbers<'s> {
+    numbers: BTreeMap<(&'s FileRef, i32), RawFd>,
+    files: &'s [FileRef],
+}
+
+impl Numbers<'_> {
+    fn number(&self, file: &FileRef, flags: OFlag) -> Result<RawFd> {
+        let number = self.numbers.get(&(file, flags.bits())).copied();
+        number.ok_or_else(|| Error::new(ErrorKind::Image, "a file that is not listed").about(file.subject()))
+    }
+
+    fn of(&self, vma: &Vma) -> Result<RawFd> {
+        let file = file_index(vma).and_then(|index| self.files.get(index as usize));
+        let file =
+            file.ok_or_else(|| Error::new(ErrorKind::Image, "a mapping of a file that is not listed"))?;
+        self.number(file, open_flags(vma))
+    }
+
+    fn close(&self, batch: &mut Batch) {
+        for number in self.numbers.values() {
+            batch.call(sys::close, &[*number as u64]);
+        }
+    }
+}
+
+const MREMAP: u64 = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+
+fn move_to(batch: &mut Batch, from: u64, len: u64, to: u64) -> crate::tracee::Call {
+    batch.call(sys::mremap, &[from, len, len, MREMAP, to])
+}
+
+fn is_special(name: &[u8]) -> bool {
+    matches!(name, b"[vdso]" | b"[vvar]" | b"[vvar_vclock]")
+}
+
+fn mmap_flags(vma: &Vma, kind: i32) -> u64 {
+    let mut flags = kind | libc::MAP_FIXED_NOREPLACE;
+    if vma.has(Traits::GROWS_DOWN) {
+        flags |= libc::MAP_GROWSDOWN;
+    }
+    if vma.has(Traits::NO_RESERVE) {
+        flags |= libc::MAP_NORESERVE;
+    }
+    flags as u64
+}
+
+/// What madvise(2) has to be told again.
+const ADVICE: [(Traits, i32); 8] = [
+    (Traits::DONT_FORK, libc::MADV_DONTFORK),
+    (Traits::DONT_DUMP, libc::MADV_DONTDUMP),
+    (Traits::WIPE_ON_FORK, libc::MADV_WIPEONFORK),
+    (Traits::MERGEABLE, libc::MADV_MERGEABLE),
+    (Traits::HUGE_PAGE, libc::MADV_HUGEPAGE),
+    (Traits::NO_HUGE_PAGE, libc::MADV_NOHUGEPAGE),
+    (Traits::SEQUENTIAL, libc::MADV_SEQUENTIAL),
+    (Traits::RANDOM, libc::MADV_RANDOM),
+];
+
+/// Loads and checks one process's address space.
+pub(crate) fn load(image: &Image, pid: Pid) -> Result<AddressSpace> {
+    let space: AddressSpace = image.require(Owner(pid.get())).of(pid)?;
+    space.check().of(pid)?;
+    Segments(image).check(&space.runs).of(pid)?;
+    Ok(space)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_even_and_complete() {
+        let run = |addr, pages| Run { addr, len: pages * PAGE, segment: 0, offset: addr };
+        let runs = [run(0, 1), run(0x10_0000, 7), run(0x20_0000, 2)];
+        let shares = share(&runs, 2);
+        let bytes: Vec<u64> = shares.iter().map(|share| share.iter().map(|run| run.len).sum()).collect();
+        assert_eq!(bytes, [5 * PAGE, 5 * PAGE]);
+        assert_eq!(
+            shares[1][0],
+            Run { addr: 0x10_0000 + 4 * PAGE, len: 3 * PAGE, segment: 0, offset: 0x10_0000 + 4 * PAGE }
+        );
+    }
+}

@@ -1,0 +1,346 @@
+//! Address spaces: the mappings of a process, the addresses that the kernel keeps about it (brk, arguments,
+//! environment, auxiliary vector), its executable, and which pages hold what.
+
+mod build;
+pub(crate) mod inside;
+mod layout;
+mod pages;
+mod shared;
+
+use std::collections::BTreeMap;
+
+use nix::sys::stat::{lstat, stat};
+
+use crate::Pid;
+use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
+use crate::freeze::Process;
+use crate::image::{Decode, Encode, Record, Tag};
+use crate::proc::read;
+use crate::proc::smaps::{self, Mapping, VmFlags};
+use crate::resource::Report;
+use crate::resource::fds::FileRef;
+use crate::tracee::{Answers, Batch, Call, sys};
+
+pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared};
+pub(crate) use layout::Layout;
+pub(crate) use pages::{PageWriter, Run, Segments};
+pub(crate) use shared::{SharedObject, SharedObjects};
+
+bitflags::bitflags! {
+    /// What a mapping has been asked to do, by mmap(2), madvise(2) and mlock(2). Part of the image format.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Traits: u32 {
+        const GROWS_DOWN = 1 << 0;
+        const NO_RESERVE = 1 << 1;
+        /// It counts as committed memory, though it may not be writable now.
+        const ACCOUNT = 1 << 2;
+        const DONT_FORK = 1 << 3;
+        const DONT_DUMP = 1 << 4;
+        const WIPE_ON_FORK = 1 << 5;
+        const MERGEABLE = 1 << 6;
+        const HUGE_PAGE = 1 << 7;
+        const NO_HUGE_PAGE = 1 << 8;
+        const SEQUENTIAL = 1 << 9;
+        const RANDOM = 1 << 10;
+        const LOCKED = 1 << 11;
+        const LOCK_ON_FAULT = 1 << 12;
+        /// A shared mapping of a file that was opened for writing.
+        const MAY_WRITE = 1 << 13;
+    }
+}
+
+/// smaps flags and the traits that stand for them.
+const TRAITS: [(VmFlags, Traits); 14] = [
+    (VmFlags::GROWS_DOWN, Traits::GROWS_DOWN),
+    (VmFlags::NO_RESERVE, Traits::NO_RESERVE),
+    (VmFlags::ACCOUNT, Traits::ACCOUNT),
+    (VmFlags::DONT_FORK, Traits::DONT_FORK),
+    (VmFlags::DONT_DUMP, Traits::DONT_DUMP),
+    (VmFlags::WIPE_ON_FORK, Traits::WIPE_ON_FORK),
+    (VmFlags::MERGEABLE, Traits::MERGEABLE),
+    (VmFlags::HUGE_PAGE, Traits::HUGE_PAGE),
+    (VmFlags::NO_HUGE_PAGE, Traits::NO_HUGE_PAGE),
+    (VmFlags::SEQ_READ, Traits::SEQUENTIAL),
+    (VmFlags::RAND_READ, Traits::RANDOM),
+    (VmFlags::LOCKED, Traits::LOCKED),
+    (VmFlags::LOCK_ON_FAULT, Traits::LOCK_ON_FAULT),
+    (VmFlags::MAY_WRITE, Traits::MAY_WRITE),
+];
+
+/// What a mapping is of.
+#[derive(Encode, Decode, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Backing {
+    /// Private anonymous memory, perhaps with a name (PR_SET_VMA_ANON_NAME).
+    Anonymous { name: Option<Vec<u8>> },
+    /// A file, by its index in [`AddressSpace::files`].
+    File { index: u32, shared: bool },
+    /// Shared anonymous memory: the owner of the section of its [`SharedObject`].
+    Shared { object: u32 },
+    /// The kernel's own: vdso and vvar, by name.
+    Special { name: Vec<u8> },
+}
+
+/// One mapping.
+#[derive(Encode, Decode, Clone, Debug)]
+pub(crate) struct Vma {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    /// PROT_READ | PROT_WRITE | PROT_EXEC.
+    pub(crate) prot: u32,
+    pub(crate) traits: u32,
+    pub(crate) offset: u64,
+    pub(crate) backing: Backing,
+}
+
+impl Vma {
+    pub(crate) fn len(&self) -> u64 {
+        self.end - self.start
+    }
+
+    pub(crate) fn traits(&self) -> Traits {
+        Traits::from_bits_truncate(self.traits)
+    }
+
+    pub(crate) fn has(&self, some: Traits) -> bool {
+        self.traits().contains(some)
+    }
+
+    /// Does the process have pages of its own in it?
+    pub(crate) fn is_private(&self) -> bool {
+        matches!(self.backing, Backing::Anonymous { .. } | Backing::File { shared: false, .. })
+    }
+
+    pub(crate) fn is_anonymous(&self) -> bool {
+        matches!(self.backing, Backing::Anonymous { .. })
+    }
+
+    pub(crate) fn subject(&self) -> Subject {
+        Subject::Vma { start: self.start, end: self.end, what: String::new() }
+    }
+}
+
+/// Everything about the memory of one process.
+#[derive(Encode, Decode, Debug)]
+pub(crate) struct AddressSpace {
+    pub(crate) layout: Layout,
+    pub(crate) executable: FileRef,
+    pub(crate) files: Vec<FileRef>,
+    pub(crate) vmas: Vec<Vma>,
+    pub(crate) runs: Vec<Run>,
+}
+
+impl Record for AddressSpace {
+    const TAG: Tag = Tag::new(b"MMAP");
+    const VERSION: u16 = 1;
+    const NAME: &'static str = "address space";
+}
+
+/// The mappings of a stopped process, before anything of ours is mapped.
+pub(crate) fn mappings(pid: Pid) -> Result<Vec<Mapping>> {
+    read::parsed(pid, "smaps", smaps::parse)
+}
+
+/// What describing an address space asks the process itself.
+pub(crate) struct Asked {
+    brk: Call,
+}
+
+pub(crate) fn ask(batch: &mut Batch) -> Asked {
+    Asked { brk: batch.call(sys::brk, &[0]) }
+}
+
+/// Describes an address space, but for its pages. `None` when something in it is refused.
+pub(crate) fn describe(
+    process: &Process,
+    mappings: &[Mapping],
+    asked: &Asked,
+    answers: &Answers,
+    objects: &mut SharedObjects,
+    report: &mut Report,
+) -> Result<Option<AddressSpace>> {
+    let mut files = Files::default();
+    let mut vmas = Vec::with_capacity(mappings.len());
+    let mut refused = false;
+    for mapping in mappings.iter().filter(|mapping| mapping.name != b"[vsyscall]") {
+        match classify(process.pid, mapping, &mut files, objects) {
+            Ok(backing) => vmas.push(vma(mapping, backing)),
+            Err(reason) => {
+                refused = true;
+                report.refuse(Refusal::new(process.pid, subject(mapping), reason));
+            }
+        }
+    }
+    let executable = match executable(process.pid)? {
+        Ok(executable) => executable,
+        Err(reason) => {
+            report.attribute(process.pid, "executable", reason);
+            return Ok(None);
+        }
+    };
+    let layout = Layout::describe(process, answers.get(asked.brk)?)?;
+    let space = AddressSpace { layout, executable, files: files.list, vmas, runs: Vec::new() };
+    Ok((!refused).then_some(space))
+}
+
+fn subject(mapping: &Mapping) -> Subject {
+    let what = String::from_utf8_lossy(&mapping.raw_name()).into_owned();
+    Subject::Vma { start: mapping.start, end: mapping.end, what }
+}
+
+fn vma(mapping: &Mapping, backing: Backing) -> Vma {
+    let set = TRAITS.iter().filter(|(flag, _)| mapping.flags.contains(*flag));
+    let mut traits = set.fold(Traits::empty(), |traits, (_, one)| traits | *one);
+    if !matches!(backing, Backing::File { shared: true, .. }) {
+        traits -= Traits::MAY_WRITE;
+    }
+    Vma {
+        start: mapping.start,
+        end: mapping.end,
+        prot: mapping.prot.bits(),
+        traits: traits.bits(),
+        offset: mapping.offset,
+        backing,
+    }
+}
+
+/// The files that mappings are of, each once.
+#[derive(Default)]
+struct Files {
+    list: Vec<FileRef>,
+    known: BTreeMap<FileRef, u32>,
+}
+
+impl Files {
+    fn index(&mut self, file: FileRef) -> u32 {
+        let next = self.list.len() as u32;
+        *self.known.entry(file).or_insert_with_key(|file| {
+            self.list.push(file.clone());
+            next
+        })
+    }
+}
+
+type Classified = std::result::Result<Backing, std::borrow::Cow<'static, str>>;
+
+fn classify(pid: Pid, mapping: &Mapping, files: &mut Files, objects: &mut SharedObjects) -> Classified {
+    let name = mapping.name.as_slice();
+    if matches!(name, b"[vdso]" | b"[vvar]" | b"[vvar_vclock]") {
+        return Ok(Backing::Special { name: name.to_vec() });
+    }
+    if let Some(reason) = unsupported(mapping) {
+        return Err(reason.into());
+    }
+    if mapping.inode == 0 && mapping.device == Default::default() {
+        return anonymous(name);
+    }
+    if mapping.shared && mapping.deleted && name == b"/dev/zero" {
+        return Ok(Backing::Shared { object: objects.number(pid, mapping) });
+    }
+    if name.starts_with(b"/memfd:") || name.starts_with(b"/SYSV") || name.starts_with(b"anon_inode:") {
+        return Err("memory of this kind (memfd, System V, anonymous inode) is not supported yet".into());
+    }
+    let file = mapped_file(pid, mapping)?;
+    Ok(Backing::File { index: files.index(file), shared: mapping.shared })
+}
+
+fn anonymous(name: &[u8]) -> Classified {
+    match name {
+        b"" | b"[heap]" | b"[stack]" => Ok(Backing::Anonymous { name: None }),
+        _ => match name.strip_prefix(b"[anon:").and_then(|rest| rest.strip_suffix(b"]")) {
+            Some(name) => Ok(Backing::Anonymous { name: Some(name.to_vec()) }),
+            None => Err("a mapping of an unknown kind".into()),
+        },
+    }
+}
+
+/// Properties that no mapping may have yet.
+fn unsupported(mapping: &Mapping) -> Option<&'static str> {
+    let reasons = [
+        (VmFlags::HUGETLB, "memory of huge pages (hugetlb) is not supported yet"),
+        (VmFlags::PFN_MAP, "the memory of a device cannot be saved"),
+        (VmFlags::IO, "the memory of a device cannot be saved"),
+        (VmFlags::MIXED_MAP, "the memory of a device cannot be saved"),
+        (VmFlags::UFFD_MISSING, "memory watched by userfaultfd is not supported"),
+        (VmFlags::UFFD_WP, "memory watched by userfaultfd is not supported"),
+        (VmFlags::UFFD_MINOR, "memory watched by userfaultfd is not supported"),
+        (VmFlags::SEALED, "sealed mappings (mseal) are not supported yet"),
+        (VmFlags::DROPPABLE, "droppable memory is not supported yet"),
+        (VmFlags::SHADOW_STACK, "shadow stacks are not supported"),
+        (VmFlags::SYNC, "MAP_SYNC is not supported"),
+    ];
+    let flagged = reasons.iter().find(|(flag, _)| mapping.flags.contains(*flag)).map(|(_, reason)| *reason);
+    flagged
+        .or((!mapping.unknown_flags.is_empty()).then_some("it has properties (VmFlags) that are not known"))
+        .or((mapping.protection_key != 0).then_some("protection keys are not supported yet"))
+}
+
+fn mapped_file(pid: Pid, mapping: &Mapping) -> std::result::Result<FileRef, std::borrow::Cow<'static, str>> {
+    use std::os::unix::ffi::OsStrExt;
+    if mapping.deleted {
+        return Err("the mapped file has been deleted".into());
+    }
+    let path = std::ffi::OsStr::from_bytes(&mapping.name);
+    let named = lstat(path).map_err(|_| "the mapped file can no longer be found by its name")?;
+    let device = (nix::sys::stat::major(named.st_dev) as u32, nix::sys::stat::minor(named.st_dev) as u32);
+    let same = named.st_ino == mapping.inode && device == (mapping.device.major, mapping.device.minor);
+    // Some file systems show another device in maps than in stat(2): then the mapping itself is looked at.
+    let way = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
+    let actual = if same { Ok(named) } else { stat(way.as_str()) };
+    let actual = actual.map_err(|_| "the mapped file is not the one that its name leads to")?;
+    FileRef::describe(&mapping.name, &actual).map_err(Into::into)
+}
+
+fn executable(pid: Pid) -> Result<std::result::Result<FileRef, &'static str>> {
+    let stat = stat(format!("/proc/{pid}/exe").as_str()).call("stat").of(pid)?;
+    Ok(FileRef::describe(&read::link(pid, "exe")?, &stat))
+}
+
+impl AddressSpace {
+    /// Checks what building relies on: an image is not trusted.
+    pub(crate) fn check(&self) -> Result<()> {
+        let bad = |why: &str| Err(Error::new(ErrorKind::Image, format!("address space: {why}")));
+        let page = |address: u64| address.is_multiple_of(crate::sys::PAGE);
+        let mut end = 0;
+        for vma in &self.vmas {
+            if vma.start < end
+                || vma.end <= vma.start
+                || vma.end > ADDRESS_END
+                || !page(vma.start)
+                || !page(vma.end)
+            {
+                return bad("mappings that overlap, are out of order or out of bounds");
+            }
+            if vma.prot > 7 || !page(vma.offset) || vma.offset.checked_add(vma.len()).is_none() {
+                return bad("a mapping with impossible properties");
+            }
+            if matches!(vma.backing, Backing::File { index, .. } if index as usize >= self.files.len()) {
+                return bad("a mapping of a file that is not listed");
+            }
+            end = vma.end;
+        }
+        self.check_runs()
+    }
+
+    fn check_runs(&self) -> Result<()> {
+        let mut vmas = self.vmas.iter().filter(|vma| vma.is_private()).peekable();
+        for run in &self.runs {
+            while vmas.next_if(|vma| vma.end <= run.addr).is_some() {}
+            let inside = vmas.peek().is_some_and(|vma| {
+                vma.start <= run.addr && run.addr.checked_add(run.len).is_some_and(|end| end <= vma.end)
+            });
+            if !inside || run.len == 0 || !(run.addr | run.len).is_multiple_of(crate::sys::PAGE) {
+                return Err(Error::new(ErrorKind::Image, "address space: pages outside of its mappings"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The mapping with this address.
+    pub(crate) fn vma_at(&self, address: u64) -> Option<&Vma> {
+        let index = self.vmas.partition_point(|vma| vma.end <= address);
+        self.vmas.get(index).filter(|vma| vma.start <= address)
+    }
+}
+
+/// The end of the address space of programs with four-level page tables (TASK_SIZE is a page less).
+pub(crate) const ADDRESS_END: u64 = 0x7fff_ffff_f000;

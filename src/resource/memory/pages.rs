@@ -1,0 +1,358 @@
+//! Pages: from a stopped task into the segments of an image, and back.
+//!
+//! Small amounts are read by the checkpointing process (process_vm_readv(2)). Large ones are written by the
+//! task itself, which copies them once instead of twice. Pages that were never touched, that are the
+//! kernel's page of zeroes or that still are what their file says are not stored.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+
+use super::AddressSpace;
+use crate::Pid;
+use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
+use crate::hooks::Progress;
+use crate::image::{Decode, Encode, Image, ImageWriter, Segment};
+use crate::sys::PAGE;
+use crate::sys::pagemap::{Page, Query, scan};
+use crate::tracee::Memory;
+
+/// Consecutive pages and where their contents are.
+#[derive(Encode, Decode, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// The first page's address in its address space, or offset in its object.
+    pub(crate) addr: u64,
+    /// In bytes.
+    pub(crate) len: u64,
+    /// Which segment of the image.
+    pub(crate) segment: u16,
+    /// Where in it.
+    pub(crate) offset: u64,
+}
+
+/// Copies of this size go through the processor's caches best.
+const BUFFER: usize = 512 * 1024;
+
+/// From this size on it pays that the task writes its pages itself.
+pub(crate) const LARGE: u64 = 4 * 1024 * 1024;
+
+/// How many pages were looked at and stored.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) scanned: u64,
+    pub(crate) zero: u64,
+    pub(crate) written: u64,
+}
+
+/// Writes pages into the segments of an image.
+pub(crate) struct PageWriter<'h> {
+    segment: Option<Segment>,
+    offset: u64,
+    buffer: Vec<u8>,
+    pub(crate) counts: Counts,
+    progress: &'h mut dyn FnMut(Progress) -> Result<()>,
+}
+
+/// Writes ranges of a task's memory to a file from inside the task: file, offset in it, ranges.
+pub(crate) type FromInside<'p> = &'p mut dyn FnMut(&File, u64, &[Range<u64>]) -> Result<()>;
+
+impl<'h> PageWriter<'h> {
+    pub(crate) fn new(progress: &'h mut dyn FnMut(Progress) -> Result<()>) -> Self {
+        Self { segment: None, offset: 0, buffer: Vec::new(), counts: Counts::default(), progress }
+    }
+
+    /// Stores the pages that a process has of its own.
+    pub(crate) fn write_private(
+        &mut self,
+        space: &mut AddressSpace,
+        pid: Pid,
+        memory: &Memory,
+        inside: Option<FromInside<'_>>,
+        image: &mut ImageWriter,
+    ) -> Result<()> {
+        let ranges = private_pages(space, pid)?;
+        let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        self.counts.scanned +=
+            space.vmas.iter().filter(|vma| vma.is_private()).map(|vma| vma.len() / PAGE).sum::<u64>();
+        space.runs = match inside {
+            Some(inside) if total >= LARGE => self.write_inside(&ranges, inside, image)?,
+            _ => {
+                let source = |ranges: &[Range<u64>], buffer: &mut [u8]| memory.read_ranges(ranges, buffer);
+                // A page of zeroes in a private file mapping hides what the file says there.
+                let sparse = |address| space.vma_at(address).is_some_and(super::Vma::is_anonymous);
+                self.write_ranges(&ranges, source, sparse, image)?
+            }
+        };
+        Ok(())
+    }
+
+    fn write_inside(
+        &mut self,
+        ranges: &[Range<u64>],
+        inside: FromInside<'_>,
+        image: &mut ImageWriter,
+    ) -> Result<Vec<Run>> {
+        let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        let (index, start) = self.reserve(total, image)?;
+        let mut at = start;
+        let runs = ranges.iter().map(|range| {
+            let run = Run { addr: range.start, len: range.end - range.start, segment: index, offset: at };
+            at += run.len;
+            run
+        });
+        let runs: Vec<Run> = runs.collect();
+        let Some(segment) = &self.segment else { return Err(no_segment()) };
+        inside(&segment.file, start, ranges)?;
+        self.account(total)?;
+        Ok(runs)
+    }
+
+    /// Copies ranges of a file: shared memory, by its own file.
+    pub(crate) fn copy_file(
+        &mut self,
+        file: &File,
+        ranges: &[Range<u64>],
+        image: &mut ImageWriter,
+    ) -> Result<Vec<Run>> {
+        let source = |ranges: &[Range<u64>], mut buffer: &mut [u8]| {
+            for range in ranges {
+                let (head, rest) = buffer.split_at_mut((range.end - range.start) as usize);
+                file.read_exact_at(head, range.start).call("pread")?;
+                buffer = rest;
+            }
+            Ok(())
+        };
+        self.write_ranges(ranges, source, |_| true, image)
+    }
+
+    /// Copies a range of memory, but for its pages of zeroes.
+    pub(crate) fn copy_sparse(
+        &mut self,
+        memory: &Memory,
+        range: Range<u64>,
+        image: &mut ImageWriter,
+    ) -> Result<Vec<Run>> {
+        let source = |ranges: &[Range<u64>], buffer: &mut [u8]| memory.read_ranges(ranges, buffer);
+        self.write_ranges(&[range], source, |_| true, image)
+    }
+
+    /// Copies through a buffer; leaves pages of zeroes out where `sparse` allows it.
+    fn write_ranges(
+        &mut self,
+        ranges: &[Range<u64>],
+        source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()>,
+        sparse: impl Fn(u64) -> bool,
+        image: &mut ImageWriter,
+    ) -> Result<Vec<Run>> {
+        let mut kept: Vec<Run> = Vec::new();
+        let mut pieces = ranges.iter().flat_map(|range| split(range.clone(), BUFFER as u64)).peekable();
+        while pieces.peek().is_some() {
+            let (mut group, mut len) = (Vec::new(), 0);
+            while let Some(piece) = pieces.next_if(|piece| len + (piece.end - piece.start) <= BUFFER as u64) {
+                len += piece.end - piece.start;
+                group.push(piece);
+            }
+            let mut buffer = std::mem::take(&mut self.buffer);
+            buffer.resize(len as usize, 0);
+            source(&group, &mut buffer)?;
+            self.write_group(&group, &mut buffer, &sparse, &mut kept, image)?;
+            self.buffer = buffer;
+        }
+        Ok(join(kept, ranges))
+    }
+
+    /// Squeezes the zero pages out of the buffer and writes the rest.
+    fn write_group(
+        &mut self,
+        group: &[Range<u64>],
+        buffer: &mut [u8],
+        sparse: impl Fn(u64) -> bool,
+        runs: &mut Vec<Run>,
+        image: &mut ImageWriter,
+    ) -> Result<()> {
+        let start = self.offset;
+        let addresses = group.iter().flat_map(|range| range.clone().step_by(PAGE as usize));
+        let (mut kept, mut taken) = (0, 0);
+        let mut addresses_kept = Vec::new();
+        for address in addresses {
+            let page = taken..taken + PAGE as usize;
+            taken = page.end;
+            if buffer.get(page.clone()).is_some_and(is_zero) && sparse(address) {
+                self.counts.zero += 1;
+                continue;
+            }
+            if page.start != kept {
+                buffer.copy_within(page, kept);
+            }
+            addresses_kept.push((address, start + kept as u64));
+            kept += PAGE as usize;
+        }
+        if kept == 0 {
+            return Ok(());
+        }
+        let (index, _) = self.reserve(kept as u64, image)?;
+        let Some(segment) = &self.segment else { return Err(no_segment()) };
+        segment.file.write_all_at(buffer.get(..kept).unwrap_or_default(), start).call("pwrite")?;
+        runs.extend(addresses_kept.into_iter().map(|(addr, offset)| Run {
+            addr,
+            len: PAGE,
+            segment: index,
+            offset,
+        }));
+        self.account(kept as u64)
+    }
+
+    fn reserve(&mut self, len: u64, image: &mut ImageWriter) -> Result<(u16, u64)> {
+        if self.segment.is_none() {
+            self.segment = Some(image.segment()?);
+        }
+        let start = self.offset;
+        self.offset += len;
+        let Some(segment) = &self.segment else { return Err(no_segment()) };
+        if len >= LARGE {
+            preallocate(&segment.file, start, len)?;
+        }
+        Ok((segment.index, start))
+    }
+
+    fn account(&mut self, len: u64) -> Result<()> {
+        self.counts.written += len / PAGE;
+        (self.progress)(Progress { bytes: self.counts.written * PAGE })
+    }
+}
+
+fn no_segment() -> Error {
+    Error::new(ErrorKind::Kernel, "no page segment is open")
+}
+
+/// Writing into blocks that exist is faster, and a full disk is found out at once.
+fn preallocate(file: &File, start: u64, len: u64) -> Result<()> {
+    use nix::errno::Errno;
+    use nix::fcntl::{FallocateFlags, fallocate};
+    match fallocate(file.as_fd(), FallocateFlags::FALLOC_FL_KEEP_SIZE, start as i64, len as i64) {
+        Err(errno @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG)) => Err(Error::call("fallocate", errno)),
+        _ => Ok(()),
+    }
+}
+
+/// Joins pages into runs. A run does not go beyond the range that its pages came from: where one ends, a
+/// mapping does.
+fn join(pages: Vec<Run>, ranges: &[Range<u64>]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut starts = ranges.iter().map(|range| range.start).peekable();
+    for page in pages {
+        let mut fresh = false;
+        while starts.next_if(|start| *start <= page.addr).is_some() {
+            fresh = true;
+        }
+        match runs.last_mut() {
+            Some(run) if !fresh && run.addr + run.len == page.addr && run.offset + run.len == page.offset => {
+                run.len += page.len;
+            }
+            _ => runs.push(page),
+        }
+    }
+    runs
+}
+
+fn split(range: Range<u64>, most: u64) -> impl Iterator<Item = Range<u64>> {
+    range.clone().step_by(most as usize).map(move |start| start..(start + most).min(range.end))
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    page.chunks_exact(64).all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+/// The pages that belong to the process alone: present or swapped out, and not the page cache's.
+fn private_pages(space: &AddressSpace, pid: Pid) -> Result<Vec<Range<u64>>> {
+    let path = format!("/proc/{pid}/pagemap");
+    let pagemap = File::open(&path).call("open").about(|| Subject::Path(path.clone().into()))?;
+    let (Some(first), Some(last)) = (space.vmas.first(), space.vmas.last()) else { return Ok(Vec::new()) };
+    let query = Query { any: Page::PRESENT | Page::SWAPPED, none: Page::FILE | Page::PFNZERO };
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    let mut vmas = space.vmas.iter().filter(|vma| vma.is_private()).peekable();
+    let found = |found: Range<u64>| {
+        let mut at = found.start;
+        while at < found.end {
+            while vmas.next_if(|vma| vma.end <= at).is_some() {}
+            let Some(vma) = vmas.peek() else { return };
+            let piece = at.max(vma.start)..found.end.min(vma.end);
+            at = vma.end;
+            if piece.start >= piece.end {
+                continue;
+            }
+            match ranges.last_mut() {
+                // Runs end where mappings do, even if the next one follows at once.
+                Some(last) if last.end == piece.start && piece.start != vma.start => last.end = piece.end,
+                _ => ranges.push(piece),
+            }
+        }
+    };
+    scan(&pagemap, first.start..last.end, query, found)
+        .call("ioctl(PAGEMAP_SCAN)")
+        .hint("PAGEMAP_SCAN needs Linux 6.7")?;
+    Ok(ranges)
+}
+
+/// Restore: the page segments of an image, with the bounds that runs are held against.
+pub(crate) struct Segments<'i>(pub(crate) &'i Image);
+
+impl Segments<'_> {
+    /// Makes sure that runs point into their segments.
+    pub(crate) fn check(&self, runs: &[Run]) -> Result<()> {
+        runs.iter().try_for_each(|run| {
+            let end = run.offset.checked_add(run.len);
+            let length = self.0.segment_length(run.segment)?;
+            match end {
+                Some(end) if end <= length => Ok(()),
+                _ => Err(Error::new(ErrorKind::Image, "pages outside of their segment")),
+            }
+        })
+    }
+
+    /// Calls `fill` with pieces of the runs' contents, in order, each at most a buffer large.
+    pub(crate) fn each(
+        &self,
+        runs: &[Run],
+        mut fill: impl FnMut(&[(u64, &[u8])]) -> Result<()>,
+    ) -> Result<()> {
+        let mut buffer = vec![0; BUFFER];
+        let mut pieces = runs
+            .iter()
+            .flat_map(|run| {
+                split(0..run.len, BUFFER as u64).map(move |part| Run {
+                    addr: run.addr + part.start,
+                    len: part.end - part.start,
+                    offset: run.offset + part.start,
+                    ..*run
+                })
+            })
+            .peekable();
+        while let Some(first) = pieces.peek().copied() {
+            let mut group: Vec<Run> = Vec::new();
+            let mut len = 0;
+            // What is together in the file is read together.
+            while let Some(piece) = pieces.next_if(|piece| {
+                let follows = piece.segment == first.segment && piece.offset == first.offset + len;
+                follows && len + piece.len <= BUFFER as u64
+            }) {
+                len += piece.len;
+                group.push(piece);
+            }
+            let bytes = buffer.get_mut(..len as usize).unwrap_or_default();
+            self.0.segment(first.segment)?.read_exact_at(bytes, first.offset).call("pread")?;
+            let mut rest: &[u8] = bytes;
+            let parts: Vec<(u64, &[u8])> = group
+                .iter()
+                .map(|run| {
+                    let (head, tail) = rest.split_at(run.len as usize);
+                    rest = tail;
+                    (run.addr, head)
+                })
+                .collect();
+            fill(&parts)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,143 @@
+//! Shared anonymous memory: one object, mapped by relatives. It has no name by which another process could
+//! map it, so on restore the root of the tree makes it before it has children, who inherit it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+
+use nix::unistd::{Whence, lseek};
+
+use super::{PageWriter, Run};
+use crate::Pid;
+use crate::error::{NameCall, Result};
+use crate::image::{Decode, Encode, ImageWriter, Owner, Record, Records, Tag};
+use crate::proc::Device;
+use crate::proc::smaps::{Mapping, VmFlags};
+use crate::sys::PAGE;
+use crate::tracee::Memory;
+
+/// One object; the addresses of its runs are offsets in it.
+#[derive(Encode, Decode, Debug)]
+pub(crate) struct SharedObject {
+    pub(crate) size: u64,
+    /// MAP_NORESERVE.
+    pub(crate) no_reserve: bool,
+    pub(crate) runs: Vec<Run>,
+}
+
+impl Record for SharedObject {
+    const TAG: Tag = Tag::new(b"SHMO");
+    const VERSION: u16 = 1;
+    const NAME: &'static str = "shared anonymous memory";
+}
+
+/// Checkpoint: the objects seen so far, by device and inode.
+#[derive(Default)]
+pub(crate) struct SharedObjects(BTreeMap<(Device, u64), Seen>);
+
+struct Seen {
+    number: u32,
+    no_reserve: bool,
+    /// Where it is mapped: process, address, range of the object.
+    places: Vec<(Pid, u64, Range<u64>)>,
+}
+
+impl SharedObjects {
+    /// The number of the object that this mapping is of.
+    pub(super) fn number(&mut self, pid: Pid, mapping: &Mapping) -> u32 {
+        let next = self.0.len() as u32 + 1;
+        let no_reserve = mapping.flags.contains(VmFlags::NO_RESERVE);
+        let seen = self.0.entry((mapping.device, mapping.inode)).or_insert(Seen {
+            number: next,
+            no_reserve,
+            places: Vec::new(),
+        });
+        seen.places.push((
+            pid,
+            mapping.start,
+            mapping.offset..mapping.offset + (mapping.end - mapping.start),
+        ));
+        seen.number
+    }
+
+    /// Writes every object once, however many processes map it.
+    pub(crate) fn write(
+        &self,
+        memory: impl Fn(Pid) -> Result<Memory>,
+        pages: &mut PageWriter<'_>,
+        image: &mut ImageWriter,
+        records: &mut Records,
+    ) -> Result<()> {
+        for seen in self.0.values() {
+            let object = seen.write(&memory, pages, image)?;
+            records.put(Owner(seen.number), &object)?;
+        }
+        Ok(())
+    }
+}
+
+impl Seen {
+    fn write(
+        &self,
+        memory: impl Fn(Pid) -> Result<Memory>,
+        pages: &mut PageWriter<'_>,
+        image: &mut ImageWriter,
+    ) -> Result<SharedObject> {
+        let mapped = self.places.iter().map(|place| place.2.end).max().unwrap_or(0);
+        // Following the link needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE in the initial user namespace.
+        let file = self.places.iter().find_map(|(pid, at, range)| {
+            File::open(format!("/proc/{pid}/map_files/{at:x}-{:x}", at + (range.end - range.start))).ok()
+        });
+        let size = match &file {
+            Some(file) => file.metadata().call("fstat")?.size().next_multiple_of(PAGE).max(mapped),
+            None => mapped,
+        };
+        let runs = match file {
+            Some(file) => pages.copy_file(&file, &populated(&file, size)?, image)?,
+            None => self.read_mapped(memory, pages, image)?,
+        };
+        Ok(SharedObject { size, no_reserve: self.no_reserve, runs })
+    }
+
+    /// Without the file: what any process has mapped of it, once.
+    fn read_mapped(
+        &self,
+        memory: impl Fn(Pid) -> Result<Memory>,
+        pages: &mut PageWriter<'_>,
+        image: &mut ImageWriter,
+    ) -> Result<Vec<Run>> {
+        let mut places: Vec<_> = self.places.iter().collect();
+        places.sort_by_key(|(.., range)| range.start);
+        let (mut runs, mut done) = (Vec::new(), 0);
+        for (pid, at, range) in places {
+            let from = range.start.max(done);
+            if from >= range.end {
+                continue;
+            }
+            let address = at + (from - range.start);
+            let here = address..address + (range.end - from);
+            let copied = pages.copy_sparse(&memory(*pid)?, here, image)?;
+            runs.extend(copied.into_iter().map(|run| Run { addr: run.addr - address + from, ..run }));
+            done = range.end;
+        }
+        Ok(runs)
+    }
+}
+
+/// The parts of a file that are not holes, in whole pages.
+fn populated(file: &File, size: u64) -> Result<Vec<Range<u64>>> {
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let data = match lseek(file, at as i64, Whence::SeekData) {
+            Ok(data) => data as u64,
+            Err(nix::errno::Errno::ENXIO) => break,
+            Err(errno) => return Err(crate::error::Error::call("lseek(SEEK_DATA)", errno)),
+        };
+        let hole = lseek(file, data as i64, Whence::SeekHole).call("lseek(SEEK_HOLE)")? as u64;
+        at = hole.next_multiple_of(PAGE).min(size);
+        ranges.push(data & !(PAGE - 1)..at);
+    }
+    Ok(ranges)
+}

@@ -1,0 +1,237 @@
+//! Everything that a task can hold, one file per kind, and the one list of them.
+//!
+//! A [`State`] belongs to one thread or to one process. Describing it is asking: remote system calls that
+//! it puts into a batch, together with everybody else's, and whatever can be learnt from outside. Building
+//! is the same in reverse. The engine decides when batches run; a state only says in which [`Stage`].
+
+pub(crate) mod fds;
+pub(crate) mod memory;
+pub(crate) mod signals;
+pub(crate) mod tasks;
+
+use std::fmt::Debug;
+
+use crate::Pid;
+use crate::error::{Refusal, Result, Subject};
+use crate::freeze::{Process, Thread};
+use crate::image::{Image, Owner, Record, Records, Tag};
+use crate::tracee::{Answers, Batch, Tracee};
+
+/// Whose state it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Each thread has its own: the section's owner is the tid.
+    Thread,
+    /// The threads of a process share it: the owner is the tgid; its first living thread is asked.
+    Process,
+}
+
+/// When a state is built, counted from the moment at which all tasks exist and have their memory and files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// What nothing else depends on.
+    Plain,
+    /// What takes privileges away: nothing that needs any can come later.
+    Identity,
+    /// What the change of identity would undo, or what restricts system calls.
+    Seal,
+    /// What could end the quiet: pending signals, running timers.
+    Pending,
+    /// From outside, when the task's own batches are over: registers.
+    Release,
+}
+
+impl Stage {
+    /// Those in which tasks execute batches, in order.
+    pub(crate) const BATCHES: [Stage; 4] = [Stage::Plain, Stage::Identity, Stage::Seal, Stage::Pending];
+}
+
+/// A stopped thread of the target, as describing it sees it.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'t> {
+    pub(crate) process: &'t Process,
+    pub(crate) thread: &'t Thread,
+}
+
+impl<'t> View<'t> {
+    pub(crate) fn tid(&self) -> Pid {
+        self.thread.tid()
+    }
+
+    pub(crate) fn tracee(&self) -> &'t Tracee {
+        &self.thread.tracee
+    }
+}
+
+/// A thread that is being rebuilt.
+#[derive(Clone, Copy)]
+pub(crate) struct Rebuilt<'t> {
+    pub(crate) pid: Pid,
+    pub(crate) tracee: &'t Tracee,
+    pub(crate) memory: &'t crate::tracee::Memory,
+}
+
+impl Rebuilt<'_> {
+    pub(crate) fn tid(&self) -> Pid {
+        self.tracee.tid()
+    }
+}
+
+/// Everything that a checkpoint refuses, gathered in one go.
+#[derive(Debug, Default)]
+pub(crate) struct Report(pub(crate) Vec<Refusal>);
+
+impl Report {
+    pub(crate) fn refuse(&mut self, refusal: Refusal) {
+        self.0.push(refusal);
+    }
+
+    /// The short form for an attribute of a task.
+    pub(crate) fn attribute(
+        &mut self,
+        pid: Pid,
+        name: &'static str,
+        reason: impl Into<std::borrow::Cow<'static, str>>,
+    ) {
+        self.refuse(Refusal::new(pid, Subject::Attribute(name), reason));
+    }
+}
+
+/// One kind of state: its record, how it is read from a stopped thread and how it is put into a new one.
+pub(crate) trait State: Record {
+    /// Thread or process.
+    const SCOPE: Scope;
+    /// When it is built.
+    const STAGE: Stage;
+    /// What `ask` keeps for `describe`.
+    type Asked: 'static;
+
+    /// Queues the remote system calls whose answers it needs, and reads what has to be read before them.
+    fn ask(view: View<'_>, batch: &mut Batch) -> Result<Self::Asked>;
+
+    /// Makes the record; `None` when there is nothing to be restored. What it cannot restore it refuses.
+    fn describe(
+        asked: Self::Asked,
+        answers: &Answers,
+        view: View<'_>,
+        report: &mut Report,
+    ) -> Result<Option<Self>>;
+
+    /// Queues the remote system calls that rebuild it.
+    fn build(&self, _task: Rebuilt<'_>, _batch: &mut Batch) -> Result<()> {
+        Ok(())
+    }
+
+    /// What is done from outside, after the batch of its stage.
+    fn settle(&self, _task: Rebuilt<'_>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The second half of describing one state of one thread.
+pub(crate) type Describe = Box<dyn FnOnce(&Answers, View<'_>, &mut Report, &mut Records) -> Result<()>>;
+
+/// A record on its way into a task.
+pub(crate) trait Rebuild: Debug {
+    fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()>;
+    fn settle(&self, task: Rebuilt<'_>) -> Result<()>;
+}
+
+impl<S: State> Rebuild for S {
+    fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
+        State::build(self, task, batch)
+    }
+
+    fn settle(&self, task: Rebuilt<'_>) -> Result<()> {
+        State::settle(self, task)
+    }
+}
+
+/// One line of the registration list: a kind of state, without its type.
+pub(crate) struct Registration {
+    pub(crate) record: RecordKind,
+    pub(crate) scope: Scope,
+    pub(crate) stage: Stage,
+    pub(crate) ask: fn(View<'_>, &mut Batch) -> Result<Describe>,
+    pub(crate) load: fn(&Image, Owner) -> Result<Option<Box<dyn Rebuild>>>,
+}
+
+/// What every kind of record can do, without its type.
+#[derive(Clone, Copy)]
+pub(crate) struct RecordKind {
+    pub(crate) tag: Tag,
+    pub(crate) name: &'static str,
+    /// Decodes a payload and says what is in it.
+    pub(crate) show: fn(&crate::image::Section<'_>) -> Result<String>,
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fuzz: fn(&[u8]),
+}
+
+impl RecordKind {
+    pub(crate) const fn of<R: Record>() -> Self {
+        Self {
+            tag: R::TAG,
+            name: R::NAME,
+            show: |section| section.record::<R>().map(|record| format!("{record:?}")),
+            #[cfg(any(test, fuzzing))]
+            fuzz: crate::fuzz::round_trip::<R>,
+        }
+    }
+}
+
+impl Registration {
+    const fn of<S: State>() -> Self {
+        Self {
+            record: RecordKind::of::<S>(),
+            scope: S::SCOPE,
+            stage: S::STAGE,
+            ask: |view, batch| {
+                let asked = S::ask(view, batch)?;
+                Ok(Box::new(move |answers, view, report, records| {
+                    let owner = match S::SCOPE {
+                        Scope::Thread => view.tid(),
+                        Scope::Process => view.process.pid,
+                    };
+                    match S::describe(asked, answers, view, report)? {
+                        Some(record) => records.put(Owner(owner.get()), &record),
+                        None => Ok(()),
+                    }
+                }))
+            },
+            load: |image, owner| {
+                Ok(image.get::<S>(owner)?.map(|record| Box::new(record) as Box<dyn Rebuild>))
+            },
+        }
+    }
+}
+
+/// Every kind of state, in the order in which those of one stage are built.
+pub(crate) const STATES: &[Registration] = &[
+    Registration::of::<tasks::name::Name>(),
+    Registration::of::<tasks::identity::ThreadPointers>(),
+    Registration::of::<tasks::rseq::Rseq>(),
+    Registration::of::<signals::altstack::AltStack>(),
+    Registration::of::<signals::actions::Actions>(),
+    Registration::of::<signals::itimers::IntervalTimers>(),
+    Registration::of::<signals::pending::ProcessPending>(),
+    Registration::of::<signals::pending::ThreadPending>(),
+    Registration::of::<tasks::registers::Registers>(),
+];
+
+/// Records that are not the state of one task.
+const OBJECTS: &[RecordKind] = &[
+    RecordKind::of::<tasks::tree::Tree>(),
+    RecordKind::of::<tasks::blocked::Blocked>(),
+    RecordKind::of::<memory::AddressSpace>(),
+    RecordKind::of::<memory::SharedObject>(),
+    RecordKind::of::<fds::Places>(),
+    RecordKind::of::<fds::FdTable>(),
+    RecordKind::of::<fds::Description>(),
+    RecordKind::of::<fds::Pipe>(),
+];
+
+/// Every kind of record that an image can hold.
+pub(crate) fn all_records() -> impl Iterator<Item = RecordKind> {
+    let files = fds::KINDS.iter().map(|kind| kind.record);
+    STATES.iter().map(|state| state.record).chain(OBJECTS.iter().copied()).chain(files)
+}

@@ -1,0 +1,153 @@
+//! Signals that wait to be delivered, to a process or to one thread, with their `siginfo` and in their order.
+//!
+//! PTRACE_PEEKSIGINFO shows them; the task itself queues them again, because rt_sigqueueinfo(2) takes any
+//! `si_code` only from a sender who is also the receiver. All signals are blocked while it does.
+
+use crate::Pid;
+use crate::error::{NameCall, Result};
+use crate::image::{Decode, Encode, Record, Tag};
+use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
+use crate::sys::ptrace::{SIGINFO_SIZE, SigInfo, peek_siginfo};
+use crate::tracee::{Answers, Batch, Memory, Scratch, Springboard, Tracee, sys};
+
+/// One `siginfo_t` after another.
+#[derive(Encode, Decode, Debug)]
+pub(crate) struct Queue(Vec<Vec<u8>>);
+
+impl Queue {
+    fn read(tid: Pid, shared: bool) -> Result<Self> {
+        let signals = peek_siginfo(tid, shared).call("ptrace(PEEKSIGINFO)")?;
+        Ok(Self(signals.iter().map(|info| info.0.to_vec()).collect()))
+    }
+
+    fn infos(&self) -> impl Iterator<Item = SigInfo> {
+        self.0.iter().map(|bytes| {
+            let mut info = SigInfo([0; SIGINFO_SIZE]);
+            info.0.iter_mut().zip(bytes).for_each(|(slot, byte)| *slot = *byte);
+            info
+        })
+    }
+
+    /// The end of every batch is a stop signal, which would discard a SIGCONT: that one waits for the end.
+    fn queue(&self, batch: &mut Batch, mut send: impl FnMut(&mut Batch, u64, u64)) {
+        for info in self.infos().filter(|info| info.signo() != libc::SIGCONT) {
+            let address = batch.input(&info.0);
+            send(batch, info.signo() as u64, address);
+        }
+    }
+
+    fn not_empty(self) -> Option<Self> {
+        (!self.0.is_empty()).then_some(self)
+    }
+}
+
+/// What waits for a thread and its process, to be compared with what waits later. A batch itself discards
+/// SIGCONT, which does not count.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Snapshot(Vec<[u8; SIGINFO_SIZE]>);
+
+impl Snapshot {
+    pub(crate) fn take(tid: Pid) -> Result<Self> {
+        let mut all = Vec::new();
+        for shared in [true, false] {
+            let queue = peek_siginfo(tid, shared).call("ptrace(PEEKSIGINFO)")?;
+            all.extend(queue.iter().filter(|info| info.signo() != libc::SIGCONT).map(|info| info.0));
+        }
+        Ok(Self(all))
+    }
+}
+
+/// The pending SIGCONTs of a process, which the stop signal at the end of a batch discards.
+pub(crate) fn continues(tid: Pid) -> Result<Vec<SigInfo>> {
+    let queue = peek_siginfo(tid, true).call("ptrace(PEEKSIGINFO)")?;
+    Ok(queue.into_iter().filter(|info| info.signo() == libc::SIGCONT).collect())
+}
+
+/// Queues them again, when no batch follows any more.
+pub(crate) fn queue_continues(
+    continues: &[SigInfo],
+    tools: (Springboard, Scratch),
+    process: Pid,
+    tracee: &Tracee,
+    memory: &Memory,
+) -> Result<()> {
+    let (springboard, scratch) = tools;
+    for info in continues {
+        let address = scratch.input().start;
+        memory.write(address, &info.0)?;
+        let args = [u64::from(process.get()), info.signo() as u64, address, 0, 0, 0];
+        springboard.call(tracee, memory, sys::rt_sigqueueinfo, args)?;
+    }
+    Ok(())
+}
+
+/// Signals pending for the process.
+#[derive(Encode, Decode, Debug)]
+pub(crate) struct ProcessPending(Queue);
+
+impl Record for ProcessPending {
+    const TAG: Tag = Tag::new(b"SIGP");
+    const VERSION: u16 = 1;
+    const NAME: &'static str = "pending signals of a process";
+}
+
+impl ProcessPending {
+    /// Those that have to be queued when no batch follows any more.
+    pub(crate) fn continues(&self) -> impl Iterator<Item = SigInfo> {
+        self.0.infos().filter(|info| info.signo() == libc::SIGCONT)
+    }
+}
+
+impl State for ProcessPending {
+    const SCOPE: Scope = Scope::Process;
+    const STAGE: Stage = Stage::Pending;
+    /// Before the batch, which ends in a stop signal.
+    type Asked = Queue;
+
+    fn ask(view: View<'_>, _: &mut Batch) -> Result<Queue> {
+        Queue::read(view.tid(), true)
+    }
+
+    fn describe(asked: Queue, _: &Answers, _: View<'_>, _: &mut Report) -> Result<Option<Self>> {
+        Ok(asked.not_empty().map(Self))
+    }
+
+    fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
+        self.0.queue(batch, |batch, signal, info| {
+            batch.call(sys::rt_sigqueueinfo, &[u64::from(task.pid.get()), signal, info]);
+        });
+        Ok(())
+    }
+}
+
+/// Signals pending for one thread.
+#[derive(Encode, Decode, Debug)]
+pub(crate) struct ThreadPending(Queue);
+
+impl Record for ThreadPending {
+    const TAG: Tag = Tag::new(b"SIGT");
+    const VERSION: u16 = 1;
+    const NAME: &'static str = "pending signals of a thread";
+}
+
+impl State for ThreadPending {
+    const SCOPE: Scope = Scope::Thread;
+    const STAGE: Stage = Stage::Pending;
+    type Asked = Queue;
+
+    fn ask(view: View<'_>, _: &mut Batch) -> Result<Queue> {
+        Queue::read(view.tid(), false)
+    }
+
+    fn describe(asked: Queue, _: &Answers, _: View<'_>, _: &mut Report) -> Result<Option<Self>> {
+        Ok(asked.not_empty().map(Self))
+    }
+
+    fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
+        let (tgid, tid) = (u64::from(task.pid.get()), u64::from(task.tid().get()));
+        self.0.queue(batch, |batch, signal, info| {
+            batch.call(sys::rt_tgsigqueueinfo, &[tgid, tid, signal, info]);
+        });
+        Ok(())
+    }
+}

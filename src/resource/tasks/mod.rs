@@ -1,0 +1,10 @@
+//! What a task is: its place in the tree, its registers, its name, and what it is blocked in.
+
+pub(crate) mod blocked;
+pub(crate) mod identity;
+pub(crate) mod name;
+pub(crate) mod registers;
+pub(crate) mod rseq;
+pub(crate) mod sharing;
+pub(crate) mod tree;
+pub(crate) mod unsupported;

@@ -1,0 +1,42 @@
+//! The name of a thread (comm): PR_SET_NAME in prctl(2).
+
+use crate::error::Result;
+use crate::image::{Decode, Encode, Record, Tag};
+use crate::proc::{read, stat};
+use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
+use crate::tracee::{Answers, Batch, sys};
+
+#[derive(Encode, Decode, Debug)]
+pub(crate) struct Name(Vec<u8>);
+
+impl Record for Name {
+    const TAG: Tag = Tag::new(b"NAME");
+    const VERSION: u16 = 1;
+    const NAME: &'static str = "thread name";
+}
+
+impl State for Name {
+    const SCOPE: Scope = Scope::Thread;
+    const STAGE: Stage = Stage::Plain;
+    type Asked = ();
+
+    fn ask(_: View<'_>, _: &mut Batch) -> Result<()> {
+        Ok(())
+    }
+
+    fn describe((): (), _: &Answers, view: View<'_>, _: &mut Report) -> Result<Option<Self>> {
+        let leader = view.tid() == view.process.pid;
+        let comm = if leader {
+            view.process.stat.comm.clone()
+        } else {
+            read::parsed(view.tid(), "stat", stat::parse)?.comm
+        };
+        Ok(Some(Self(comm)))
+    }
+
+    fn build(&self, _: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
+        let name = batch.input(&[&self.0[..], b"\0"].concat());
+        batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
+        Ok(())
+    }
+}

@@ -1,0 +1,253 @@
+//! The shape of the tree: which tasks there are, who is whose child, sessions, process groups, the dead.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::Pid;
+use crate::error::{Error, ErrorKind, Refusal, Result, Subject};
+use crate::freeze::{Frozen, Process, Zombie};
+use crate::image::{Decode, Encode, Record, Tag};
+use crate::resource::Report;
+
+/// The whole tree, parents before children, the root first.
+#[derive(Encode, Decode, Debug)]
+pub(crate) struct Tree {
+    pub(crate) processes: Vec<ProcessRecord>,
+}
+
+impl Record for Tree {
+    const TAG: Tag = Tag::new(b"TREE");
+    const VERSION: u16 = 1;
+    const NAME: &'static str = "process tree";
+}
+
+/// One process.
+#[derive(Encode, Decode, Debug, Clone)]
+pub(crate) struct ProcessRecord {
+    pub(crate) pid: u32,
+    pub(crate) parent: u32,
+    pub(crate) group: u32,
+    pub(crate) session: u32,
+    /// The signal that its parent gets when it ends.
+    pub(crate) exit_signal: u32,
+    pub(crate) life: Life,
+}
+
+/// Does it live?
+#[derive(Encode, Decode, Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// It runs these threads, the leader among them.
+    Threads(Vec<u32>),
+    /// It has ended with this wait status, and nobody has waited for it.
+    Zombie(i32),
+}
+
+impl ProcessRecord {
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from(self.pid)
+    }
+
+    pub(crate) fn threads(&self) -> &[u32] {
+        match &self.life {
+            Life::Threads(threads) => threads,
+            Life::Zombie(_) => &[],
+        }
+    }
+}
+
+impl Tree {
+    pub(crate) fn describe(frozen: &Frozen, report: &mut Report) -> Self {
+        let living = frozen.processes.iter().map(|process| Self::living(process, report));
+        let mut processes: Vec<_> = living.collect();
+        processes.extend(frozen.zombies.iter().map(Self::dead));
+        let tree = Self { processes };
+        if let Err(reason) = tree.plan() {
+            let pid = reason.pid().unwrap_or(Pid::from(tree.processes.first().map_or(0, |root| root.pid)));
+            let subject = reason.subject().cloned().unwrap_or(Subject::Task);
+            report.refuse(
+                Refusal::new(pid, subject, reason.reason())
+                    .hint("checkpoint a tree that is whole: with the session leader or group leader in it"),
+            );
+        }
+        tree
+    }
+
+    fn living(process: &Process, report: &mut Report) -> ProcessRecord {
+        if process.leader_is_dead() {
+            report.attribute(process.pid, "thread group", "its leader has ended while other threads live on");
+        }
+        let mut threads: Vec<u32> = process.threads.iter().map(|thread| thread.tid().get()).collect();
+        threads.sort_unstable_by_key(|tid| (*tid != process.pid.get(), *tid));
+        ProcessRecord {
+            pid: process.pid.get(),
+            parent: process.stat.ppid,
+            group: process.stat.pgrp.max(0) as u32,
+            session: process.stat.session.max(0) as u32,
+            exit_signal: process.stat.exit_signal.max(0) as u32,
+            life: Life::Threads(threads),
+        }
+    }
+
+    fn dead(zombie: &Zombie) -> ProcessRecord {
+        ProcessRecord {
+            pid: zombie.pid.get(),
+            parent: zombie.stat.ppid,
+            group: zombie.stat.pgrp.max(0) as u32,
+            session: zombie.stat.session.max(0) as u32,
+            exit_signal: zombie.stat.exit_signal.max(0) as u32,
+            life: Life::Zombie(zombie.stat.exit_code),
+        }
+    }
+
+    /// The root of the tree.
+    pub(crate) fn root(&self) -> Result<&ProcessRecord> {
+        self.processes.first().ok_or_else(|| Error::new(ErrorKind::Image, "an image without processes"))
+    }
+
+    /// Checks the tree and finds the order in which it can be made.
+    pub(crate) fn plan(&self) -> Result<Plan> {
+        let root = self.root()?;
+        let mut known: BTreeMap<u32, &ProcessRecord> = BTreeMap::new();
+        let mut tasks = BTreeSet::new();
+        for process in &self.processes {
+            let image = |why| Err(Error::new(ErrorKind::Image, why).of(process.pid()));
+            if process.pid != root.pid && !known.contains_key(&process.parent) {
+                return image("its parent is not in the tree, or comes after it");
+            }
+            if known.get(&process.parent).is_some_and(|parent| parent.threads().is_empty()) {
+                return image("a dead process has a child");
+            }
+            match &process.life {
+                Life::Threads(threads) if !threads.contains(&process.pid) => {
+                    return image("it has no leader");
+                }
+                Life::Zombie(_) if process.pid == root.pid => return image("the root of the tree is dead"),
+                _ => {}
+            }
+            let own = process.threads().iter().chain(process.threads().is_empty().then_some(&process.pid));
+            if own.into_iter().any(|tid| !tasks.insert(*tid)) {
+                return image("a task is there twice");
+            }
+            known.insert(process.pid, process);
+        }
+        let mut plan = Plan { outer_session: None, outer_group: None, births: BTreeMap::new() };
+        if root.session != root.pid {
+            plan.outer_session = Some(root.session);
+        }
+        for process in self.processes.iter().skip(1) {
+            plan.births.entry(process.parent).or_default().push(self.birth(process, &known)?);
+        }
+        for process in &self.processes {
+            self.check_group(process, &known, &mut plan)?;
+        }
+        Ok(plan)
+    }
+
+    /// A session is only joined by being born into it.
+    fn birth(&self, process: &ProcessRecord, known: &BTreeMap<u32, &ProcessRecord>) -> Result<Birth> {
+        let parent = known.get(&process.parent).ok_or_else(|| Error::new(ErrorKind::Image, "no parent"))?;
+        let before_setsid = match (process.session, parent.session) {
+            (own, _) if own == process.pid => false,
+            (own, parents) if own == parents => false,
+            (own, parents) if parents == parent.pid && self.session_at_birth(parent, known) == Some(own) => {
+                true
+            }
+            _ => {
+                let reason = "it belongs to a session that its parent has never been in";
+                return Err(Error::new(ErrorKind::Unsupported, reason)
+                    .of(process.pid())
+                    .about(Subject::Attribute("session")));
+            }
+        };
+        Ok(Birth { pid: process.pid, before_setsid })
+    }
+
+    /// The session that a process was in before it started its own.
+    fn session_at_birth(
+        &self,
+        process: &ProcessRecord,
+        known: &BTreeMap<u32, &ProcessRecord>,
+    ) -> Option<u32> {
+        known.get(&process.parent).map(|parent| parent.session)
+    }
+
+    fn check_group(
+        &self,
+        process: &ProcessRecord,
+        known: &BTreeMap<u32, &ProcessRecord>,
+        plan: &mut Plan,
+    ) -> Result<()> {
+        let unsupported = |reason| {
+            Err(Error::new(ErrorKind::Unsupported, reason)
+                .of(process.pid())
+                .about(Subject::Attribute("process group")))
+        };
+        match known.get(&process.group) {
+            Some(leader) if leader.session == process.session => Ok(()),
+            Some(_) => unsupported("its group's leader is in another session"),
+            None if Some(process.session) == plan.outer_session
+                && plan.outer_group.is_none_or(|g| g == process.group) =>
+            {
+                plan.outer_group = Some(process.group);
+                Ok(())
+            }
+            None => unsupported("its group's leader has ended, or is not in the tree"),
+        }
+    }
+}
+
+/// How a tree is made.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// The session that the tree is in but does not lead.
+    pub(crate) outer_session: Option<u32>,
+    /// The same for a process group.
+    pub(crate) outer_group: Option<u32>,
+    /// The children of each process, in order.
+    pub(crate) births: BTreeMap<u32, Vec<Birth>>,
+}
+
+/// One child to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Birth {
+    pub(crate) pid: u32,
+    /// It left its parent's session behind, because it was there first.
+    pub(crate) before_setsid: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(pid: u32, parent: u32, group: u32, session: u32) -> ProcessRecord {
+        ProcessRecord { pid, parent, group, session, exit_signal: 17, life: Life::Threads(vec![pid]) }
+    }
+
+    #[test]
+    fn sessions_and_groups() {
+        let tree = Tree {
+            processes: vec![
+                process(10, 1, 10, 5),
+                process(11, 10, 11, 11),
+                process(12, 11, 10, 5),
+                process(13, 11, 11, 11),
+            ],
+        };
+        let plan = tree.plan().unwrap();
+        assert_eq!(plan.outer_session, Some(5));
+        assert_eq!(
+            plan.births[&11],
+            [Birth { pid: 12, before_setsid: true }, Birth { pid: 13, before_setsid: false }]
+        );
+    }
+
+    #[test]
+    fn hostile_trees() {
+        let twice = Tree { processes: vec![process(10, 1, 10, 10), process(10, 10, 10, 10)] };
+        let orphan = Tree { processes: vec![process(10, 1, 10, 10), process(11, 12, 10, 10)] };
+        let cycle = Tree { processes: vec![process(10, 11, 10, 10), process(11, 11, 10, 10)] };
+        let empty = Tree { processes: vec![] };
+        for tree in [twice, orphan, cycle, empty] {
+            assert_eq!(tree.plan().unwrap_err().kind(), ErrorKind::Image, "{tree:?}");
+        }
+    }
+}

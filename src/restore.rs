@@ -1,0 +1,526 @@
+//! Restore: read, plan, build, release.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tracing::{debug, info_span};
+
+use crate::arch::Regs;
+use crate::checkpoint::on_own_thread;
+use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Result, Subject};
+use crate::family::{Family, Member};
+use crate::hooks::{Event, Hooks, vetoed};
+use crate::image::{Image, Owner};
+use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Places};
+use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan, Workshop};
+use crate::resource::signals::pending::ProcessPending;
+use crate::resource::tasks::blocked::Blocked;
+use crate::resource::tasks::registers::Registers;
+use crate::resource::tasks::tree::{self, Life, Tree};
+use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
+use crate::sys::wait::Ended;
+use crate::tracee::{Batch, call_at, sys};
+use crate::{Pid, sys as system};
+
+/// What a tree that was part of a session without leading it is restored into.
+///
+/// ```
+/// # use cryosleep::{OuterSession, Restore};
+/// # fn shell_job() -> cryosleep::Result<()> {
+/// Restore::from("/var/lib/images/job").outer_session(OuterSession::Inherit).run()?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OuterSession {
+    /// The caller must be in the same session and group (by number) as the tree was: the default.
+    #[default]
+    Same,
+    /// The caller's own session and group, whatever they are.
+    Inherit,
+}
+
+/// A restore to be made: from where, and how.
+///
+/// ```no_run
+/// let restored = cryosleep::Restore::from("/var/lib/images/job").run()?;
+/// println!("{} runs again", restored.pid());
+/// let status = restored.wait()?;
+/// # Ok::<(), cryosleep::Error>(())
+/// ```
+///
+/// The same pids and tids need CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN) in the user namespace that owns the
+/// pid namespace (clone(2), `set_tid`).
+#[must_use = "nothing happens before run()"]
+pub struct Restore<'h> {
+    dir: PathBuf,
+    session: OuterSession,
+    validation: FileValidation,
+    hooks: Option<&'h mut dyn Hooks>,
+}
+
+impl std::fmt::Debug for Restore<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Restore")
+            .field("dir", &self.dir)
+            .field("session", &self.session)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Times of a restore.
+///
+/// ```
+/// assert_eq!(cryosleep::RestoreStats::default().tasks, 0);
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct RestoreStats {
+    /// Reading, verifying and planning: no task exists yet.
+    pub reading: Duration,
+    /// Building, up to the last task's readiness.
+    pub building: Duration,
+    /// Letting go.
+    pub release: Duration,
+    /// Threads, in all processes.
+    pub tasks: u64,
+    /// Bytes of memory put in place.
+    pub bytes_restored: u64,
+}
+
+/// How a restored process has ended.
+///
+/// ```
+/// use cryosleep::Exit;
+/// assert_eq!(Exit::Code(3).code(), Some(3));
+/// assert_eq!(Exit::Signal(9).code(), None);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// By exit(3) with this status.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+impl Exit {
+    /// The exit status, unless a signal ended it.
+    pub fn code(self) -> Option<i32> {
+        match self {
+            Exit::Code(code) => Some(code),
+            Exit::Signal(_) => None,
+        }
+    }
+}
+
+/// A restored tree, which runs. Dropping it leaves the tree running.
+///
+/// ```no_run
+/// let restored = cryosleep::Restore::from("/tmp/image").run()?;
+/// assert_eq!(restored.wait()?.code(), Some(0));
+/// # Ok::<(), cryosleep::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Restored {
+    pid: Pid,
+    pidfd: OwnedFd,
+    /// How long it took.
+    pub stats: RestoreStats,
+}
+
+impl Restored {
+    /// The root of the tree, which is a child of the calling process.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// A pidfd of the root: poll(2) says when it has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Waits for the root to end, like waitpid(2).
+    ///
+    /// # Errors
+    /// [`ErrorKind::TaskGone`] when somebody else in this process has waited for it already and the kernel
+    /// (before Linux 6.15) no longer knows how it ended.
+    pub fn wait(self) -> Result<Exit> {
+        loop {
+            match system::wait::wait(self.pidfd.as_fd()) {
+                Ok(Some(Ended::Code(code))) => return Ok(Exit::Code(code)),
+                Ok(Some(Ended::Signal(signal))) => return Ok(Exit::Signal(signal)),
+                Ok(None) | Err(nix::errno::Errno::EINTR) => {}
+                Err(nix::errno::Errno::ECHILD) => return self.exit_of_reaped(),
+                Err(errno) => return Err(Error::call("waitid", errno).of(self.pid)),
+            }
+        }
+    }
+
+    fn exit_of_reaped(&self) -> Result<Exit> {
+        let gone = || Error::new(ErrorKind::TaskGone, "somebody else has waited for it").of(self.pid);
+        let status = system::pidfd::exit_status(self.pidfd.as_fd()).ok().flatten().ok_or_else(gone)?;
+        Ok(match status & 0x7f {
+            0 => Exit::Code(status >> 8 & 0xff),
+            signal => Exit::Signal(signal),
+        })
+    }
+
+    /// Leaves it to itself; the pid and the pidfd remain.
+    pub fn detach(self) -> (Pid, OwnedFd) {
+        (self.pid, self.pidfd)
+    }
+}
+
+impl<'h> Restore<'h> {
+    /// A restore of the image in this directory.
+    pub fn from(dir: impl AsRef<Path>) -> Self {
+        Self {
+            dir: dir.as_ref().into(),
+            session: OuterSession::default(),
+            validation: FileValidation::default(),
+            hooks: None,
+        }
+    }
+
+    /// What to do about a session that the tree was in but did not lead.
+    pub fn outer_session(mut self, session: OuterSession) -> Self {
+        self.session = session;
+        self
+    }
+
+    /// How files that have changed are taken.
+    pub fn file_validation(mut self, validation: FileValidation) -> Self {
+        self.validation = validation;
+        self
+    }
+
+    /// Who hears of the stages.
+    pub fn hooks(mut self, hooks: &'h mut dyn Hooks) -> Self {
+        self.hooks = Some(hooks);
+        self
+    }
+
+    /// Makes the restore: the tree runs when this returns.
+    ///
+    /// # Errors
+    /// On every error no task is left: most are found before there is any. [`ErrorKind::Image`] for an image
+    /// that is not whole, [`ErrorKind::Conflict`] for a pid that is taken or a file that has changed.
+    pub fn run(self) -> Result<Restored> {
+        on_own_thread(move || self.restore())
+    }
+
+    fn restore(mut self) -> Result<Restored> {
+        let span = info_span!("restore", image = %self.dir.display());
+        let _entered = span.enter();
+        let mut stats = RestoreStats::default();
+        let started = Instant::now();
+        let image = Image::open(&self.dir).in_phase(Phase::Read)?;
+        let blueprint = Blueprint::load(&image).in_phase(Phase::Read)?;
+        let ready = Ready::plan(&blueprint, &image, &self).in_phase(Phase::Plan)?;
+        let root = blueprint.tree.root()?.pid();
+        stats.reading = started.elapsed();
+        self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
+
+        let mut family = ready.build(&blueprint).in_phase(Phase::Build)?;
+        stats.building = started.elapsed() - stats.reading;
+        stats.tasks = family.members().map(|member| member.threads.len() as u64).sum();
+        stats.bytes_restored =
+            blueprint.processes.values().flat_map(|p| &p.space.runs).map(|run| run.len).sum();
+        debug!(tasks = stats.tasks, "built");
+        self.tell(Event::PreResume { root }).in_phase(Phase::Build)?;
+
+        let built = started.elapsed();
+        let pidfd = family.release().in_phase(Phase::Release)?;
+        stats.release = started.elapsed() - built;
+        // The tree runs: it is too late for a veto.
+        let _ = self.tell(Event::PostResume { root });
+        Ok(Restored { pid: root, pidfd, stats })
+    }
+
+    fn tell(&mut self, event: Event) -> Result<()> {
+        self.hooks.as_mut().map_or(Ok(()), |hooks| vetoed(hooks.event(event)))
+    }
+}
+
+/// One process, decoded and checked.
+struct ProcessPlan {
+    space: AddressSpace,
+    places: Places,
+    table: FdTable,
+    states: StatesOf,
+    continues: Option<ProcessPending>,
+    threads: BTreeMap<u32, ThreadPlan>,
+}
+
+/// The states of one task, in the order of the registration list.
+type StatesOf = Vec<(Stage, Box<dyn Rebuild>)>;
+
+struct ThreadPlan {
+    states: StatesOf,
+    registers: Registers,
+    blocked: Option<Blocked>,
+}
+
+/// The whole image, decoded and checked: nothing in it is looked up again.
+struct Blueprint {
+    tree: Tree,
+    plan: tree::Plan,
+    processes: BTreeMap<u32, ProcessPlan>,
+    shared: SharedPlan,
+    workshop: Workshop,
+    channel_number: i32,
+}
+
+impl Blueprint {
+    fn load(image: &Image) -> Result<Self> {
+        refuse_unknown(image)?;
+        let tree: Tree = image.require(Owner::IMAGE)?;
+        let plan = tree.plan()?;
+        let mut processes = BTreeMap::new();
+        for record in tree
+            .processes
+            .iter()
+            .filter(|record| record.life != Life::Zombie(0) && !record.threads().is_empty())
+        {
+            let process = ProcessPlan::load(image, record.pid(), record.threads()).of(record.pid())?;
+            processes.insert(record.pid, process);
+        }
+        let shared = SharedPlan::load(image)?;
+        let workshop = Workshop::find(processes.values().map(|process| &process.space), shared.len)?;
+        for process in processes.values() {
+            shared.check(&process.space, &workshop)?;
+        }
+        let channel_number = lowest_unused(processes.values().map(|process| &process.table));
+        Ok(Self { tree, plan, processes, shared, workshop, channel_number })
+    }
+}
+
+/// A number that no process uses, so that the way in does not stand in the way.
+fn lowest_unused<'t>(tables: impl Iterator<Item = &'t FdTable>) -> i32 {
+    let used: std::collections::BTreeSet<i32> =
+        tables.flat_map(|table| table.slots.iter().map(|slot| slot.fd)).collect();
+    (0..i32::MAX).find(|number| !used.contains(number)).unwrap_or(0)
+}
+
+fn refuse_unknown(image: &Image) -> Result<()> {
+    let known: Vec<_> = crate::resource::all_records().map(|kind| kind.tag).collect();
+    match image.unknown(&known).next() {
+        None => Ok(()),
+        Some(section) => Err(Error::new(ErrorKind::Image, "this library does not know this kind of record")
+            .about(Subject::Section(section.tag.to_string()))
+            .with_hint("the image was written by a newer version")),
+    }
+}
+
+fn load_states(image: &Image, scope: Scope, owner: Pid) -> Result<StatesOf> {
+    let mut states = Vec::new();
+    for registration in STATES.iter().filter(|registration| registration.scope == scope) {
+        if let Some(state) = (registration.load)(image, Owner(owner.get()))? {
+            states.push((registration.stage, state));
+        }
+    }
+    Ok(states)
+}
+
+impl ProcessPlan {
+    fn load(image: &Image, pid: Pid, tids: &[u32]) -> Result<Self> {
+        let owner = Owner(pid.get());
+        let table: FdTable = image.require(owner)?;
+        table.check()?;
+        let mut threads = BTreeMap::new();
+        for tid in tids {
+            threads.insert(*tid, ThreadPlan::load(image, Pid::from(*tid)).of(Pid::from(*tid))?);
+        }
+        Ok(Self {
+            space: memory::load(image, pid)?,
+            places: image.require(owner)?,
+            table,
+            states: load_states(image, Scope::Process, pid)?,
+            continues: image.get(owner)?,
+            threads,
+        })
+    }
+}
+
+impl ThreadPlan {
+    fn load(image: &Image, tid: Pid) -> Result<Self> {
+        let owner = Owner(tid.get());
+        Ok(Self {
+            states: load_states(image, Scope::Thread, tid)?,
+            registers: image.require(owner)?,
+            blocked: image.get(owner)?,
+        })
+    }
+}
+
+/// A blueprint for which everything outside the image has been found.
+struct Ready<'i> {
+    image: &'i Image,
+    opened: Opened,
+    files: Builder<'i>,
+    channel: Channel,
+    /// The tree's outer group is to be joined by number.
+    outer_group: Option<u32>,
+}
+
+impl<'i> Ready<'i> {
+    fn plan(blueprint: &Blueprint, image: &'i Image, options: &Restore<'_>) -> Result<Self> {
+        let outer_group = outer_group(&blueprint.plan, options.session)?;
+        let mut opened = Opened::new(options.validation);
+        for (pid, process) in &blueprint.processes {
+            opened.open_for(&process.space, &process.places).of(Pid::from(*pid))?;
+        }
+        let mut files = Builder::new(image, options.validation);
+        files.make_all()?;
+        let channel = Channel::new(blueprint.channel_number)?;
+        Ok(Self { image, opened, files, channel, outer_group })
+    }
+
+    fn build(&self, blueprint: &Blueprint) -> Result<Family> {
+        let mut family = Family::found(blueprint.workshop, &blueprint.tree, &self.channel)?;
+        family.with_root(|puppet| {
+            memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
+        })?;
+        family.grow(&blueprint.tree, &blueprint.plan, self.outer_group)?;
+        for member in family.members_mut() {
+            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                self.build_process(member, process, blueprint).of(member.pid)?;
+            }
+        }
+        for stage in Stage::BATCHES {
+            for member in family.members() {
+                if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                    run_stage(member, process, stage).of(member.pid)?;
+                }
+            }
+        }
+        for member in family.members_mut() {
+            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                finish(member, process, &blueprint.workshop).of(member.pid)?;
+            }
+        }
+        Ok(family)
+    }
+
+    fn build_process(&self, member: &mut Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
+        let blank = memory::mappings(member.pid)?;
+        let builder = MmBuilder {
+            workshop: blueprint.workshop,
+            shared: &blueprint.shared,
+            opened: &self.opened,
+            channel: &self.channel,
+            image: self.image,
+            blank: &blank,
+        };
+        let scratch = blueprint.workshop.scratch();
+        {
+            let mut puppet = member.puppet(0)?;
+            builder.build(&mut puppet, &process.space, &process.places)?;
+            process.table.install(
+                &self.channel,
+                |number| self.files.description(number),
+                |batch| puppet.run(batch)?.check().hint("RLIMIT_NOFILE limits how high descriptors can be"),
+                || Batch::new(scratch),
+            )?;
+            let mut batch = puppet.batch();
+            batch.call(sys::close, &[self.channel.number() as u64]);
+            // From here on PTRACE_O_EXITKILL alone looks after orphans; the signal would outlast the release.
+            batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
+            puppet.run(batch)?.check()?;
+        }
+        let others = process.threads.keys().copied().filter(|tid| *tid != member.pid.get());
+        member.make_threads(&others.collect::<Vec<_>>())
+    }
+}
+
+/// Which group the root joins, when it is one from outside.
+fn outer_group(plan: &tree::Plan, policy: OuterSession) -> Result<Option<u32>> {
+    let Some(session) = plan.outer_session else { return Ok(None) };
+    let own = nix::unistd::getsid(None).call("getsid")?.as_raw() as u32;
+    match policy {
+        OuterSession::Inherit => Ok(None),
+        OuterSession::Same if own == session => Ok(plan.outer_group),
+        OuterSession::Same => {
+            let reason =
+                format!("the tree was part of session {session}, and the caller is in session {own}");
+            Err(Error::new(ErrorKind::Conflict, reason).with_hint(
+                "restore it into the caller's session with OuterSession::Inherit, or start it with setsid",
+            ))
+        }
+    }
+}
+
+/// One stage of one process: its leader's batch carries the process's states too.
+fn run_stage(member: &Member, process: &ProcessPlan, stage: Stage) -> Result<()> {
+    for (index, thread) in member.threads.iter().enumerate() {
+        let tid = thread.tid();
+        let own = process.threads.get(&tid.get()).map(|thread| thread.states.as_slice()).unwrap_or_default();
+        let shared = if index == 0 { process.states.as_slice() } else { &[] };
+        let states: Vec<_> = own.iter().chain(shared).filter(|(at, _)| *at == stage).collect();
+        if states.is_empty() {
+            continue;
+        }
+        let task = Rebuilt { pid: member.pid, tracee: thread, memory: &member.memory };
+        let mut puppet = member.puppet(index)?;
+        let mut batch = puppet.batch();
+        for (_, state) in &states {
+            state.build(task, &mut batch).of(tid)?;
+            if batch.is_nearly_full() {
+                puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
+            }
+        }
+        puppet.run(batch)?.check()?;
+        states.iter().try_for_each(|(_, state)| state.settle(task)).of(tid)?;
+    }
+    Ok(())
+}
+
+/// Puts blocked threads back into their calls, removes the workshop, sets the registers.
+fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Result<()> {
+    let mut registers: Vec<Regs> = Vec::new();
+    for (index, thread) in member.threads.iter().enumerate() {
+        let plan = plan_of(process, thread.tid())?;
+        let regs = plan.registers.general();
+        registers.push(match &plan.blocked {
+            Some(blocked) => blocked.arm(regs, &mut member.puppet(index)?).of(thread.tid())?,
+            None => regs,
+        });
+    }
+    queue_continues(member, process, workshop)?;
+    let range = workshop.range();
+    let syscall = member.syscall_in_vdso(&process.space)?;
+    let leader = member.leader()?;
+    call_at(leader, syscall, sys::munmap, [range.start, range.end - range.start, 0, 0, 0, 0])?;
+    for (thread, regs) in member.threads.iter().zip(&registers) {
+        let task = Rebuilt { pid: member.pid, tracee: thread, memory: &member.memory };
+        let plan = plan_of(process, thread.tid())?;
+        for (_, state) in plan.states.iter().filter(|(stage, _)| *stage == Stage::Release) {
+            state.settle(task).of(thread.tid())?;
+        }
+        thread.set_regs(regs)?;
+        member.stopped |= plan.registers.is_stopped();
+    }
+    Ok(())
+}
+
+fn plan_of(process: &ProcessPlan, tid: Pid) -> Result<&ThreadPlan> {
+    process
+        .threads
+        .get(&tid.get())
+        .ok_or_else(|| Error::new(ErrorKind::Image, "a thread without its records").of(tid))
+}
+
+/// A SIGCONT survives no batch: each is sent by a call of its own.
+fn queue_continues(member: &Member, process: &ProcessPlan, workshop: &Workshop) -> Result<()> {
+    let Some(pending) = &process.continues else { return Ok(()) };
+    let (leader, scratch) = (member.leader()?, workshop.scratch());
+    for info in pending.continues() {
+        let address = scratch.input().start;
+        member.memory.write(address, &info.0)?;
+        let args = [u64::from(member.pid.get()), info.signo() as u64, address, 0, 0, 0];
+        call_at(leader, scratch.syscall(), sys::rt_sigqueueinfo, args)?;
+    }
+    Ok(())
+}
