@@ -15,7 +15,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
 use cryosleep::{Checkpoint, Dumped, Exit, Restore, Restored};
@@ -138,9 +138,10 @@ enum Life {
 impl Shell {
     fn start(interval: f64, numbers: &Path) -> Result<Self> {
         let script = format!("i=0; while true; do echo $i; i=$(expr $i + 1); sleep {interval}; done");
-        println!("I start: sh -c '{script}'");
-        let mut command = Command::new("sh");
-        command.args(["-c", &script]).stdin(Stdio::null()).stderr(Stdio::null());
+        println!("I start, in a session of its own: sh -c '{script}'");
+        // A session of its own, like a daemon: so it has no part in the terminal that we may have.
+        let mut command = Command::new("setsid");
+        command.args(["sh", "-c", &script]).stdin(Stdio::null()).stderr(Stdio::null());
         Ok(Self(Life::Started(command.stdout(File::create_new(numbers)?).spawn()?)))
     }
 
@@ -171,8 +172,8 @@ impl Shell {
 
 impl Drop for Shell {
     fn drop(&mut self) {
-        let Some(pid) = self.pid().and_then(|pid| i32::try_from(pid).ok()) else { return };
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        let Some(pid) = self.pid() else { return };
+        let _ = kill_process(pid);
         let _ = self.wait();
     }
 }
@@ -225,8 +226,10 @@ impl Numbers {
 fn demonstrate(options: &Options, scratch: &Scratch) -> Result<ExitCode> {
     let interval = Duration::from_secs_f64(options.interval);
     let numbers = scratch.numbers();
+    let interrupts = block_interrupts()?;
     let mut shell = Shell::start(options.interval, &numbers)?;
     let pid = shell.pid().ok_or("the shell has no pid")?;
+    clean_up_when_interrupted(interrupts, pid, scratch.0.clone());
     let mut times = Times::default();
     for round in 1..=options.rounds {
         let before = Numbers::wait_for_more(&numbers, if round == 1 { 3 } else { 1 }, interval)?;
@@ -249,6 +252,27 @@ fn demonstrate(options: &Options, scratch: &Scratch) -> Result<ExitCode> {
     drop(shell);
     times.report();
     conclude(&numbers, pid)
+}
+
+/// From here on they wait for [`clean_up_when_interrupted`], in this thread and in those that it starts.
+fn block_interrupts() -> Result<SigSet> {
+    let interrupts = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    interrupts.thread_block()?;
+    Ok(interrupts)
+}
+
+/// The shell is in another session than the terminal, and would not hear of its Ctrl-C.
+fn clean_up_when_interrupted(interrupts: SigSet, shell: u32, scratch: PathBuf) {
+    std::thread::spawn(move || {
+        let signal = interrupts.wait().map_or(0, |signal| signal as i32);
+        let _ = kill_process(shell); // unless the image is the only place where it is, just now
+        let _ = fs::remove_dir_all(scratch);
+        std::process::exit(128 + signal);
+    });
+}
+
+fn kill_process(pid: u32) -> Result<()> {
+    Ok(kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?)
 }
 
 fn checkpoint(pid: u32, shell: &mut Shell, scratch: &Scratch, round: u32) -> Result<Dumped> {
