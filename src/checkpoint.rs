@@ -17,7 +17,7 @@ use crate::resource::signals::pending;
 use crate::resource::tasks::blocked::{self, Blocked};
 use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
-use crate::tracee::{Batch, Memory, Puppet, Scratch, Springboard};
+use crate::tracee::{Batch, Memory, Puppet, Scratch, Springboard, sys};
 
 /// What becomes of the target when its image is complete.
 ///
@@ -213,8 +213,17 @@ impl<'h> Checkpoint<'h> {
         }
         let sleeps = self.write(described, &borrowed, dir, &mut stats).in_phase(Phase::Write)?;
         self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;
-        self.give_back(borrowed, &sleeps).in_phase(Phase::Release)?;
-        self.let_go(frozen).in_phase(Phase::Release)?;
+        match self.after {
+            AfterDump::Kill => end_all(&frozen, borrowed).in_phase(Phase::Release)?,
+            AfterDump::Resume | AfterDump::Stop => {
+                borrowed.iter().for_each(|process| process.leave_notes(&sleeps));
+                borrowed.into_iter().try_for_each(Borrowed::give_back).in_phase(Phase::Release)?;
+            }
+        }
+        if self.after == AfterDump::Stop {
+            frozen.stop().in_phase(Phase::Release)?;
+        }
+        drop(frozen);
         stats.frozen = started.elapsed() - stats.freezing;
         Ok(Dumped { root, stats })
     }
@@ -252,29 +261,28 @@ impl<'h> Checkpoint<'h> {
         stats.bytes_written = image.finish(records, ManifestInfo { root: self.root })?.bytes;
         Ok(sleeps)
     }
+}
 
-    fn give_back(&self, borrowed: Vec<Borrowed<'_>>, sleeps: &[(Pid, Blocked)]) -> Result<()> {
-        if self.after == AfterDump::Kill {
-            // Nothing of ours has to be taken out of processes that end.
-            borrowed.into_iter().for_each(Borrowed::abandon);
-            return Ok(());
-        }
-        borrowed.iter().for_each(|process| process.leave_notes(sleeps));
-        borrowed.into_iter().try_for_each(Borrowed::give_back)
+/// Ends the whole tree, children first: each parent, as its last call, waits for its dead children, so that
+/// no pid of the tree stays taken until whoever inherits them gets round to it.
+fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
+    for process in borrowed.into_iter().rev() {
+        let children = frozen.children_of(process.process.pid);
+        process.wait_for(&children).of(process.process.pid)?;
+        let ended = process.abandon();
+        ended.kill()?;
     }
-
-    fn let_go(&self, frozen: Frozen) -> Result<()> {
-        match self.after {
-            AfterDump::Kill => frozen.kill(),
-            AfterDump::Stop => frozen.stop(),
-            AfterDump::Resume => Ok(()),
-        }
-    }
+    Ok(())
 }
 
 /// ptrace(2) belongs to a thread; the caller's may be anything, so everything happens on one of our own.
 pub(crate) fn on_own_thread<T: Send>(body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
+        let body = move || {
+            // The default slack of 50 us would make every short sleep that much longer.
+            nix::sys::prctl::set_timerslack(1).call("prctl(PR_SET_TIMERSLACK)")?;
+            body()
+        };
         let thread = std::thread::Builder::new().name("cryosleep".into()).spawn_scoped(scope, body);
         let ended = thread.call("clone")?.join();
         ended.unwrap_or_else(|_| Err(Error::new(ErrorKind::Kernel, "the engine's thread ended early")))
@@ -372,8 +380,27 @@ impl<'f> Borrowed<'f> {
     }
 
     /// It will be killed: there is nothing to be tidied up.
-    fn abandon(mut self) {
+    fn abandon(mut self) -> &'f Process {
         self.tools = None;
+        self.process
+    }
+
+    /// Makes the process wait for children of its own that have been killed.
+    fn wait_for(&self, children: &[Pid]) -> Result<()> {
+        let Some(speaker) = self.process.threads.first().filter(|_| !children.is_empty()) else {
+            return Ok(());
+        };
+        let Some(mut puppet) = self.puppet(speaker)? else { return Ok(()) };
+        for some in children.chunks(1024) {
+            let mut batch = puppet.batch();
+            let options = (libc::WNOHANG | libc::__WALL) as u64;
+            some.iter().for_each(|child| {
+                batch.call(sys::wait4, &[u64::from(child.get()), 0, options, 0]);
+            });
+            // One that ignores SIGCHLD has none to wait for: that is as well.
+            puppet.run(batch)?;
+        }
+        puppet.release()
     }
 
     fn take_tools_away(&mut self) -> Result<()> {

@@ -47,6 +47,22 @@ impl Process {
         Pid::from(self.stat.ppid)
     }
 
+    /// Ends it, and waits until it has ended. A root that is the caller's own child is left for the caller to
+    /// wait for.
+    pub(crate) fn kill(&self) -> Result<()> {
+        let own_child = self.stat.ppid == std::process::id();
+        match nix::sys::signal::kill(self.pid.nix(), nix::sys::signal::Signal::SIGKILL) {
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+            Err(errno) => return Err(Error::call("kill", errno).of(self.pid)),
+        }
+        // The leader is first, and is the last that can be waited for.
+        for thread in self.threads.iter().rev() {
+            let leader = thread.tid() == self.pid;
+            thread.tracee.wait_death(!(leader && own_child))?;
+        }
+        Ok(())
+    }
+
     /// The leader has ended while other threads live on.
     pub(crate) fn leader_is_dead(&self) -> bool {
         self.threads.first().is_none_or(|thread| thread.tid() != self.pid)
@@ -76,16 +92,11 @@ impl Drop for Frozen {
 }
 
 impl Frozen {
-    /// Ends all of it. Children go first, so that their parents are still there to be told.
-    pub(crate) fn kill(mut self) -> Result<()> {
-        let processes = std::mem::take(&mut self.processes);
-        let root = processes.first().map(|root| root.pid);
-        processes.iter().rev().try_for_each(kill)?;
-        // Orphans of this tree may have become children of the calling process.
-        let orphans =
-            processes.iter().map(|process| process.pid).chain(self.zombies.iter().map(|dead| dead.pid));
-        orphans.filter(|pid| Some(*pid) != root).for_each(sys::wait::reap);
-        Ok(())
+    /// The children of a process that are in the tree, living or dead.
+    pub(crate) fn children_of(&self, parent: Pid) -> Vec<Pid> {
+        let living = self.processes.iter().map(|process| (process.pid, process.stat.ppid));
+        let dead = self.zombies.iter().map(|zombie| (zombie.pid, zombie.stat.ppid));
+        living.chain(dead).filter(|(_, ppid)| *ppid == parent.get()).map(|(pid, _)| pid).collect()
     }
 
     /// Leaves all of it stopped, as job control does.
@@ -95,20 +106,6 @@ impl Frozen {
                 .map_err(|errno| Error::call("kill", errno).of(process.pid))
         })
     }
-}
-
-fn kill(process: &Process) -> Result<()> {
-    let own_child = process.stat.ppid == std::process::id();
-    match nix::sys::signal::kill(process.pid.nix(), nix::sys::signal::Signal::SIGKILL) {
-        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-        Err(errno) => return Err(Error::call("kill", errno).of(process.pid)),
-    }
-    // The leader is first, and is the last that can be waited for.
-    for thread in process.threads.iter().rev() {
-        let leader = thread.tid() == process.pid;
-        thread.tracee.wait_death(!(leader && own_child))?;
-    }
-    Ok(())
 }
 
 fn release(process: &Process) {
@@ -151,7 +148,7 @@ fn refuse_own_ancestors(root: Pid) -> Result<()> {
             return refused(why);
         }
         why = "it is an ancestor of the calling process, which would be frozen too";
-        pid = Pid::from(read::parsed(pid, "stat", stat::parse)?.ppid);
+        pid = read::parent(pid)?;
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Result, Subject};
 use crate::family::{Family, Member};
 use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
+use crate::proc::{read, stat};
 use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Places};
 use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
@@ -368,6 +369,10 @@ struct Ready<'i> {
 impl<'i> Ready<'i> {
     fn plan(blueprint: &Blueprint, image: &'i Image, options: &Restore<'_>) -> Result<Self> {
         let outer_group = outer_group(&blueprint.plan, options.session)?;
+        let mut patience = Duration::from_millis(500);
+        for tid in blueprint.tree.numbers() {
+            wait_until_free(tid, &mut patience)?;
+        }
         let mut opened = Opened::new(options.validation);
         for (pid, process) in &blueprint.processes {
             opened.open_for(&process.space, &process.places).of(Pid::from(*pid))?;
@@ -448,6 +453,28 @@ fn outer_group(plan: &tree::Plan, policy: OuterSession) -> Result<Option<u32>> {
             Err(Error::new(ErrorKind::Conflict, reason).with_hint(
                 "restore it into the caller's session with OuterSession::Inherit, or start it with setsid",
             ))
+        }
+    }
+}
+
+/// A number is free when no task has it. The dead of a tree that was killed a moment ago are on their way out:
+/// whoever inherited them has to wait for them.
+fn wait_until_free(tid: Pid, patience: &mut Duration) -> Result<()> {
+    const STEP: Duration = Duration::from_millis(1);
+    loop {
+        let taken = |why| Err(Error::new(ErrorKind::Conflict, why).of(tid));
+        match read::parsed(tid, "stat", stat::parse) {
+            Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(()),
+            Ok(stat) if !matches!(stat.state, 'Z' | 'X') => {
+                return taken("this pid is taken by a running task");
+            }
+            Ok(_) if patience.is_zero() => {
+                return taken("this pid is taken by a zombie that nobody waits for");
+            }
+            _ => {
+                std::thread::sleep(STEP);
+                *patience = patience.saturating_sub(STEP);
+            }
         }
     }
 }
