@@ -120,7 +120,7 @@ const OPTIONS: &[Opt] = &[
     Opt(ALL, 'v', "verbosity", MayTake(Settings::set_verbosity)),
     Opt(ALL, ' ', "pidfile", Takes(|s, v| set(&mut s.pidfile, v.into()))),
     Opt(ALL, ' ', "timeout", Takes(|s, v| set(&mut s.time_limit, Duration::from_secs(v.parse()?)))),
-    Opt(ALL, ' ', "action-script", Takes(|s, v| Ok(s.scripts.push(v.into())))),
+    Opt(ALL, ' ', "action-script", Takes(|s, v| add(&mut s.scripts, v.into()))),
     Opt(ALL, ' ', "status-fd", Takes(|s, v| set(&mut s.status_fd, v.parse()?))),
     Opt(ALL, 'L', "libdir", Takes(|_, _| Ok(()))), // plugins would come from there; there are none
     Opt(ALL, ' ', "no-default-config", Flag(|_| Ok(()))), // there is no configuration file
@@ -128,9 +128,9 @@ const OPTIONS: &[Opt] = &[
     Opt(DUMP, 't', "tree", Takes(|s, v| set(&mut s.tree, v.parse()?))),
     Opt(DUMP, 'R', "leave-running", Flag(|s| s.leave(AfterDump::Resume))),
     Opt(DUMP, 's', "leave-stopped", Flag(|s| s.leave(AfterDump::Stop))),
-    Opt(BOTH, 'j', "shell-job", Flag(|s| Ok(s.shell_job = true))),
+    Opt(BOTH, 'j', "shell-job", Flag(|s| turn_on(&mut s.shell_job))),
     Opt(BOTH, ' ', "file-validation", Takes(|_, v| file_validation(v))),
-    Opt(RESTORE, 'd', "restore-detached", Flag(|s| Ok(s.detached = true))),
+    Opt(RESTORE, 'd', "restore-detached", Flag(|s| turn_on(&mut s.detached))),
     Opt(CHECK, ' ', "feature", Takes(|s, v| set(&mut s.feature, v.into()))),
     Opt(RESTORE, 'S', "restore-sibling", NotYet),
     Opt(RESTORE, 's', "leave-stopped", NotYet),
@@ -170,6 +170,16 @@ fn set<T>(setting: &mut Option<T>, value: T) -> Result<()> {
     Ok(())
 }
 
+fn add<T>(list: &mut Vec<T>, value: T) -> Result<()> {
+    list.push(value);
+    Ok(())
+}
+
+fn turn_on(flag: &mut bool) -> Result<()> {
+    *flag = true;
+    Ok(())
+}
+
 /// Sizes are what the library compares unless told otherwise.
 fn file_validation(how: &str) -> Result<()> {
     match how {
@@ -185,19 +195,20 @@ impl Settings {
     /// Goes on after an error, of which it returns the first: what follows may say where the log is.
     fn parse(&mut self, args: impl Iterator<Item = String>) -> Result<()> {
         let args: Vec<String> = args.collect();
-        // The command comes first in this: it decides what an option means.
-        let mut result = self.find_command(&args);
+        // First the command: it decides what an option means.
+        let found = self.find_command(&args);
+        let mut result = Ok(());
         let mut words = args.iter().map(String::as_str).collect::<Vec<_>>().into_iter();
         while let Some(word) = words.next() {
             let parsed = match (word.strip_prefix("--"), word.strip_prefix('-')) {
                 (Some(long), _) => self.long(long, &mut words),
                 (None, Some(short)) if !short.is_empty() => self.short(short, &mut words),
                 _ if command(word).is_some() => Ok(()),
-                _ => Err(format!("unknown command or stray word: {word}").into()),
+                _ => Err(format!("command {word} is unknown or not supported yet").into()),
             };
             result = result.and(parsed);
         }
-        result
+        result.and(found)
     }
 
     fn find_command(&mut self, args: &[String]) -> Result<()> {
