@@ -66,6 +66,15 @@ pub(crate) mod sys {
         exit_group = SYS_exit_group;
         tgkill = SYS_tgkill;
         clone3 = SYS_clone3;
+        personality = SYS_personality;
+        setresuid = SYS_setresuid;
+        setresgid = SYS_setresgid;
+        setfsuid = SYS_setfsuid;
+        setfsgid = SYS_setfsgid;
+        setgroups = SYS_setgroups;
+        capset = SYS_capset;
+        prlimit64 = SYS_prlimit64;
+        seccomp = SYS_seccomp;
         execveat = SYS_execveat;
     }
 }
