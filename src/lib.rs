@@ -4,6 +4,7 @@
 compile_error!("cryosleep works on x86_64 Linux only");
 
 mod arch;
+pub mod check;
 mod checkpoint;
 mod error;
 mod family;

@@ -3,6 +3,7 @@
 
 pub(crate) mod pagemap;
 pub(crate) mod pidfd;
+pub(crate) mod probe;
 pub(crate) mod ptrace;
 pub(crate) mod uffd;
 pub(crate) mod wait;
