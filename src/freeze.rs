@@ -148,7 +148,7 @@ fn refuse_own_ancestors(root: Pid) -> Result<()> {
             return refused(why);
         }
         why = "it is an ancestor of the calling process, which would be frozen too";
-        pid = Pid::from(read::parsed(pid, "stat", stat::parse)?.ppid);
+        pid = read::parent(pid)?;
     }
     Ok(())
 }

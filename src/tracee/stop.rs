@@ -112,7 +112,9 @@ impl Tracee {
     pub(crate) fn wait(&self, limit: Duration) -> Result<Stop> {
         let mut pause = Pause::new();
         loop {
-            if let Some(stop) = self.poll()? {
+            // That it has stopped is likely and quickly seen; that it has ended is neither.
+            let look = if pause.looks % 8 == 7 { self.poll() } else { self.stopped() };
+            if let Some(stop) = look? {
                 return Ok(stop);
             }
             if pause.waited() > limit {
@@ -132,16 +134,22 @@ impl Tracee {
 
     /// Is it stopped? Why? Never blocks, and takes no news that somebody else waits for.
     fn poll(&self) -> Result<Option<Stop>> {
-        match ptrace::get_siginfo(self.tid) {
-            Ok(info) => return Ok(Some(Stop::of(&info))),
-            Err(Errno::ESRCH) => {}
-            Err(errno) => return Err(Error::call("ptrace(GETSIGINFO)", errno).of(self.tid)),
+        if let Some(stop) = self.stopped()? {
+            return Ok(Some(stop));
         }
         match crate::sys::wait::peek(self.tid) {
             Ok(None) => Ok(None),
             // No child of ours any more: it was reaped by a thread that waits for everybody.
             Ok(Some(_)) | Err(Errno::ECHILD) => Err(self.gone()),
             Err(errno) => Err(Error::call("waitid", errno).of(self.tid)),
+        }
+    }
+
+    fn stopped(&self) -> Result<Option<Stop>> {
+        match ptrace::get_siginfo(self.tid) {
+            Ok(info) => Ok(Some(Stop::of(&info))),
+            Err(Errno::ESRCH) => Ok(None),
+            Err(errno) => Err(Error::call("ptrace(GETSIGINFO)", errno).of(self.tid)),
         }
     }
 
