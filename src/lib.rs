@@ -25,6 +25,7 @@ mod tracee;
 pub use checkpoint::{AfterDump, Checkpoint, CheckpointStats, Dumped, Preflight};
 pub use error::{Error, ErrorKind, Phase, Refusal, Result, Subject};
 pub use hooks::{Event, Hooks, Progress};
+pub use image::Durability;
 pub use pid::Pid;
 pub use resource::fds::FileValidation;
 pub use restore::{Exit, OuterSession, Restore, RestoreStats, Restored};

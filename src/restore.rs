@@ -224,7 +224,7 @@ impl<'h> Restore<'h> {
         stats.reading = started.elapsed();
         self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
 
-        let mut family = ready.build(&blueprint).in_phase(Phase::Build)?;
+        let family = ready.build(&blueprint).in_phase(Phase::Build)?;
         stats.building = started.elapsed() - stats.reading;
         stats.tasks = family.members().map(|member| member.threads.len() as u64).sum();
         stats.bytes_restored =
@@ -489,7 +489,7 @@ fn run_stage(member: &Member, process: &ProcessPlan, stage: Stage) -> Result<()>
         if states.is_empty() {
             continue;
         }
-        let task = Rebuilt { pid: member.pid, tracee: thread, memory: &member.memory };
+        let task = Rebuilt { pid: member.pid, tracee: thread };
         let mut puppet = member.puppet(index)?;
         let mut batch = puppet.batch();
         for (_, state) in &states {
@@ -521,7 +521,7 @@ fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Re
     let leader = member.leader()?;
     call_at(leader, syscall, sys::munmap, [range.start, range.end - range.start, 0, 0, 0, 0])?;
     for (thread, regs) in member.threads.iter().zip(&registers) {
-        let task = Rebuilt { pid: member.pid, tracee: thread, memory: &member.memory };
+        let task = Rebuilt { pid: member.pid, tracee: thread };
         let plan = plan_of(process, thread.tid())?;
         for (_, state) in plan.states.iter().filter(|(stage, _)| *stage == Stage::Release) {
             state.settle(task).of(thread.tid())?;

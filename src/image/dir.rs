@@ -25,9 +25,17 @@ const STATE_MAX: u64 = 1 << 30;
 /// How often an image may be replaced while it is being opened.
 const REPLACED_MAX: u32 = 32;
 
-/// What must have reached the disk when an image is finished.
+/// What of an image must have reached the disk when a checkpoint is over (fsync(2)).
+///
+/// ```
+/// use cryosleep::{Checkpoint, Durability};
+/// # fn nightly(pid: u32) -> cryosleep::Result<()> {
+/// Checkpoint::of(pid).durability(Durability::Synced).write_to("/var/lib/images/job")?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Durability {
+#[non_exhaustive]
+pub enum Durability {
     /// Nothing: the image is whole for every reader, but a crash of the machine may lose or tear it.
     #[default]
     Cached,
