@@ -237,3 +237,6 @@ pub(crate) fn all_records() -> impl Iterator<Item = RecordKind> {
     let files = fds::KINDS.iter().map(|kind| kind.record);
     STATES.iter().map(|state| state.record).chain(OBJECTS.iter().copied()).chain(files)
 }
+
+#[cfg(test)]
+mod tests;
