@@ -9,7 +9,7 @@ use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Refusal, Result};
 use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
-use crate::image::{ImageWriter, ManifestInfo, Owner, Records};
+use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
 use crate::proc::smaps::Mapping;
 use crate::resource::fds::{Collector, Places};
 use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
@@ -59,17 +59,19 @@ pub struct Checkpoint<'h> {
     root: Pid,
     after: AfterDump,
     time_limit: Duration,
+    durability: Durability,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
 impl std::fmt::Debug for Checkpoint<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { root, after, time_limit, .. } = self;
+        let Self { root, after, time_limit, durability, .. } = self;
         f.debug_struct("Checkpoint")
             .field("root", root)
             .field("after", after)
             .field("time_limit", time_limit)
-            .finish()
+            .field("durability", durability)
+            .finish_non_exhaustive()
     }
 }
 
@@ -145,7 +147,13 @@ impl<'h> Checkpoint<'h> {
     /// A checkpoint of the tree whose root is this process.
     pub fn of(root: impl Into<Pid>) -> Self {
         const TIME_LIMIT: Duration = Duration::from_secs(10);
-        Self { root: root.into(), after: AfterDump::default(), time_limit: TIME_LIMIT, hooks: None }
+        Self {
+            root: root.into(),
+            after: AfterDump::default(),
+            time_limit: TIME_LIMIT,
+            durability: Durability::default(),
+            hooks: None,
+        }
     }
 
     /// What becomes of the target; it is killed unless this says otherwise.
@@ -157,6 +165,12 @@ impl<'h> Checkpoint<'h> {
     /// How long freezing may take; 10 seconds unless this says otherwise.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = limit;
+        self
+    }
+
+    /// What must have reached the disk before the target is let go; nothing unless this says otherwise.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
         self
     }
 
@@ -242,7 +256,7 @@ impl<'h> Checkpoint<'h> {
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
         let Described { mut records, spaces, shared, sleeps } = described;
-        let mut image = ImageWriter::create(dir)?;
+        let mut image = ImageWriter::create(dir)?.durability(self.durability);
         let started = Instant::now();
         let hooks = &mut self.hooks;
         let mut progress = |progress: Progress| match hooks {

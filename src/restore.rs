@@ -505,7 +505,7 @@ fn run_stage(member: &Member, process: &ProcessPlan, stage: Stage) -> Result<()>
         if states.is_empty() {
             continue;
         }
-        let task = Rebuilt { pid: member.pid, tracee: thread, memory: &member.memory };
+        let task = Rebuilt { pid: member.pid, tracee: thread };
         let mut puppet = member.puppet(index)?;
         let mut batch = puppet.batch();
         for (_, state) in &states {
@@ -537,7 +537,7 @@ fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Re
     let leader = member.leader()?;
     call_at(leader, syscall, sys::munmap, [range.start, range.end - range.start, 0, 0, 0, 0])?;
     for (thread, regs) in member.threads.iter().zip(&registers) {
-        let task = Rebuilt { pid: member.pid, tracee: thread, memory: &member.memory };
+        let task = Rebuilt { pid: member.pid, tracee: thread };
         let plan = plan_of(process, thread.tid())?;
         for (_, state) in plan.states.iter().filter(|(stage, _)| *stage == Stage::Release) {
             state.settle(task).of(thread.tid())?;

@@ -68,7 +68,6 @@ impl<'t> View<'t> {
 pub(crate) struct Rebuilt<'t> {
     pub(crate) pid: Pid,
     pub(crate) tracee: &'t Tracee,
-    pub(crate) memory: &'t crate::tracee::Memory,
 }
 
 impl Rebuilt<'_> {
@@ -147,13 +146,16 @@ impl<S: State> Rebuild for S {
     }
 }
 
+/// The record that a task has of this kind, if it has one.
+pub(crate) type Loaded = Result<Option<Box<dyn Rebuild>>>;
+
 /// One line of the registration list: a kind of state, without its type.
 pub(crate) struct Registration {
     pub(crate) record: RecordKind,
     pub(crate) scope: Scope,
     pub(crate) stage: Stage,
     pub(crate) ask: fn(View<'_>, &mut Batch) -> Result<Describe>,
-    pub(crate) load: fn(&Image, Owner) -> Result<Option<Box<dyn Rebuild>>>,
+    pub(crate) load: fn(&Image, Owner) -> Loaded,
 }
 
 /// What every kind of record can do, without its type.
@@ -242,3 +244,6 @@ pub(crate) fn all_records() -> impl Iterator<Item = RecordKind> {
     let files = fds::KINDS.iter().map(|kind| kind.record);
     STATES.iter().map(|state| state.record).chain(OBJECTS.iter().copied()).chain(files)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 
 pub(crate) mod pagemap;
 pub(crate) mod pidfd;
+pub(crate) mod probe;
 pub(crate) mod ptrace;
 pub(crate) mod sched;
 pub(crate) mod uffd;
@@ -31,10 +32,6 @@ pub(crate) enum Compare {
     Fs = 3,
     /// KCMP_SIGHAND: tables of signal actions.
     Sighand = 4,
-    /// KCMP_IO: I/O contexts.
-    Io = 5,
-    /// KCMP_SYSVSEM: semaphore undo lists.
-    SysvSem = 6,
 }
 
 /// kcmp(2) on what two tasks as a whole own: equal, or an order that is stable while both live.

@@ -230,7 +230,7 @@ fn vfork_exec(pid: Pid, stub: &OwnedFd, gift: &OwnedFd, number: RawFd) -> Result
 
 /// The child must not run a handler of the host on shared memory. A raw call, since the C library leaves its
 /// own internal signals unblocked.
-fn with_signals_blocked<T>(body: impl FnOnce() -> T) -> T {
+pub(super) fn with_signals_blocked<T>(body: impl FnOnce() -> T) -> T {
     let set = |new: &SigMask, old: *mut u64| {
         // SAFETY: both point to live 8-byte masks, or old is null.
         unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const new.0, old, 8) }
@@ -246,9 +246,9 @@ fn with_signals_blocked<T>(body: impl FnOnce() -> T) -> T {
 /// last word, when not null, is where the child stores the result of a call that came back.
 ///
 /// # Safety
-/// With CLONE_VM | CLONE_VFORK: `table` must be followed to a call that does not return (exit_group), and
-/// everything that it points to must stay alive until this returns.
-unsafe fn clone_and_run(args: &CloneArgs, table: *const u64) -> i64 {
+/// With CLONE_VM: `table` must be followed to a call that does not return (exit_group), and
+/// everything that it points to must stay alive until this returns (CLONE_VFORK) or the child has ended.
+pub(super) unsafe fn clone_and_run(args: &CloneArgs, table: *const u64) -> i64 {
     let result;
     // SAFETY: in the parent this is one system call. The child has no stack of its own and touches none: it
     // uses registers, executes system calls, and never leaves the loop.

@@ -36,7 +36,7 @@ impl Workshop {
             spaces.flat_map(|space| space.vmas.iter().map(|vma| vma.start..vma.end)).collect();
         used.sort_unstable_by_key(|range| range.start);
         let mut free = LOWEST;
-        for range in used.into_iter().chain([ADDRESS_END..ADDRESS_END]) {
+        for range in used.into_iter().chain(std::iter::once(ADDRESS_END..ADDRESS_END)) {
             if range.start >= free && range.start - free >= len.saturating_add(GAP) {
                 return Ok(Self { base: free, len });
             }

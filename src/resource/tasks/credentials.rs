@@ -2,7 +2,6 @@
 //! capabilities(7). A new task has those of whoever restores it; where they are the same nothing is changed,
 //! so that no privilege is needed.
 
-use crate::Pid;
 use crate::error::{Result, Subject};
 use crate::image::{Decode, Encode, Record, Tag};
 use crate::proc::read;
@@ -132,10 +131,4 @@ fn capset(batch: &mut Batch, permitted: u64, effective: u64, inheritable: u64) {
     let data: Vec<u8> = [half(0), half(32)].iter().flatten().flat_map(|word| word.to_ne_bytes()).collect();
     let data = batch.input(&data);
     batch.call(sys::capset, &[header, data]);
-}
-
-/// The credentials of a thread of ours, for tests and probes.
-#[cfg(test)]
-pub(crate) fn of(pid: Pid) -> Result<Credentials> {
-    Ok(Credentials::new(&read::parsed(pid, "status", status::parse)?, own_securebits()?))
 }
