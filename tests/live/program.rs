@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -125,10 +124,7 @@ impl Target {
             .env("SUBJECT", "its environment")
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(|e| e.to_string())?)
-            .stderr(log)
-            .process_group(0);
-        // setsid(1) forks when it leads a group, so it must not.
-        command.process_group(nix::unistd::getpgrp().as_raw());
+            .stderr(log);
         let child = command.spawn().map_err(|e| format!("{command:?}: {e}"))?;
         let target = Self { pid: child.id(), image: cell::lab().join(format!("{name}.image")), dir, gone: Gone::default() };
         target.until("ready", || target.file("ready").is_some())?;
