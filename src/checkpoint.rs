@@ -9,7 +9,7 @@ use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Refusal, Result};
 use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
-use crate::image::{ImageWriter, ManifestInfo, Owner, Records};
+use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
 use crate::proc::smaps::Mapping;
 use crate::resource::fds::{Collector, Places};
 use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
@@ -59,17 +59,19 @@ pub struct Checkpoint<'h> {
     root: Pid,
     after: AfterDump,
     time_limit: Duration,
+    durability: Durability,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
 impl std::fmt::Debug for Checkpoint<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { root, after, time_limit, .. } = self;
+        let Self { root, after, time_limit, durability, .. } = self;
         f.debug_struct("Checkpoint")
             .field("root", root)
             .field("after", after)
             .field("time_limit", time_limit)
-            .finish()
+            .field("durability", durability)
+            .finish_non_exhaustive()
     }
 }
 
@@ -145,7 +147,13 @@ impl<'h> Checkpoint<'h> {
     /// A checkpoint of the tree whose root is this process.
     pub fn of(root: impl Into<Pid>) -> Self {
         const TIME_LIMIT: Duration = Duration::from_secs(10);
-        Self { root: root.into(), after: AfterDump::default(), time_limit: TIME_LIMIT, hooks: None }
+        Self {
+            root: root.into(),
+            after: AfterDump::default(),
+            time_limit: TIME_LIMIT,
+            durability: Durability::default(),
+            hooks: None,
+        }
     }
 
     /// What becomes of the target; it is killed unless this says otherwise.
@@ -157,6 +165,12 @@ impl<'h> Checkpoint<'h> {
     /// How long freezing may take; 10 seconds unless this says otherwise.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = limit;
+        self
+    }
+
+    /// What must have reached the disk before the target is let go; nothing unless this says otherwise.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
         self
     }
 
@@ -198,6 +212,7 @@ impl<'h> Checkpoint<'h> {
         let mut stats = CheckpointStats::default();
         let root = self.root;
         self.tell(Event::PreDump { root }).in_phase(Phase::Freeze)?;
+        sleep_precisely();
         let started = Instant::now();
         let frozen = freeze(root, self.time_limit).in_phase(Phase::Freeze)?;
         stats.freezing = started.elapsed();
@@ -241,7 +256,7 @@ impl<'h> Checkpoint<'h> {
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
         let Described { mut records, spaces, shared, sleeps } = described;
-        let mut image = ImageWriter::create(dir)?;
+        let mut image = ImageWriter::create(dir)?.durability(self.durability);
         let started = Instant::now();
         let hooks = &mut self.hooks;
         let mut progress = |progress: Progress| match hooks {
@@ -263,6 +278,11 @@ impl<'h> Checkpoint<'h> {
     }
 }
 
+/// The default slack of 50 us would make every short sleep of the engine's thread that much longer.
+pub(crate) fn sleep_precisely() {
+    let _ = nix::sys::prctl::set_timerslack(1);
+}
+
 /// Ends the whole tree, children first: each parent, as its last call, waits for its dead children, so that
 /// no pid of the tree stays taken until whoever inherits them gets round to it.
 fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
@@ -278,11 +298,6 @@ fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
 /// ptrace(2) belongs to a thread; the caller's may be anything, so everything happens on one of our own.
 pub(crate) fn on_own_thread<T: Send>(body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
-        let body = move || {
-            // The default slack of 50 us would make every short sleep that much longer.
-            nix::sys::prctl::set_timerslack(1).call("prctl(PR_SET_TIMERSLACK)")?;
-            body()
-        };
         let thread = std::thread::Builder::new().name("cryosleep".into()).spawn_scoped(scope, body);
         let ended = thread.call("clone")?.join();
         ended.unwrap_or_else(|_| Err(Error::new(ErrorKind::Kernel, "the engine's thread ended early")))

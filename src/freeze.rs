@@ -43,10 +43,6 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn parent(&self) -> Pid {
-        Pid::from(self.stat.ppid)
-    }
-
     /// Ends it, and waits until it has ended. A root that is the caller's own child is left for the caller to
     /// wait for.
     pub(crate) fn kill(&self) -> Result<()> {
@@ -74,7 +70,6 @@ impl Process {
 pub(crate) struct Zombie {
     pub(crate) pid: Pid,
     pub(crate) stat: Stat,
-    pub(crate) status: Status,
 }
 
 /// A stopped tree. Dropping it lets all of it run on as if nothing had happened.
@@ -266,8 +261,7 @@ impl Freezing {
         }
         for pid in std::mem::take(&mut self.zombies) {
             let stat = read::parsed(pid, "stat", stat::parse)?;
-            let status = read::parsed(pid, "status", status::parse)?;
-            frozen.zombies.push(Zombie { pid, stat, status });
+            frozen.zombies.push(Zombie { pid, stat });
         }
         if frozen.processes.first().is_none_or(|first| first.pid != root) {
             return Err(Error::new(ErrorKind::TaskGone, "it has ended").of(root));
