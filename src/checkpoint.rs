@@ -9,7 +9,7 @@ use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Refusal, Result};
 use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
-use crate::image::{ImageWriter, ManifestInfo, Owner, Records};
+use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
 use crate::proc::smaps::Mapping;
 use crate::resource::fds::{Collector, Places};
 use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
@@ -17,7 +17,7 @@ use crate::resource::signals::pending;
 use crate::resource::tasks::blocked::{self, Blocked};
 use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
-use crate::tracee::{Batch, Memory, Puppet, Scratch, Springboard};
+use crate::tracee::{Batch, Memory, Puppet, Scratch, Springboard, sys};
 
 /// What becomes of the target when its image is complete.
 ///
@@ -59,17 +59,19 @@ pub struct Checkpoint<'h> {
     root: Pid,
     after: AfterDump,
     time_limit: Duration,
+    durability: Durability,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
 impl std::fmt::Debug for Checkpoint<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { root, after, time_limit, .. } = self;
+        let Self { root, after, time_limit, durability, .. } = self;
         f.debug_struct("Checkpoint")
             .field("root", root)
             .field("after", after)
             .field("time_limit", time_limit)
-            .finish()
+            .field("durability", durability)
+            .finish_non_exhaustive()
     }
 }
 
@@ -145,7 +147,13 @@ impl<'h> Checkpoint<'h> {
     /// A checkpoint of the tree whose root is this process.
     pub fn of(root: impl Into<Pid>) -> Self {
         const TIME_LIMIT: Duration = Duration::from_secs(10);
-        Self { root: root.into(), after: AfterDump::default(), time_limit: TIME_LIMIT, hooks: None }
+        Self {
+            root: root.into(),
+            after: AfterDump::default(),
+            time_limit: TIME_LIMIT,
+            durability: Durability::default(),
+            hooks: None,
+        }
     }
 
     /// What becomes of the target; it is killed unless this says otherwise.
@@ -157,6 +165,12 @@ impl<'h> Checkpoint<'h> {
     /// How long freezing may take; 10 seconds unless this says otherwise.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = limit;
+        self
+    }
+
+    /// What must have reached the disk before the target is let go; nothing unless this says otherwise.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
         self
     }
 
@@ -198,6 +212,7 @@ impl<'h> Checkpoint<'h> {
         let mut stats = CheckpointStats::default();
         let root = self.root;
         self.tell(Event::PreDump { root }).in_phase(Phase::Freeze)?;
+        sleep_precisely();
         let started = Instant::now();
         let frozen = freeze(root, self.time_limit).in_phase(Phase::Freeze)?;
         stats.freezing = started.elapsed();
@@ -213,8 +228,17 @@ impl<'h> Checkpoint<'h> {
         }
         let sleeps = self.write(described, &borrowed, dir, &mut stats).in_phase(Phase::Write)?;
         self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;
-        self.give_back(borrowed, &sleeps).in_phase(Phase::Release)?;
-        self.let_go(frozen).in_phase(Phase::Release)?;
+        match self.after {
+            AfterDump::Kill => end_all(&frozen, borrowed).in_phase(Phase::Release)?,
+            AfterDump::Resume | AfterDump::Stop => {
+                borrowed.iter().for_each(|process| process.leave_notes(&sleeps));
+                borrowed.into_iter().try_for_each(Borrowed::give_back).in_phase(Phase::Release)?;
+            }
+        }
+        if self.after == AfterDump::Stop {
+            frozen.stop().in_phase(Phase::Release)?;
+        }
+        drop(frozen);
         stats.frozen = started.elapsed() - stats.freezing;
         Ok(Dumped { root, stats })
     }
@@ -232,7 +256,7 @@ impl<'h> Checkpoint<'h> {
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
         let Described { mut records, spaces, shared, sleeps } = described;
-        let mut image = ImageWriter::create(dir)?;
+        let mut image = ImageWriter::create(dir)?.durability(self.durability);
         let started = Instant::now();
         let hooks = &mut self.hooks;
         let mut progress = |progress: Progress| match hooks {
@@ -252,24 +276,23 @@ impl<'h> Checkpoint<'h> {
         stats.bytes_written = image.finish(records, ManifestInfo { root: self.root })?.bytes;
         Ok(sleeps)
     }
+}
 
-    fn give_back(&self, borrowed: Vec<Borrowed<'_>>, sleeps: &[(Pid, Blocked)]) -> Result<()> {
-        if self.after == AfterDump::Kill {
-            // Nothing of ours has to be taken out of processes that end.
-            borrowed.into_iter().for_each(Borrowed::abandon);
-            return Ok(());
-        }
-        borrowed.iter().for_each(|process| process.leave_notes(sleeps));
-        borrowed.into_iter().try_for_each(Borrowed::give_back)
-    }
+/// The default slack of 50 us would make every short sleep of the engine's thread that much longer.
+pub(crate) fn sleep_precisely() {
+    let _ = nix::sys::prctl::set_timerslack(1);
+}
 
-    fn let_go(&self, frozen: Frozen) -> Result<()> {
-        match self.after {
-            AfterDump::Kill => frozen.kill(),
-            AfterDump::Stop => frozen.stop(),
-            AfterDump::Resume => Ok(()),
-        }
+/// Ends the whole tree, children first: each parent, as its last call, waits for its dead children, so that
+/// no pid of the tree stays taken until whoever inherits them gets round to it.
+fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
+    for process in borrowed.into_iter().rev() {
+        let children = frozen.children_of(process.process.pid);
+        process.wait_for(&children).of(process.process.pid)?;
+        let ended = process.abandon();
+        ended.kill()?;
     }
+    Ok(())
 }
 
 /// ptrace(2) belongs to a thread; the caller's may be anything, so everything happens on one of our own.
@@ -372,8 +395,27 @@ impl<'f> Borrowed<'f> {
     }
 
     /// It will be killed: there is nothing to be tidied up.
-    fn abandon(mut self) {
+    fn abandon(mut self) -> &'f Process {
         self.tools = None;
+        self.process
+    }
+
+    /// Makes the process wait for children of its own that have been killed.
+    fn wait_for(&self, children: &[Pid]) -> Result<()> {
+        let Some(speaker) = self.process.threads.first().filter(|_| !children.is_empty()) else {
+            return Ok(());
+        };
+        let Some(mut puppet) = self.puppet(speaker)? else { return Ok(()) };
+        for some in children.chunks(1024) {
+            let mut batch = puppet.batch();
+            let options = (libc::WNOHANG | libc::__WALL) as u64;
+            some.iter().for_each(|child| {
+                batch.call(sys::wait4, &[u64::from(child.get()), 0, options, 0]);
+            });
+            // One that ignores SIGCHLD has none to wait for: that is as well.
+            puppet.run(batch)?;
+        }
+        puppet.release()
     }
 
     fn take_tools_away(&mut self) -> Result<()> {

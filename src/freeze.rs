@@ -43,8 +43,20 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn parent(&self) -> Pid {
-        Pid::from(self.stat.ppid)
+    /// Ends it, and waits until it has ended. A root that is the caller's own child is left for the caller to
+    /// wait for.
+    pub(crate) fn kill(&self) -> Result<()> {
+        let own_child = self.stat.ppid == std::process::id();
+        match nix::sys::signal::kill(self.pid.nix(), nix::sys::signal::Signal::SIGKILL) {
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+            Err(errno) => return Err(Error::call("kill", errno).of(self.pid)),
+        }
+        // The leader is first, and is the last that can be waited for.
+        for thread in self.threads.iter().rev() {
+            let leader = thread.tid() == self.pid;
+            thread.tracee.wait_death(!(leader && own_child))?;
+        }
+        Ok(())
     }
 
     /// The leader has ended while other threads live on.
@@ -58,7 +70,6 @@ impl Process {
 pub(crate) struct Zombie {
     pub(crate) pid: Pid,
     pub(crate) stat: Stat,
-    pub(crate) status: Status,
 }
 
 /// A stopped tree. Dropping it lets all of it run on as if nothing had happened.
@@ -76,16 +87,11 @@ impl Drop for Frozen {
 }
 
 impl Frozen {
-    /// Ends all of it. Children go first, so that their parents are still there to be told.
-    pub(crate) fn kill(mut self) -> Result<()> {
-        let processes = std::mem::take(&mut self.processes);
-        let root = processes.first().map(|root| root.pid);
-        processes.iter().rev().try_for_each(kill)?;
-        // Orphans of this tree may have become children of the calling process.
-        let orphans =
-            processes.iter().map(|process| process.pid).chain(self.zombies.iter().map(|dead| dead.pid));
-        orphans.filter(|pid| Some(*pid) != root).for_each(sys::wait::reap);
-        Ok(())
+    /// The children of a process that are in the tree, living or dead.
+    pub(crate) fn children_of(&self, parent: Pid) -> Vec<Pid> {
+        let living = self.processes.iter().map(|process| (process.pid, process.stat.ppid));
+        let dead = self.zombies.iter().map(|zombie| (zombie.pid, zombie.stat.ppid));
+        living.chain(dead).filter(|(_, ppid)| *ppid == parent.get()).map(|(pid, _)| pid).collect()
     }
 
     /// Leaves all of it stopped, as job control does.
@@ -95,20 +101,6 @@ impl Frozen {
                 .map_err(|errno| Error::call("kill", errno).of(process.pid))
         })
     }
-}
-
-fn kill(process: &Process) -> Result<()> {
-    let own_child = process.stat.ppid == std::process::id();
-    match nix::sys::signal::kill(process.pid.nix(), nix::sys::signal::Signal::SIGKILL) {
-        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-        Err(errno) => return Err(Error::call("kill", errno).of(process.pid)),
-    }
-    // The leader is first, and is the last that can be waited for.
-    for thread in process.threads.iter().rev() {
-        let leader = thread.tid() == process.pid;
-        thread.tracee.wait_death(!(leader && own_child))?;
-    }
-    Ok(())
 }
 
 fn release(process: &Process) {
@@ -151,7 +143,7 @@ fn refuse_own_ancestors(root: Pid) -> Result<()> {
             return refused(why);
         }
         why = "it is an ancestor of the calling process, which would be frozen too";
-        pid = Pid::from(read::parsed(pid, "stat", stat::parse)?.ppid);
+        pid = read::parent(pid)?;
     }
     Ok(())
 }
@@ -269,8 +261,7 @@ impl Freezing {
         }
         for pid in std::mem::take(&mut self.zombies) {
             let stat = read::parsed(pid, "stat", stat::parse)?;
-            let status = read::parsed(pid, "status", status::parse)?;
-            frozen.zombies.push(Zombie { pid, stat, status });
+            frozen.zombies.push(Zombie { pid, stat });
         }
         if frozen.processes.first().is_none_or(|first| first.pid != root) {
             return Err(Error::new(ErrorKind::TaskGone, "it has ended").of(root));

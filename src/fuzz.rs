@@ -28,6 +28,11 @@ pub fn record(bytes: &[u8]) {
     decoders[usize::from(*choice) % decoders.len()](payload);
 }
 
+/// Any bytes as a /proc file: the first byte chooses which.
+pub fn proc_file(bytes: &[u8]) {
+    crate::proc::fuzz_all(bytes);
+}
+
 /// One decoder for each kind of record. Their order is part of the corpus: append only.
 fn decoders() -> Vec<fn(&[u8])> {
     std::iter::once(round_trip::<Manifest> as fn(&[u8]))
@@ -63,7 +68,9 @@ mod tests {
         run_corpus("container", super::container);
         run_corpus("manifest", super::manifest);
         run_corpus("records", super::record);
+        run_corpus("proc_files", super::proc_file);
     }
+
     #[test]
     fn seeds_are_readable() {
         let Ok(seed) = std::fs::read(corpus_of("manifest").join("seed")) else { return };

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info_span};
 
 use crate::arch::Regs;
-use crate::checkpoint::on_own_thread;
+use crate::checkpoint::{on_own_thread, sleep_precisely};
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Result, Subject};
 use crate::family::{Family, Member};
 use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
+use crate::proc::{read, stat};
 use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Places};
 use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
@@ -21,7 +22,7 @@ use crate::resource::tasks::registers::Registers;
 use crate::resource::tasks::tree::{self, Life, Tree};
 use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
 use crate::sys::wait::Ended;
-use crate::tracee::{Batch, call_at, sys};
+use crate::tracee::{Batch, Seed, call_at, sys};
 use crate::{Pid, sys as system};
 
 /// What a tree that was part of a session without leading it is restored into.
@@ -207,33 +208,40 @@ impl<'h> Restore<'h> {
     /// # Errors
     /// On every error no task is left: most are found before there is any. [`ErrorKind::Image`] for an image
     /// that is not whole, [`ErrorKind::Conflict`] for a pid that is taken or a file that has changed.
-    pub fn run(self) -> Result<Restored> {
-        on_own_thread(move || self.restore())
-    }
-
-    fn restore(mut self) -> Result<Restored> {
+    pub fn run(mut self) -> Result<Restored> {
         let span = info_span!("restore", image = %self.dir.display());
         let _entered = span.enter();
-        let mut stats = RestoreStats::default();
         let started = Instant::now();
         let image = Image::open(&self.dir).in_phase(Phase::Read)?;
         let blueprint = Blueprint::load(&image).in_phase(Phase::Read)?;
         let ready = Ready::plan(&blueprint, &image, &self).in_phase(Phase::Plan)?;
         let root = blueprint.tree.root()?.pid();
-        stats.reading = started.elapsed();
+        let stats = RestoreStats { reading: started.elapsed(), ..RestoreStats::default() };
         self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
+        // The calling thread is the parent; the tracer ends with this call.
+        let seed =
+            Family::seed(blueprint.workshop, &blueprint.tree, &ready.channel).in_phase(Phase::Build)?;
+        on_own_thread(|| self.build(&blueprint, &ready, seed, stats))
+    }
 
-        let mut family = ready.build(&blueprint).in_phase(Phase::Build)?;
-        stats.building = started.elapsed() - stats.reading;
+    fn build(
+        &mut self,
+        blueprint: &Blueprint,
+        ready: &Ready<'_>,
+        seed: Seed,
+        mut stats: RestoreStats,
+    ) -> Result<Restored> {
+        let (started, root) = (Instant::now(), blueprint.tree.root()?.pid());
+        let family = ready.build(blueprint, seed).in_phase(Phase::Build)?;
+        stats.building = started.elapsed();
         stats.tasks = family.members().map(|member| member.threads.len() as u64).sum();
-        stats.bytes_restored =
-            blueprint.processes.values().flat_map(|p| &p.space.runs).map(|run| run.len).sum();
+        stats.bytes_restored = blueprint.bytes();
         debug!(tasks = stats.tasks, "built");
         self.tell(Event::PreResume { root }).in_phase(Phase::Build)?;
 
-        let built = started.elapsed();
+        let built = Instant::now();
         let pidfd = family.release().in_phase(Phase::Release)?;
-        stats.release = started.elapsed() - built;
+        stats.release = built.elapsed();
         // The tree runs: it is too late for a veto.
         let _ = self.tell(Event::PostResume { root });
         Ok(Restored { pid: root, pidfd, stats })
@@ -294,6 +302,14 @@ impl Blueprint {
         }
         let channel_number = lowest_unused(processes.values().map(|process| &process.table));
         Ok(Self { tree, plan, processes, shared, workshop, channel_number })
+    }
+}
+
+impl Blueprint {
+    /// Bytes of memory that the image holds.
+    fn bytes(&self) -> u64 {
+        let private = self.processes.values().flat_map(|process| &process.space.runs).map(|run| run.len);
+        private.sum::<u64>() + self.shared.bytes()
     }
 }
 
@@ -368,6 +384,10 @@ struct Ready<'i> {
 impl<'i> Ready<'i> {
     fn plan(blueprint: &Blueprint, image: &'i Image, options: &Restore<'_>) -> Result<Self> {
         let outer_group = outer_group(&blueprint.plan, options.session)?;
+        let mut patience = Duration::from_millis(500);
+        for tid in blueprint.tree.numbers() {
+            wait_until_free(tid, &mut patience)?;
+        }
         let mut opened = Opened::new(options.validation);
         for (pid, process) in &blueprint.processes {
             opened.open_for(&process.space, &process.places).of(Pid::from(*pid))?;
@@ -378,8 +398,9 @@ impl<'i> Ready<'i> {
         Ok(Self { image, opened, files, channel, outer_group })
     }
 
-    fn build(&self, blueprint: &Blueprint) -> Result<Family> {
-        let mut family = Family::found(blueprint.workshop, &blueprint.tree, &self.channel)?;
+    fn build(&self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
+        sleep_precisely();
+        let mut family = Family::found(blueprint.workshop, seed)?;
         family.with_root(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
@@ -452,6 +473,28 @@ fn outer_group(plan: &tree::Plan, policy: OuterSession) -> Result<Option<u32>> {
     }
 }
 
+/// A number is free when no task has it. The dead of a tree that was killed a moment ago are on their way out:
+/// whoever inherited them has to wait for them.
+fn wait_until_free(tid: Pid, patience: &mut Duration) -> Result<()> {
+    const STEP: Duration = Duration::from_millis(1);
+    loop {
+        let taken = |why| Err(Error::new(ErrorKind::Conflict, why).of(tid));
+        match read::parsed(tid, "stat", stat::parse) {
+            Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(()),
+            Ok(stat) if !matches!(stat.state, 'Z' | 'X') => {
+                return taken("this pid is taken by a running task");
+            }
+            Ok(_) if patience.is_zero() => {
+                return taken("this pid is taken by a zombie that nobody waits for");
+            }
+            _ => {
+                std::thread::sleep(STEP);
+                *patience = patience.saturating_sub(STEP);
+            }
+        }
+    }
+}
+
 /// One stage of one process: its leader's batch carries the process's states too.
 fn run_stage(member: &Member, process: &ProcessPlan, stage: Stage) -> Result<()> {
     for (index, thread) in member.threads.iter().enumerate() {
@@ -462,7 +505,7 @@ fn run_stage(member: &Member, process: &ProcessPlan, stage: Stage) -> Result<()>
         if states.is_empty() {
             continue;
         }
-        let task = Rebuilt { pid: member.pid, tracee: thread, memory: &member.memory };
+        let task = Rebuilt { pid: member.pid, tracee: thread };
         let mut puppet = member.puppet(index)?;
         let mut batch = puppet.batch();
         for (_, state) in &states {
@@ -494,7 +537,7 @@ fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Re
     let leader = member.leader()?;
     call_at(leader, syscall, sys::munmap, [range.start, range.end - range.start, 0, 0, 0, 0])?;
     for (thread, regs) in member.threads.iter().zip(&registers) {
-        let task = Rebuilt { pid: member.pid, tracee: thread, memory: &member.memory };
+        let task = Rebuilt { pid: member.pid, tracee: thread };
         let plan = plan_of(process, thread.tid())?;
         for (_, state) in plan.states.iter().filter(|(stage, _)| *stage == Stage::Release) {
             state.settle(task).of(thread.tid())?;

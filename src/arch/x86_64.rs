@@ -87,8 +87,6 @@ pub(crate) trait RegsExt {
     fn stack_pointer(&self) -> u64;
     fn pc(&self) -> u64;
     fn args(&self) -> [u64; 6];
-    /// The address the thread pointer register holds.
-    fn thread_pointer(&self) -> u64;
     /// Sets the registers up to run the entries from `table` to `end` by the loop in the code at `code`.
     fn enter_loop(&mut self, code: u64, table: u64, end: u64, stack: u64);
     /// Sets the registers up to execute one system call by the instruction at `pc`.
@@ -127,10 +125,6 @@ impl RegsExt for Regs {
 
     fn args(&self) -> [u64; 6] {
         [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9]
-    }
-
-    fn thread_pointer(&self) -> u64 {
-        self.fs_base
     }
 
     fn enter_loop(&mut self, code: u64, table: u64, end: u64, stack: u64) {

@@ -25,9 +25,17 @@ const STATE_MAX: u64 = 1 << 30;
 /// How often an image may be replaced while it is being opened.
 const REPLACED_MAX: u32 = 32;
 
-/// What must have reached the disk when an image is finished.
+/// What of an image must have reached the disk when a checkpoint is over (fsync(2)).
+///
+/// ```
+/// use cryosleep::{Checkpoint, Durability};
+/// # fn nightly(pid: u32) -> cryosleep::Result<()> {
+/// Checkpoint::of(pid).durability(Durability::Synced).write_to("/var/lib/images/job")?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Durability {
+#[non_exhaustive]
+pub enum Durability {
     /// Nothing: the image is whole for every reader, but a crash of the machine may lose or tear it.
     #[default]
     Cached,
@@ -498,13 +506,20 @@ mod tests {
 
     fn write(dir: &Path, name: &str) -> Written {
         let mut writer = ImageWriter::create(dir).unwrap();
-        writer.put(Owner(1), &thing(name)).unwrap();
-        writer.put(Owner(2), &thing("second")).unwrap();
         for content in ["first pages", "more"] {
             let segment = writer.segment().unwrap();
             segment.file.write_all_at(content.as_bytes(), 0).unwrap();
         }
-        writer.finish(INFO()).unwrap()
+        writer.finish(records(&[name, "second"]), INFO()).unwrap()
+    }
+
+    /// A record for each of these names, of owners 1, 2 ...
+    fn records(names: &[&str]) -> Records {
+        let mut records = Records::new().unwrap();
+        for (owner, name) in (1..).zip(names) {
+            records.put(Owner(owner), &thing(name)).unwrap();
+        }
+        records
     }
 
     fn names(dir: &Path) -> Vec<String> {
@@ -565,9 +580,8 @@ mod tests {
     fn synced_writes_the_same_files() {
         let scratch = Scratch::new();
         let mut writer = ImageWriter::create(&scratch.image()).unwrap().durability(Durability::Synced);
-        writer.put(Owner(1), &thing("a")).unwrap();
         drop(writer.segment().unwrap());
-        writer.finish(INFO()).unwrap();
+        writer.finish(records(&["a"]), INFO()).unwrap();
         assert_eq!(Image::open(&scratch.image()).unwrap().segment_length(0).unwrap(), 0);
     }
 
@@ -577,7 +591,6 @@ mod tests {
         write(&scratch.image(), "old");
         let before = names(&scratch.image());
         let mut writer = ImageWriter::create(&scratch.image()).unwrap();
-        writer.put(Owner(1), &thing("new")).unwrap();
         let segment = writer.segment().unwrap();
         assert_eq!(segment.index, 0);
         assert_eq!(names(&scratch.image()).len(), before.len() + 1);
@@ -626,7 +639,7 @@ mod tests {
         let mut writer = ImageWriter::create(&scratch.image()).unwrap();
         drop(writer.segment().unwrap());
         fs::create_dir(scratch.image().join("manifest")).unwrap(); // cannot be replaced by a file
-        let error = writer.finish(INFO()).unwrap_err();
+        let error = writer.finish(records(&[]), INFO()).unwrap_err();
         assert_eq!(error.syscall(), Some("renameat"));
         assert_eq!(names(&scratch.image()), ["manifest"]);
     }
@@ -648,10 +661,8 @@ mod tests {
 
     #[test]
     fn duplicates_are_refused_when_written() {
-        let scratch = Scratch::new();
-        let mut writer = ImageWriter::create(&scratch.image()).unwrap();
-        writer.put(Owner(1), &thing("a")).unwrap();
-        assert_eq!(writer.put(Owner(1), &thing("a")).unwrap_err().kind(), ErrorKind::Image);
+        let error = records(&["a"]).put(Owner(1), &thing("a")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Image);
     }
 
     #[test]

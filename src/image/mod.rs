@@ -13,8 +13,6 @@
 //! [`Tag`] and its [`Owner`]. Everything that is read is checked before it is used: lengths, checksums,
 //! versions, duplicates; nothing that an image says can make the reader panic or allocate without bound.
 
-#![allow(dead_code, unused_imports)] // until the engine uses it all
-
 mod codec;
 mod dir;
 mod manifest;
@@ -25,7 +23,8 @@ use std::fmt;
 use crate::error::{Error, ErrorKind, Result};
 
 pub(crate) use codec::{Decode, Encode, decode, encode};
-pub(crate) use dir::{Durability, Image, ImageWriter, Records, Segment, Written};
+pub use dir::Durability;
+pub(crate) use dir::{Image, ImageWriter, Records, Segment};
 pub(crate) use manifest::{ListedFile, Manifest, ManifestInfo};
 pub(crate) use sections::{Kind, Section, SectionWriter, Sections};
 

@@ -32,14 +32,10 @@ pub(crate) struct Line {
 }
 
 impl FdInfo {
-    /// The value of the first line with this key.
+    /// The value of the first line with this key. The kinds so far need none.
+    #[cfg(test)]
     pub(crate) fn get(&self, key: &str) -> Option<&[u8]> {
         self.lines.iter().find(|line| line.key == key.as_bytes()).map(|line| &*line.value)
-    }
-
-    /// The values of all lines with this key.
-    pub(crate) fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        self.lines.iter().filter(move |line| line.key == key.as_bytes()).map(|line| &*line.value)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Reading the files of one task and handing them to their parsers: the only I/O in this module.
 
-use std::fs::File;
-use std::io::Read;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
 
 use super::Malformed;
 use crate::Pid;
@@ -13,19 +14,34 @@ pub(crate) fn bytes(pid: Pid, name: &str) -> Result<Vec<u8>> {
 }
 
 fn bytes_of(path: String, pid: Pid) -> Result<Vec<u8>> {
-    let mut text = Vec::with_capacity(4096);
-    let read = File::open(&path).and_then(|mut file| file.read_to_end(&mut text));
-    match read.call("read") {
-        Ok(_) => Ok(text),
-        Err(error) => Err(match error.raw_errno() {
-            Some(nix::errno::Errno::ENOENT | nix::errno::Errno::ESRCH) => {
-                error.with_kind(ErrorKind::TaskGone)
-            }
+    read_whole(&path).map_err(|error| {
+        match error.raw_errno() {
+            Some(Errno::ENOENT | Errno::ESRCH) => error.with_kind(ErrorKind::TaskGone),
             _ => error,
         }
         .about(Subject::Path(path.into()))
-        .of(pid)),
+        .of(pid)
+    })
+}
+
+/// These files have no size, so that asking for it (as std does) would only cost time.
+fn read_whole(path: &str) -> Result<Vec<u8>> {
+    let file = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).call("open")?;
+    let mut text = vec![0; 4096];
+    let mut len = 0;
+    loop {
+        if len == text.len() {
+            text.resize(len * 4, 0);
+        }
+        match nix::unistd::read(&file, text.get_mut(len..).unwrap_or_default()) {
+            Ok(0) => break,
+            Ok(got) => len += got,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::call("read", errno)),
+        }
     }
+    text.truncate(len);
+    Ok(text)
 }
 
 /// Reads and parses one file of a task. Works for threads too: /proc/TID exists, though it is not listed.
@@ -52,9 +68,18 @@ pub(crate) fn link(pid: Pid, name: &str) -> Result<Vec<u8>> {
 /// The threads of a process.
 pub(crate) fn threads(pid: Pid) -> Result<Vec<Pid>> {
     numbered(&format!("/proc/{pid}/task")).map_err(|error| match error.raw_errno() {
-        Some(nix::errno::Errno::ENOENT) => error.with_kind(ErrorKind::TaskGone).of(pid),
+        Some(Errno::ENOENT) => error.with_kind(ErrorKind::TaskGone).of(pid),
         _ => error.of(pid),
     })
+}
+
+/// The parent of a process.
+pub(crate) fn parent(pid: Pid) -> Result<Pid> {
+    match crate::sys::pidfd::parent(pid) {
+        Ok(parent) => Ok(parent),
+        // Older kernels only tell in text, which takes them longer.
+        Err(_) => parsed(pid, "stat", super::stat::parse).map(|stat| Pid::from(stat.ppid)),
+    }
 }
 
 /// Every process that this /proc shows, with its parent.
@@ -62,8 +87,8 @@ pub(crate) fn parents() -> Result<Vec<(Pid, Pid)>> {
     let mut all = Vec::new();
     for pid in numbered("/proc")? {
         // One that has ended meanwhile is nobody's child.
-        if let Ok(stat) = parsed(pid, "stat", super::stat::parse) {
-            all.push((pid, Pid::from(stat.ppid)));
+        if let Ok(parent) = parent(pid) {
+            all.push((pid, parent));
         }
     }
     Ok(all)

@@ -132,11 +132,6 @@ impl Mapping {
     pub(crate) fn raw_name(&self) -> Cow<'_, [u8]> {
         if self.deleted { Cow::Owned([&self.name, DELETED].concat()) } else { Cow::Borrowed(&self.name) }
     }
-
-    /// Its length in bytes.
-    pub(crate) fn len(&self) -> u64 {
-        self.end - self.start
-    }
 }
 
 /// The mappings, in the order of the file, which is that of their addresses.
@@ -307,7 +302,7 @@ VmFlags: ex
                 mmu_page_size_kb: 4,
             }
         );
-        assert_eq!(mappings[0].len(), 0x5000);
+        assert_eq!(mappings[0].end - mappings[0].start, 0x5000);
         assert!(mappings[1].shared && mappings[1].deleted);
         assert_eq!(mappings[1].name, b"/tmp/odd\n dir\xff/gone");
         assert_eq!(mappings[1].raw_name(), &b"/tmp/odd\n dir\xff/gone (deleted)"[..]);

@@ -68,7 +68,6 @@ impl<'t> View<'t> {
 pub(crate) struct Rebuilt<'t> {
     pub(crate) pid: Pid,
     pub(crate) tracee: &'t Tracee,
-    pub(crate) memory: &'t crate::tracee::Memory,
 }
 
 impl Rebuilt<'_> {
@@ -98,7 +97,7 @@ impl Report {
 }
 
 /// One kind of state: its record, how it is read from a stopped thread and how it is put into a new one.
-pub(crate) trait State: Record {
+pub(crate) trait State: Record + Send + Sync {
     /// Thread or process.
     const SCOPE: Scope;
     /// When it is built.
@@ -132,7 +131,7 @@ pub(crate) trait State: Record {
 pub(crate) type Describe = Box<dyn FnOnce(&Answers, View<'_>, &mut Report, &mut Records) -> Result<()>>;
 
 /// A record on its way into a task.
-pub(crate) trait Rebuild: Debug {
+pub(crate) trait Rebuild: Debug + Send + Sync {
     fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()>;
     fn settle(&self, task: Rebuilt<'_>) -> Result<()>;
 }
@@ -147,13 +146,16 @@ impl<S: State> Rebuild for S {
     }
 }
 
+/// The record that a task has of this kind, if it has one.
+pub(crate) type Loaded = Result<Option<Box<dyn Rebuild>>>;
+
 /// One line of the registration list: a kind of state, without its type.
 pub(crate) struct Registration {
     pub(crate) record: RecordKind,
     pub(crate) scope: Scope,
     pub(crate) stage: Stage,
     pub(crate) ask: fn(View<'_>, &mut Batch) -> Result<Describe>,
-    pub(crate) load: fn(&Image, Owner) -> Result<Option<Box<dyn Rebuild>>>,
+    pub(crate) load: fn(&Image, Owner) -> Loaded,
 }
 
 /// What every kind of record can do, without its type.
@@ -212,7 +214,14 @@ pub(crate) const STATES: &[Registration] = &[
     Registration::of::<tasks::rseq::Rseq>(),
     Registration::of::<signals::altstack::AltStack>(),
     Registration::of::<signals::actions::Actions>(),
+    Registration::of::<tasks::limits::Limits>(),
+    Registration::of::<tasks::scheduling::Scheduling>(),
+    Registration::of::<tasks::proc_files::ProcFiles>(),
+    Registration::of::<tasks::credentials::Credentials>(),
+    Registration::of::<tasks::attributes::Attributes<false>>(),
+    Registration::of::<tasks::attributes::Attributes<true>>(),
     Registration::of::<signals::itimers::IntervalTimers>(),
+    Registration::of::<signals::posix_timers::PosixTimers>(),
     Registration::of::<signals::pending::ProcessPending>(),
     Registration::of::<signals::pending::ThreadPending>(),
     Registration::of::<tasks::registers::Registers>(),
@@ -235,3 +244,6 @@ pub(crate) fn all_records() -> impl Iterator<Item = RecordKind> {
     let files = fds::KINDS.iter().map(|kind| kind.record);
     STATES.iter().map(|state| state.record).chain(OBJECTS.iter().copied()).chain(files)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,9 @@
 
 pub(crate) mod pagemap;
 pub(crate) mod pidfd;
+pub(crate) mod probe;
 pub(crate) mod ptrace;
+pub(crate) mod sched;
 pub(crate) mod uffd;
 pub(crate) mod wait;
 
@@ -30,10 +32,6 @@ pub(crate) enum Compare {
     Fs = 3,
     /// KCMP_SIGHAND: tables of signal actions.
     Sighand = 4,
-    /// KCMP_IO: I/O contexts.
-    Io = 5,
-    /// KCMP_SYSVSEM: semaphore undo lists.
-    SysvSem = 6,
 }
 
 /// kcmp(2) on what two tasks as a whole own: equal, or an order that is stable while both live.
@@ -66,6 +64,12 @@ pub(crate) fn robust_list(tid: Pid) -> nix::Result<(u64, u64)> {
     // SAFETY: both out pointers are live for the call, which writes one word to each.
     check(unsafe { libc::syscall(libc::SYS_get_robust_list, tid.raw(), &raw mut head, &raw mut len) })?;
     Ok((head, len))
+}
+
+/// prctl(2) PR_GET_SECUREBITS of the calling thread.
+pub(crate) fn securebits() -> nix::Result<u32> {
+    // SAFETY: the option takes no further arguments.
+    Errno::result(unsafe { libc::prctl(libc::PR_GET_SECUREBITS) }).map(|bits| bits as u32)
 }
 
 /// fcntl(2) F_GETOWN: who gets signals about this file; 0 for nobody.

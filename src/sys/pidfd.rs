@@ -34,11 +34,24 @@ pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()>
 struct PidfdInfo {
     mask: u64,
     cgroup: u64,
-    ids: [u32; 11],
+    pid: u32,
+    tgid: u32,
+    ppid: u32,
+    credentials: [u32; 8],
     exit_code: i32,
 }
 
 nix::ioctl_readwrite!(pidfd_get_info, 0xff, 11, PidfdInfo);
+
+/// PIDFD_GET_INFO (since Linux 6.13): the parent of a process.
+pub(crate) fn parent(pid: Pid) -> nix::Result<Pid> {
+    const PIDFD_INFO_PID: u64 = 1;
+    let pidfd = open(pid)?;
+    let mut info = PidfdInfo { mask: PIDFD_INFO_PID, ..PidfdInfo::default() };
+    // SAFETY: the argument has the kernel's layout and the size that the request number carries.
+    unsafe { pidfd_get_info(pidfd.as_raw_fd(), &mut info) }?;
+    Ok(Pid::from(info.ppid))
+}
 
 /// PIDFD_GET_INFO with PIDFD_INFO_EXIT (since Linux 6.15): the wait status of a process that has been waited
 /// for by somebody else. None while it has not ended, or was not opened as long as it lived.

@@ -149,6 +149,15 @@ pub(crate) fn seize(tid: Pid, options: u32) -> nix::Result<()> {
     unsafe { request(libc::PTRACE_SEIZE, tid, 0, options as usize as *mut libc::c_void) }.map(drop)
 }
 
+/// PTRACE_O_SUSPEND_SECCOMP (since Linux 4.3).
+pub(crate) const SUSPEND_SECCOMP: u32 = 1 << 21;
+
+/// PTRACE_SETOPTIONS of a stopped tracee.
+pub(crate) fn set_options(tid: Pid, options: u32) -> nix::Result<()> {
+    // SAFETY: SETOPTIONS takes integers only.
+    unsafe { request(libc::PTRACE_SETOPTIONS, tid, 0, options as usize as *mut libc::c_void) }.map(drop)
+}
+
 /// PTRACE_INTERRUPT.
 pub(crate) fn interrupt(tid: Pid) -> nix::Result<()> {
     // SAFETY: INTERRUPT takes integers only.

@@ -42,7 +42,12 @@ nix::ioctl_readwrite!(uffdio_copy, 0xaa, 0x03, Copy);
 
 /// UFFDIO_API: the handshake that must come first.
 pub(crate) fn handshake(uffd: BorrowedFd<'_>) -> nix::Result<()> {
-    let mut api = Api { api: UFFD_API, features: 0, ioctls: 0 };
+    handshake_with(uffd, 0)
+}
+
+/// The same, asking for features. EINVAL: the kernel lacks one.
+pub(crate) fn handshake_with(uffd: BorrowedFd<'_>, features: u64) -> nix::Result<()> {
+    let mut api = Api { api: UFFD_API, features, ioctls: 0 };
     // SAFETY: the argument has the kernel's layout and outlives the call.
     unsafe { uffdio_api(uffd.as_raw_fd(), &mut api) }.map(drop)
 }

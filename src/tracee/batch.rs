@@ -39,12 +39,7 @@ pub(crate) mod sys {
         sigaltstack = SYS_sigaltstack;
         getitimer = SYS_getitimer;
         setitimer = SYS_setitimer;
-        timer_create = SYS_timer_create;
-        timer_settime = SYS_timer_settime;
-        timer_gettime = SYS_timer_gettime;
-        timer_getoverrun = SYS_timer_getoverrun;
         prctl = SYS_prctl;
-        arch_prctl = SYS_arch_prctl;
         set_tid_address = SYS_set_tid_address;
         set_robust_list = SYS_set_robust_list;
         rseq = SYS_rseq;
@@ -56,17 +51,27 @@ pub(crate) mod sys {
         dup3 = SYS_dup3;
         close = SYS_close;
         fcntl = SYS_fcntl;
-        close_range = SYS_close_range;
         recvmsg = SYS_recvmsg;
         socketpair = SYS_socketpair;
         pwrite64 = SYS_pwrite64;
         userfaultfd = SYS_userfaultfd;
         wait4 = SYS_wait4;
-        exit = SYS_exit;
         exit_group = SYS_exit_group;
         tgkill = SYS_tgkill;
         clone3 = SYS_clone3;
-        execveat = SYS_execveat;
+        timer_create = SYS_timer_create;
+        timer_settime = SYS_timer_settime;
+        timer_gettime = SYS_timer_gettime;
+        timer_getoverrun = SYS_timer_getoverrun;
+        arch_prctl = SYS_arch_prctl;
+        personality = SYS_personality;
+        setresuid = SYS_setresuid;
+        setresgid = SYS_setresgid;
+        setfsuid = SYS_setfsuid;
+        setfsgid = SYS_setfsgid;
+        setgroups = SYS_setgroups;
+        capset = SYS_capset;
+        prlimit64 = SYS_prlimit64;
     }
 }
 

@@ -31,10 +31,6 @@ impl Scratch {
         Self { base, code }
     }
 
-    pub(crate) fn range(&self) -> Range<u64> {
-        self.base..self.base + Self::LEN
-    }
-
     /// The address of a bare `syscall` instruction.
     pub(crate) fn syscall(&self) -> u64 {
         self.code

@@ -49,6 +49,33 @@ pub(crate) struct Tracee {
     tid: Pid,
 }
 
+/// The gaps between two looks at a task: none at first, since most steps are over in microseconds, then
+/// sleeps. Yielding instead would hand a whole time slice to whoever else wants the processor.
+struct Pause {
+    started: Instant,
+    looks: u32,
+}
+
+impl Pause {
+    fn new() -> Self {
+        Self { started: Instant::now(), looks: 0 }
+    }
+
+    fn waited(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn wait(&mut self) {
+        self.looks += 1;
+        match self.looks {
+            0..30 => std::hint::spin_loop(),
+            30..100 => std::thread::sleep(Duration::from_micros(5)),
+            100..200 => std::thread::sleep(Duration::from_micros(50)),
+            _ => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
 /// How long one step of an already stopped task may take before something is badly wrong.
 const STEP: Duration = Duration::from_secs(20);
 
@@ -83,17 +110,17 @@ impl Tracee {
     /// Other threads of the host may be in `waitpid(-1)` and take the news of the stop away from us, so the
     /// state itself is asked for as well.
     pub(crate) fn wait(&self, limit: Duration) -> Result<Stop> {
-        let started = Instant::now();
-        for round in 0u32.. {
-            if let Some(stop) = self.poll()? {
+        let mut pause = Pause::new();
+        loop {
+            // That it has stopped is likely and quickly seen; that it has ended is neither.
+            let look = if pause.looks % 8 == 7 { self.poll() } else { self.stopped() };
+            if let Some(stop) = look? {
                 return Ok(stop);
             }
-            match round {
-                0..200 => std::thread::yield_now(),
-                _ if started.elapsed() > limit => break,
-                200..400 => std::thread::sleep(Duration::from_micros(50)),
-                _ => std::thread::sleep(Duration::from_millis(1)),
+            if pause.waited() > limit {
+                break;
             }
+            pause.wait();
         }
         Err(Error::new(ErrorKind::Timeout, format!("it did not stop within {limit:?}"))
             .of(self.tid)
@@ -107,16 +134,22 @@ impl Tracee {
 
     /// Is it stopped? Why? Never blocks, and takes no news that somebody else waits for.
     fn poll(&self) -> Result<Option<Stop>> {
-        match ptrace::get_siginfo(self.tid) {
-            Ok(info) => return Ok(Some(Stop::of(&info))),
-            Err(Errno::ESRCH) => {}
-            Err(errno) => return Err(Error::call("ptrace(GETSIGINFO)", errno).of(self.tid)),
+        if let Some(stop) = self.stopped()? {
+            return Ok(Some(stop));
         }
         match crate::sys::wait::peek(self.tid) {
             Ok(None) => Ok(None),
             // No child of ours any more: it was reaped by a thread that waits for everybody.
             Ok(Some(_)) | Err(Errno::ECHILD) => Err(self.gone()),
             Err(errno) => Err(Error::call("waitid", errno).of(self.tid)),
+        }
+    }
+
+    fn stopped(&self) -> Result<Option<Stop>> {
+        match ptrace::get_siginfo(self.tid) {
+            Ok(info) => Ok(Some(Stop::of(&info))),
+            Err(Errno::ESRCH) => Ok(None),
+            Err(errno) => Err(Error::call("ptrace(GETSIGINFO)", errno).of(self.tid)),
         }
     }
 
@@ -164,15 +197,15 @@ impl Tracee {
     /// Waits until the task, which has been killed, is dead. `reap` is for those whose parent is somebody
     /// else: the parent's own wait comes after ours.
     pub(crate) fn wait_death(&self, reap: bool) -> Result<()> {
-        let started = Instant::now();
+        let mut pause = Pause::new();
         loop {
             match self.poll() {
                 Err(error) if error.kind() == ErrorKind::TaskGone => break,
                 Err(error) => return Err(error),
-                Ok(_) if started.elapsed() > STEP => {
+                Ok(_) if pause.waited() > STEP => {
                     return Err(Error::new(ErrorKind::Timeout, "it did not die").of(self.tid));
                 }
-                Ok(_) => std::thread::sleep(Duration::from_micros(30)),
+                Ok(_) => pause.wait(),
             }
         }
         if reap {

@@ -19,7 +19,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
 use crate::Pid;
-use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
+use crate::error::{Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::image::{Decode, Encode, Image, Owner, Record, Records, Tag};
 use crate::proc::{fdinfo, read};
 use crate::resource::{RecordKind, Report};
@@ -29,7 +29,7 @@ pub(crate) use path::FileRef;
 pub use path::FileValidation;
 pub(crate) use pipe::Pipe;
 pub(crate) use places::Places;
-pub(crate) use table::{Collector, FdTable, Slot};
+pub(crate) use table::{Collector, FdTable};
 
 /// What all open file descriptions have, whatever they are of; the owner of its section is a number that the
 /// tables use. A section of the kind's own record has the same owner.

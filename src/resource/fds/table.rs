@@ -4,8 +4,6 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-
 use super::{Channel, Description, KINDS, Pipe, Probe, pipe, unknown_kind};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
@@ -202,10 +200,4 @@ fn place(slot: &Slot, from: RawFd, batch: &mut Batch) {
     } else if slot.close_on_exec {
         batch.call(call::fcntl, &[to, libc::F_SETFD as u64, libc::FD_CLOEXEC as u64]);
     }
-}
-
-/// Is the descriptor of ours closed by exec? All of ours are; this is for tests.
-#[cfg(test)]
-pub(crate) fn is_close_on_exec(fd: impl AsFd) -> bool {
-    fcntl(fd, FcntlArg::F_GETFD).is_ok_and(|flags| flags & FdFlag::FD_CLOEXEC.bits() != 0)
 }

@@ -36,7 +36,7 @@ impl Workshop {
             spaces.flat_map(|space| space.vmas.iter().map(|vma| vma.start..vma.end)).collect();
         used.sort_unstable_by_key(|range| range.start);
         let mut free = LOWEST;
-        for range in used.into_iter().chain([ADDRESS_END..ADDRESS_END]) {
+        for range in used.into_iter().chain(std::iter::once(ADDRESS_END..ADDRESS_END)) {
             if range.start >= free && range.start - free >= len.saturating_add(GAP) {
                 return Ok(Self { base: free, len });
             }
@@ -107,6 +107,11 @@ impl SharedPlan {
             plan.objects.insert(owner.0, (offset, object));
         }
         Ok(plan)
+    }
+
+    /// Bytes that the image holds of it.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.objects.values().flat_map(|(_, object)| &object.runs).map(|run| run.len).sum()
     }
 
     /// The address at which the workshop has this part of an object.

@@ -15,8 +15,8 @@ use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::freeze::Process;
 use crate::image::{Decode, Encode, Record, Tag};
-use crate::proc::read;
 use crate::proc::smaps::{self, Mapping, VmFlags};
+use crate::proc::{Device, read};
 use crate::resource::Report;
 use crate::resource::fds::FileRef;
 use crate::tracee::{Answers, Batch, Call, sys};
@@ -208,9 +208,25 @@ fn vma(mapping: &Mapping, backing: Backing) -> Vma {
 struct Files {
     list: Vec<FileRef>,
     known: BTreeMap<FileRef, u32>,
+    /// By name, device and inode: a program maps each of its files several times.
+    seen: BTreeMap<(Vec<u8>, Device, u64), u32>,
 }
 
 impl Files {
+    fn of(
+        &mut self,
+        pid: Pid,
+        mapping: &Mapping,
+    ) -> std::result::Result<u32, std::borrow::Cow<'static, str>> {
+        let key = (mapping.name.clone(), mapping.device, mapping.inode);
+        if let Some(index) = self.seen.get(&key).filter(|_| !mapping.deleted) {
+            return Ok(*index);
+        }
+        let index = self.index(mapped_file(pid, mapping)?);
+        self.seen.insert(key, index);
+        Ok(index)
+    }
+
     fn index(&mut self, file: FileRef) -> u32 {
         let next = self.list.len() as u32;
         *self.known.entry(file).or_insert_with_key(|file| {
@@ -239,8 +255,7 @@ fn classify(pid: Pid, mapping: &Mapping, files: &mut Files, objects: &mut Shared
     if name.starts_with(b"/memfd:") || name.starts_with(b"/SYSV") || name.starts_with(b"anon_inode:") {
         return Err("memory of this kind (memfd, System V, anonymous inode) is not supported yet".into());
     }
-    let file = mapped_file(pid, mapping)?;
-    Ok(Backing::File { index: files.index(file), shared: mapping.shared })
+    Ok(Backing::File { index: files.of(pid, mapping)?, shared: mapping.shared })
 }
 
 fn anonymous(name: &[u8]) -> Classified {

@@ -103,6 +103,15 @@ impl Tree {
         self.processes.first().ok_or_else(|| Error::new(ErrorKind::Image, "an image without processes"))
     }
 
+    /// The numbers of all its tasks, the dead ones included.
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = Pid> + '_ {
+        let dead = |process: &ProcessRecord| process.threads().is_empty().then_some(process.pid);
+        self.processes
+            .iter()
+            .flat_map(move |process| process.threads().iter().copied().chain(dead(process)))
+            .map(Pid::from)
+    }
+
     /// Checks the tree and finds the order in which it can be made.
     pub(crate) fn plan(&self) -> Result<Plan> {
         let root = self.root()?;
