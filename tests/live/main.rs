@@ -58,7 +58,7 @@ fn inside(name: &str) -> Outcome {
         let subject = table::SUBJECTS.iter().find(|(other, _)| *other == subject);
         let mode = modes::MODES.iter().find(|(other, _)| *other == mode);
         if let (Some((_, subject)), Some((_, mode))) = (subject, mode) {
-            return subject.run(*mode);
+            return subject.test(*mode);
         }
     }
     match cases().find(|(other, _)| *other == name) {

@@ -330,6 +330,11 @@ impl MmBuilder<'_> {
             Backing::Anonymous { name } => {
                 let flags = mmap_flags(vma, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
                 batch.call(sys::mmap, &[start, len, prot, flags, u64::MAX, 0]);
+                if accounted {
+                    // mprotect(2) would take back the account of memory that has never been written to.
+                    batch.call(sys::madvise, &[start, crate::sys::PAGE, libc::MADV_POPULATE_WRITE as u64]);
+                    batch.call(sys::madvise, &[start, crate::sys::PAGE, libc::MADV_DONTNEED as u64]);
+                }
                 if let Some(name) = name {
                     const PR_SET_VMA: u64 = 0x5356_4d41;
                     let name = batch.input(&[name, &b"\0"[..]].concat());
