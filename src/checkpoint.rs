@@ -212,6 +212,7 @@ impl<'h> Checkpoint<'h> {
         let mut stats = CheckpointStats::default();
         let root = self.root;
         self.tell(Event::PreDump { root }).in_phase(Phase::Freeze)?;
+        sleep_precisely();
         let started = Instant::now();
         let frozen = freeze(root, self.time_limit).in_phase(Phase::Freeze)?;
         stats.freezing = started.elapsed();
@@ -277,6 +278,11 @@ impl<'h> Checkpoint<'h> {
     }
 }
 
+/// The default slack of 50 us would make every short sleep of the engine's thread that much longer.
+pub(crate) fn sleep_precisely() {
+    let _ = nix::sys::prctl::set_timerslack(1);
+}
+
 /// Ends the whole tree, children first: each parent, as its last call, waits for its dead children, so that
 /// no pid of the tree stays taken until whoever inherits them gets round to it.
 fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
@@ -292,11 +298,6 @@ fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
 /// ptrace(2) belongs to a thread; the caller's may be anything, so everything happens on one of our own.
 pub(crate) fn on_own_thread<T: Send>(body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
-        let body = move || {
-            // The default slack of 50 us would make every short sleep that much longer.
-            nix::sys::prctl::set_timerslack(1).call("prctl(PR_SET_TIMERSLACK)")?;
-            body()
-        };
         let thread = std::thread::Builder::new().name("cryosleep".into()).spawn_scoped(scope, body);
         let ended = thread.call("clone")?.join();
         ended.unwrap_or_else(|_| Err(Error::new(ErrorKind::Kernel, "the engine's thread ended early")))

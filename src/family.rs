@@ -9,7 +9,7 @@ use crate::resource::fds::Channel;
 use crate::resource::memory::{AddressSpace, Backing, Workshop};
 use crate::resource::tasks::tree::{Birth, Life, Plan, ProcessRecord, Tree};
 use crate::sys::pidfd;
-use crate::tracee::{Blank, CloneArgs, Memory, Puppet, Scratch, StubFile, Tracee, sys};
+use crate::tracee::{Blank, CloneArgs, Memory, Puppet, Scratch, Seed, StubFile, Tracee, sys};
 
 /// One process that is being restored.
 pub(crate) struct Member {
@@ -105,13 +105,17 @@ pub(crate) struct Family {
 }
 
 impl Family {
-    /// The root, blank.
-    pub(crate) fn found(workshop: Workshop, tree: &Tree, channel: &Channel) -> Result<Self> {
+    /// Makes the process that will be the root: from the thread that is to be its parent.
+    pub(crate) fn seed(workshop: Workshop, tree: &Tree, channel: &Channel) -> Result<Seed> {
         let (base, room) = workshop.stub();
-        let stub = StubFile::new(base, room)?;
-        let pid = tree.root()?.pid();
-        let Blank { tracee, pidfd } = Blank::spawn(&stub, pid, channel.gift())?;
-        let mut family = Self { members: Vec::new(), pidfd: Some(pidfd), scratch: workshop.scratch() };
+        Seed::plant(&StubFile::new(base, room)?, tree.root()?.pid(), channel.gift())
+    }
+
+    /// The root, blank: from the thread that traces the whole family.
+    pub(crate) fn found(workshop: Workshop, seed: Seed) -> Result<Self> {
+        let Blank { tracee, pidfd } = seed.adopt()?;
+        let (pid, scratch) = (tracee.tid(), workshop.scratch());
+        let mut family = Self { members: Vec::new(), pidfd: Some(pidfd), scratch };
         let memory = Memory::open(pid)?;
         memory.write(workshop.code(), arch::code())?;
         family.members.push(Member {
@@ -119,7 +123,7 @@ impl Family {
             threads: vec![tracee],
             memory,
             stopped: false,
-            scratch: family.scratch,
+            scratch,
             dead: false,
         });
         Ok(family)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info_span};
 
 use crate::arch::Regs;
-use crate::checkpoint::on_own_thread;
+use crate::checkpoint::{on_own_thread, sleep_precisely};
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Result, Subject};
 use crate::family::{Family, Member};
 use crate::hooks::{Event, Hooks, vetoed};
@@ -22,7 +22,7 @@ use crate::resource::tasks::registers::Registers;
 use crate::resource::tasks::tree::{self, Life, Tree};
 use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
 use crate::sys::wait::Ended;
-use crate::tracee::{Batch, call_at, sys};
+use crate::tracee::{Batch, Seed, call_at, sys};
 use crate::{Pid, sys as system};
 
 /// What a tree that was part of a session without leading it is restored into.
@@ -208,33 +208,40 @@ impl<'h> Restore<'h> {
     /// # Errors
     /// On every error no task is left: most are found before there is any. [`ErrorKind::Image`] for an image
     /// that is not whole, [`ErrorKind::Conflict`] for a pid that is taken or a file that has changed.
-    pub fn run(self) -> Result<Restored> {
-        on_own_thread(move || self.restore())
-    }
-
-    fn restore(mut self) -> Result<Restored> {
+    pub fn run(mut self) -> Result<Restored> {
         let span = info_span!("restore", image = %self.dir.display());
         let _entered = span.enter();
-        let mut stats = RestoreStats::default();
         let started = Instant::now();
         let image = Image::open(&self.dir).in_phase(Phase::Read)?;
         let blueprint = Blueprint::load(&image).in_phase(Phase::Read)?;
         let ready = Ready::plan(&blueprint, &image, &self).in_phase(Phase::Plan)?;
         let root = blueprint.tree.root()?.pid();
-        stats.reading = started.elapsed();
+        let stats = RestoreStats { reading: started.elapsed(), ..RestoreStats::default() };
         self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
+        // The calling thread is the parent; the tracer ends with this call.
+        let seed =
+            Family::seed(blueprint.workshop, &blueprint.tree, &ready.channel).in_phase(Phase::Build)?;
+        on_own_thread(|| self.build(&blueprint, &ready, seed, stats))
+    }
 
-        let family = ready.build(&blueprint).in_phase(Phase::Build)?;
-        stats.building = started.elapsed() - stats.reading;
+    fn build(
+        &mut self,
+        blueprint: &Blueprint,
+        ready: &Ready<'_>,
+        seed: Seed,
+        mut stats: RestoreStats,
+    ) -> Result<Restored> {
+        let (started, root) = (Instant::now(), blueprint.tree.root()?.pid());
+        let family = ready.build(blueprint, seed).in_phase(Phase::Build)?;
+        stats.building = started.elapsed();
         stats.tasks = family.members().map(|member| member.threads.len() as u64).sum();
-        stats.bytes_restored =
-            blueprint.processes.values().flat_map(|p| &p.space.runs).map(|run| run.len).sum();
+        stats.bytes_restored = blueprint.bytes();
         debug!(tasks = stats.tasks, "built");
         self.tell(Event::PreResume { root }).in_phase(Phase::Build)?;
 
-        let built = started.elapsed();
+        let built = Instant::now();
         let pidfd = family.release().in_phase(Phase::Release)?;
-        stats.release = started.elapsed() - built;
+        stats.release = built.elapsed();
         // The tree runs: it is too late for a veto.
         let _ = self.tell(Event::PostResume { root });
         Ok(Restored { pid: root, pidfd, stats })
@@ -295,6 +302,14 @@ impl Blueprint {
         }
         let channel_number = lowest_unused(processes.values().map(|process| &process.table));
         Ok(Self { tree, plan, processes, shared, workshop, channel_number })
+    }
+}
+
+impl Blueprint {
+    /// Bytes of memory that the image holds.
+    fn bytes(&self) -> u64 {
+        let private = self.processes.values().flat_map(|process| &process.space.runs).map(|run| run.len);
+        private.sum::<u64>() + self.shared.bytes()
     }
 }
 
@@ -383,8 +398,9 @@ impl<'i> Ready<'i> {
         Ok(Self { image, opened, files, channel, outer_group })
     }
 
-    fn build(&self, blueprint: &Blueprint) -> Result<Family> {
-        let mut family = Family::found(blueprint.workshop, &blueprint.tree, &self.channel)?;
+    fn build(&self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
+        sleep_precisely();
+        let mut family = Family::found(blueprint.workshop, seed)?;
         family.with_root(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;

@@ -97,7 +97,7 @@ impl Report {
 }
 
 /// One kind of state: its record, how it is read from a stopped thread and how it is put into a new one.
-pub(crate) trait State: Record {
+pub(crate) trait State: Record + Send + Sync {
     /// Thread or process.
     const SCOPE: Scope;
     /// When it is built.
@@ -131,7 +131,7 @@ pub(crate) trait State: Record {
 pub(crate) type Describe = Box<dyn FnOnce(&Answers, View<'_>, &mut Report, &mut Records) -> Result<()>>;
 
 /// A record on its way into a task.
-pub(crate) trait Rebuild: Debug {
+pub(crate) trait Rebuild: Debug + Send + Sync {
     fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()>;
     fn settle(&self, task: Rebuilt<'_>) -> Result<()>;
 }
@@ -214,7 +214,14 @@ pub(crate) const STATES: &[Registration] = &[
     Registration::of::<tasks::rseq::Rseq>(),
     Registration::of::<signals::altstack::AltStack>(),
     Registration::of::<signals::actions::Actions>(),
+    Registration::of::<tasks::limits::Limits>(),
+    Registration::of::<tasks::scheduling::Scheduling>(),
+    Registration::of::<tasks::proc_files::ProcFiles>(),
+    Registration::of::<tasks::credentials::Credentials>(),
+    Registration::of::<tasks::attributes::Attributes<false>>(),
+    Registration::of::<tasks::attributes::Attributes<true>>(),
     Registration::of::<signals::itimers::IntervalTimers>(),
+    Registration::of::<signals::posix_timers::PosixTimers>(),
     Registration::of::<signals::pending::ProcessPending>(),
     Registration::of::<signals::pending::ThreadPending>(),
     Registration::of::<tasks::registers::Registers>(),

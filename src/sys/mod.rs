@@ -5,6 +5,7 @@ pub(crate) mod pagemap;
 pub(crate) mod pidfd;
 pub(crate) mod probe;
 pub(crate) mod ptrace;
+pub(crate) mod sched;
 pub(crate) mod uffd;
 pub(crate) mod wait;
 
@@ -63,6 +64,12 @@ pub(crate) fn robust_list(tid: Pid) -> nix::Result<(u64, u64)> {
     // SAFETY: both out pointers are live for the call, which writes one word to each.
     check(unsafe { libc::syscall(libc::SYS_get_robust_list, tid.raw(), &raw mut head, &raw mut len) })?;
     Ok((head, len))
+}
+
+/// prctl(2) PR_GET_SECUREBITS of the calling thread.
+pub(crate) fn securebits() -> nix::Result<u32> {
+    // SAFETY: the option takes no further arguments.
+    Errno::result(unsafe { libc::prctl(libc::PR_GET_SECUREBITS) }).map(|bits| bits as u32)
 }
 
 /// fcntl(2) F_GETOWN: who gets signals about this file; 0 for nobody.

@@ -59,6 +59,19 @@ pub(crate) mod sys {
         exit_group = SYS_exit_group;
         tgkill = SYS_tgkill;
         clone3 = SYS_clone3;
+        timer_create = SYS_timer_create;
+        timer_settime = SYS_timer_settime;
+        timer_gettime = SYS_timer_gettime;
+        timer_getoverrun = SYS_timer_getoverrun;
+        arch_prctl = SYS_arch_prctl;
+        personality = SYS_personality;
+        setresuid = SYS_setresuid;
+        setresgid = SYS_setresgid;
+        setfsuid = SYS_setfsuid;
+        setfsgid = SYS_setfsgid;
+        setgroups = SYS_setgroups;
+        capset = SYS_capset;
+        prlimit64 = SYS_prlimit64;
     }
 }
 

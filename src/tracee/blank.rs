@@ -72,7 +72,24 @@ impl StubFile {
     }
 }
 
-/// A blank task of ours, seized and stopped. It dies with the thread that made it, or when dropped unreleased.
+/// A new process that nobody traces yet: it waits in the stub. Dropping it ends it.
+///
+/// Whoever makes it is its parent for good: parent death signals are sent when that very thread ends.
+pub(crate) struct Seed {
+    pid: Pid,
+    pidfd: Option<OwnedFd>,
+}
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if let Some(pidfd) = self.pidfd.take() {
+            let _ = crate::sys::pidfd::send_signal(pidfd.as_fd(), libc::SIGKILL);
+            while matches!(crate::sys::wait::wait(pidfd.as_fd()), Ok(None) | Err(Errno::EINTR)) {}
+        }
+    }
+}
+
+/// A blank task of ours, seized and stopped. It dies with the thread that traces it.
 pub(crate) struct Blank {
     pub(crate) tracee: Tracee,
     pub(crate) pidfd: OwnedFd,
@@ -85,9 +102,9 @@ pub(crate) struct Gift<'fd> {
     pub(crate) number: RawFd,
 }
 
-impl Blank {
-    /// Makes a child of the calling process that runs the stub, with this pid.
-    pub(crate) fn spawn(stub: &StubFile, pid: Pid, gift: Gift<'_>) -> Result<Self> {
+impl Seed {
+    /// Makes a child of the calling thread that runs the stub, with this pid.
+    pub(crate) fn plant(stub: &StubFile, pid: Pid, gift: Gift<'_>) -> Result<Self> {
         // Above the gift's number, so that the gift cannot be put on top of them.
         let above = |fd: BorrowedFd<'_>| {
             let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(gift.number + 1)).call("fcntl")?;
@@ -95,24 +112,21 @@ impl Blank {
             Ok::<_, Error>(unsafe { OwnedFd::from_raw_fd(copy) })
         };
         let (stub, from) = (above(stub.0.as_fd())?, above(gift.fd)?);
-        let pidfd = retry_busy_text(|| vfork_exec(pid, &stub, &from, gift.number))
-            .map_err(|error| explain(error, pid))?;
-        let spawned = Self::seize_new(pid);
-        match spawned {
-            Ok(tracee) => Ok(Self { tracee, pidfd }),
-            Err(error) => {
-                let _ = crate::sys::pidfd::send_signal(pidfd.as_fd(), libc::SIGKILL);
-                Err(error)
-            }
-        }
+        let pidfd = retry_busy_text(|| vfork_exec(pid, &stub, &from, gift.number));
+        Ok(Self { pid, pidfd: Some(pidfd.map_err(|error| explain(error, pid))?) })
     }
 
-    fn seize_new(pid: Pid) -> Result<Tracee> {
-        let tracee = Tracee::seize(pid, OPTIONS)?;
+    /// Traces it from the calling thread.
+    pub(crate) fn adopt(mut self) -> Result<Blank> {
+        let tracee = Tracee::seize(self.pid, OPTIONS)?;
         tracee.interrupt()?;
-        match tracee.wait_step()? {
-            Stop::Interrupted => Ok(tracee),
-            stop => Err(Error::new(ErrorKind::Kernel, format!("the stub stopped by {stop:?}")).of(pid)),
+        let stop = tracee.wait_step()?;
+        match (stop, self.pidfd.take()) {
+            (Stop::Interrupted, Some(pidfd)) => Ok(Blank { tracee, pidfd }),
+            (stop, pidfd) => {
+                self.pidfd = pidfd;
+                Err(Error::new(ErrorKind::Kernel, format!("the stub stopped by {stop:?}")).of(self.pid))
+            }
         }
     }
 }

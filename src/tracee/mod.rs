@@ -9,7 +9,7 @@ mod puppet;
 mod stop;
 
 pub(crate) use batch::{Answers, Batch, Call, Output, Sys, sys};
-pub(crate) use blank::{Blank, CloneArgs, Gift, StubFile, explain as explain_clone};
+pub(crate) use blank::{Blank, CloneArgs, Gift, Seed, StubFile, explain as explain_clone};
 pub(crate) use dummy::Dummy;
 pub(crate) use memory::Memory;
 pub(crate) use puppet::{Puppet, Scratch, Springboard, call_at, last_call};

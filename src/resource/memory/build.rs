@@ -109,6 +109,11 @@ impl SharedPlan {
         Ok(plan)
     }
 
+    /// Bytes that the image holds of it.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.objects.values().flat_map(|(_, object)| &object.runs).map(|run| run.len).sum()
+    }
+
     /// The address at which the workshop has this part of an object.
     fn address(&self, workshop: &Workshop, object: u32, range: Range<u64>) -> Result<u64> {
         match self.objects.get(&object) {

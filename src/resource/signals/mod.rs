@@ -4,6 +4,7 @@ pub(crate) mod actions;
 pub(crate) mod altstack;
 pub(crate) mod itimers;
 pub(crate) mod pending;
+pub(crate) mod posix_timers;
 
 /// Signals are numbered from 1 to this.
 pub(crate) const LAST: i32 = 64;

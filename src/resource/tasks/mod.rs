@@ -1,10 +1,15 @@
 //! What a task is: its place in the tree, its registers, its name, and what it is blocked in.
 
+pub(crate) mod attributes;
 pub(crate) mod blocked;
+pub(crate) mod credentials;
 pub(crate) mod identity;
+pub(crate) mod limits;
 pub(crate) mod name;
+pub(crate) mod proc_files;
 pub(crate) mod registers;
 pub(crate) mod rseq;
+pub(crate) mod scheduling;
 pub(crate) mod sharing;
 pub(crate) mod tree;
 pub(crate) mod unsupported;

@@ -3,7 +3,7 @@
 use crate::Pid;
 use crate::error::{Refusal, Result, Subject};
 use crate::freeze::Process;
-use crate::proc::{read, status, timers};
+use crate::proc::read;
 use crate::resource::Report;
 
 /// The namespaces of a task, by their names in `/proc/PID/ns`.
@@ -30,30 +30,16 @@ pub(crate) fn check(process: &Process, report: &mut Report) -> Result<()> {
             );
         }
     }
-    credentials(process, own, report)?;
-    if !read::parsed(process.pid, "timers", timers::parse)?.is_empty() {
-        report.attribute(process.pid, "POSIX timers", "timers of timer_create(2) are not supported yet");
+    if process.status.seccomp != 0 {
+        report.attribute(process.pid, "seccomp", "system call filters are not supported yet");
+    }
+    // PR_SET_IO_FLUSHER shows in the flags only: reading it by prctl(2) needs CAP_SYS_RESOURCE.
+    const PF_MEMALLOC_NOIO_AND_LOCAL_THROTTLE: u32 = 0x0018_0000;
+    if process.stat.flags & PF_MEMALLOC_NOIO_AND_LOCAL_THROTTLE != 0 {
+        report.attribute(process.pid, "I/O flusher", "PR_SET_IO_FLUSHER is not supported");
     }
     if process.stat.tty_nr != 0 {
         report.attribute(process.pid, "controlling terminal", "terminals are not supported yet");
-    }
-    Ok(())
-}
-
-/// A restored task has the credentials of whoever restores it, for now.
-fn credentials(process: &Process, own: Pid, report: &mut Report) -> Result<()> {
-    let (theirs, ours) = (&process.status, read::parsed(own, "status", status::parse)?);
-    let same_ids = theirs.uid == ours.uid && theirs.gid == ours.gid && theirs.groups == ours.groups;
-    let capabilities = |s: &status::Status| [s.cap_inh, s.cap_prm, s.cap_eff, s.cap_bnd, s.cap_amb];
-    if !same_ids || capabilities(theirs) != capabilities(&ours) {
-        let reason = "users, groups or capabilities other than the caller's are not supported yet";
-        report.attribute(process.pid, "credentials", reason);
-    }
-    if theirs.no_new_privs != ours.no_new_privs {
-        report.attribute(process.pid, "no_new_privs", "it is not supported yet");
-    }
-    if theirs.seccomp != 0 {
-        report.attribute(process.pid, "seccomp", "system call filters are not supported yet");
     }
     Ok(())
 }

@@ -1,0 +1,61 @@
+//! Attributes of a process that are files of `/proc/PID`: coredump_filter, oom_score_adj, loginuid and
+//! autogroup; see proc(5).
+
+use std::path::PathBuf;
+
+use crate::Pid;
+use crate::error::{Context, NameCall, Result, Subject};
+use crate::image::{Decode, Encode, Record, Tag};
+use crate::proc::read;
+use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
+use crate::tracee::{Answers, Batch};
+
+/// Their order is part of the image format: append only.
+const FILES: [&str; 4] = ["coredump_filter", "oom_score_adj", "loginuid", "autogroup"];
+
+/// What each says; none where the kernel has no such file.
+#[derive(Encode, Decode, Debug)]
+pub(crate) struct ProcFiles(Vec<Option<Vec<u8>>>);
+
+impl Record for ProcFiles {
+    const TAG: Tag = Tag::new(b"PROC");
+    const VERSION: u16 = 1;
+    const NAME: &'static str = "attributes in /proc";
+}
+
+fn contents(pid: Pid, name: &str) -> Option<Vec<u8>> {
+    let text = read::bytes(pid, name).ok()?;
+    let text = text.trim_ascii();
+    // "/autogroup-25 nice 0": the number is the kernel's, the nice value is the user's.
+    Some(match name {
+        "autogroup" => text.rsplit(|byte| *byte == b' ').next()?.to_vec(),
+        // Read as hexadecimal without saying so, written as any C number.
+        "coredump_filter" => [b"0x", text].concat(),
+        _ => text.to_vec(),
+    })
+}
+
+impl State for ProcFiles {
+    const SCOPE: Scope = Scope::Process;
+    const STAGE: Stage = Stage::Identity;
+    type Asked = ();
+
+    fn ask(_: View<'_>, _: &mut Batch) -> Result<()> {
+        Ok(())
+    }
+
+    fn describe((): (), _: &Answers, view: View<'_>, _: &mut Report) -> Result<Option<Self>> {
+        Ok(Some(Self(FILES.iter().map(|name| contents(view.process.pid, name)).collect())))
+    }
+
+    fn settle(&self, task: Rebuilt<'_>) -> Result<()> {
+        for (name, wanted) in FILES.iter().zip(&self.0) {
+            let Some(wanted) = wanted else { continue };
+            if contents(task.pid, name).as_ref() != Some(wanted) {
+                let path = PathBuf::from(format!("/proc/{}/{name}", task.pid));
+                std::fs::write(&path, wanted).call("write").about(|| Subject::Path(path))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,68 @@
+//! Real programs, dumped and restored; and what must not happen to them, or to the process that does it.
+//!
+//! `cargo test --test live` runs all of it, two at a time; see cell.rs for where a test runs and modes.rs for
+//! what is done to each subject. Without the privilege for namespaces all are skipped, which is visible, and
+//! a failure with CRYOSLEEP_REQUIRE_ALL=1.
+
+mod cell;
+mod modes;
+mod program;
+mod table;
+mod view;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Trial};
+
+/// Why it failed; `skip: ...` for what cannot be tried here.
+type Outcome = Result<(), String>;
+
+/// A test of its own, without a subject's modes.
+type Case = (&'static str, fn() -> Outcome);
+
+fn cases() -> impl Iterator<Item = Case> {
+    std::iter::empty()
+}
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    if let Some(code) = cell::role(inside) {
+        return code;
+    }
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(2);
+    let mut trials = Vec::new();
+    for (name, subject) in table::SUBJECTS {
+        for (mode, _) in modes::MODES {
+            let test = format!("{name}/{mode}");
+            trials.push(Trial::ignorable_test(test.clone(), move || {
+                if let Err(reason) = subject.program.prepare() {
+                    return match reason.strip_prefix("skip: ") {
+                        Some(why) => Ok(libtest_mimic::Completion::ignored_with(why)),
+                        None => Err(reason.into()),
+                    };
+                }
+                cell::run(&test, LIMIT)
+            }));
+        }
+    }
+    trials.extend(cases().map(|(name, _)| Trial::ignorable_test(name, move || cell::run(name, LIMIT))));
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// The test of this name, in its cell.
+fn inside(name: &str) -> Outcome {
+    if let Some((subject, mode)) = name.split_once('/') {
+        let subject = table::SUBJECTS.iter().find(|(other, _)| *other == subject);
+        let mode = modes::MODES.iter().find(|(other, _)| *other == mode);
+        if let (Some((_, subject)), Some((_, mode))) = (subject, mode) {
+            return subject.run(*mode);
+        }
+    }
+    match cases().find(|(other, _)| *other == name) {
+        Some((_, case)) => case(),
+        None => Err(format!("no test is called {name}")),
+    }
+}

@@ -1,0 +1,105 @@
+//! The table of subjects, and what is done to each of them.
+
+use std::time::Duration;
+
+use cryosleep::AfterDump;
+use nix::sys::signal::Signal;
+
+use crate::program::{Program, Target};
+use crate::{Outcome, view};
+
+/// One line of the table.
+#[derive(Clone, Copy)]
+pub(crate) struct Subject {
+    pub(crate) program: Program,
+    pub(crate) args: &'static [&'static str],
+    /// What goes on before the checkpoint: a wait that is to be interrupted in its middle, for one.
+    settle: Duration,
+    /// It is stopped (SIGSTOP) at the checkpoint.
+    stopped: bool,
+    /// It makes and reaps processes all the time: only those that stay are compared.
+    churns: bool,
+}
+
+impl Subject {
+    pub(crate) const fn new(program: Program, args: &'static [&'static str]) -> Self {
+        Self { program, args, settle: Duration::from_millis(60), stopped: false, churns: false }
+    }
+
+    pub(crate) const fn settle(mut self, millis: u64) -> Self {
+        self.settle = Duration::from_millis(millis);
+        self
+    }
+
+    pub(crate) const fn stopped(mut self) -> Self {
+        self.stopped = true;
+        self
+    }
+
+    pub(crate) const fn churns(mut self) -> Self {
+        self.churns = true;
+        self
+    }
+}
+
+/// What happens between `ready` and `go`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mode {
+    /// Nothing: shows that the subject itself is right.
+    Control,
+    /// A dump that it survives.
+    Resume,
+    /// Two of them: the second sees what the first left behind.
+    ResumeTwice,
+    /// Its image is taken, it is killed, and comes back.
+    Restore,
+    /// And once more, as what came back.
+    RestoreTwice,
+}
+
+pub(crate) const MODES: [(&str, Mode); 5] = [
+    ("control", Mode::Control),
+    ("resume", Mode::Resume),
+    ("resume_twice", Mode::ResumeTwice),
+    ("restore", Mode::Restore),
+    ("restore_twice", Mode::RestoreTwice),
+];
+
+impl Subject {
+    pub(crate) fn run(&self, mode: Mode) -> Outcome {
+        let mut target = Target::start(self.program, self.args)?;
+        std::thread::sleep(self.settle);
+        if self.stopped {
+            target.signal(Signal::SIGSTOP)?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let rounds = match mode {
+            Mode::Control => 0,
+            Mode::Resume | Mode::Restore => 1,
+            Mode::ResumeTwice | Mode::RestoreTwice => 2,
+        };
+        for round in 1..=rounds {
+            let before = view::of(target.pid);
+            match mode {
+                Mode::Restore | Mode::RestoreTwice => target.dump_and_restore()?,
+                _ => target.dump(AfterDump::Resume).map(drop)?,
+            }
+            let changed = view::difference(&before, &view::of(target.pid), self.churns);
+            if !changed.is_empty() {
+                return Err(format!("seen from outside, round {round} changed:\n{}", changed.join("\n")));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if self.stopped {
+            target.go()?;
+            std::thread::sleep(Duration::from_millis(50));
+            if view::state(target.pid) != 'T' {
+                return Err("it does not stay stopped".into());
+            }
+            target.signal(Signal::SIGCONT)?;
+        } else {
+            target.go()?;
+        }
+        target.verdict()
+    }
+}

@@ -1,0 +1,260 @@
+//! Subjects: small real programs that set up some state, say `ready`, wait for `go`, and check themselves.
+//!
+//! They speak through files in their working directory, since a pipe to the test would be refused.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use cryosleep::{AfterDump, Checkpoint, Dumped, Restore};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::{Outcome, cell, view};
+
+/// What a subject is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Program {
+    /// tests/subjects/NAME.c
+    C(&'static str),
+    /// The same, linked statically.
+    StaticC(&'static str),
+    /// tests/subjects/NAME.sh
+    Shell(&'static str),
+    /// tests/subjects/NAME.py
+    Python(&'static str),
+}
+
+impl Program {
+    fn source(self) -> PathBuf {
+        let name = match self {
+            Program::C(name) | Program::StaticC(name) => format!("{name}.c"),
+            Program::Shell(name) => format!("{name}.sh"),
+            Program::Python(name) => format!("{name}.py"),
+        };
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/subjects").join(name)
+    }
+
+    /// Where a C program is compiled to.
+    fn binary(self) -> PathBuf {
+        match self {
+            Program::StaticC(name) => cell::scratch().join(format!("{name}-static")),
+            Program::C(name) | Program::Shell(name) | Program::Python(name) => cell::scratch().join(name),
+        }
+    }
+
+    /// Compiles it, once in the life of the test binary.
+    pub(crate) fn prepare(self) -> Outcome {
+        type Slot = Arc<OnceLock<Outcome>>;
+        static DONE: Mutex<BTreeMap<Program, Slot>> = Mutex::new(BTreeMap::new());
+        let slot = DONE.lock().map_err(|e| e.to_string())?.entry(self).or_default().clone();
+        slot.get_or_init(|| self.compile()).clone()
+    }
+
+    fn compile(self) -> Outcome {
+        let linking: &[&str] = match self {
+            Program::C(_) => &[],
+            Program::StaticC(_) => &["-static"],
+            Program::Shell(_) | Program::Python(_) => return Ok(()),
+        };
+        let gcc = Command::new("gcc")
+            .args(["-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-missing-field-initializers"])
+            .args(["-pthread", "-o"])
+            .arg(self.binary())
+            .arg(self.source())
+            .args(linking)
+            .output();
+        match gcc {
+            Err(error) => Err(format!("skip: gcc: {error}")),
+            Ok(output) if output.status.success() => Ok(()),
+            Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    /// In a session of its own: a tree that is in the test's session could only be restored into it.
+    fn command(self) -> Command {
+        let mut command = Command::new("setsid");
+        match self {
+            Program::C(_) | Program::StaticC(_) => command.arg(self.binary()),
+            Program::Shell(_) => command.arg("sh").arg(self.source()),
+            Program::Python(_) => command.arg("python3").arg(self.source()),
+        };
+        command
+    }
+}
+
+/// A running (or frozen, or restored) subject.
+pub(crate) struct Target {
+    pub(crate) pid: u32,
+    dir: PathBuf,
+    image: PathBuf,
+    gone: Gone,
+}
+
+/// For how long it has not existed, at least and at most.
+#[derive(Clone, Copy, Default)]
+struct Gone {
+    min: Duration,
+    max: Duration,
+}
+
+/// How long a subject may take for one step.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+impl Target {
+    /// Starts it and waits until it is ready.
+    pub(crate) fn start(program: Program, args: &[&str]) -> Result<Self, String> {
+        Self::start_in("subject", program, args)
+    }
+
+    pub(crate) fn start_in(name: &str, program: Program, args: &[&str]) -> Result<Self, String> {
+        let dir = cell::lab().join(name);
+        fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
+        let log = File::create(dir.join("log")).map_err(|e| e.to_string())?;
+        let mut command = program.command();
+        command
+            .args(args)
+            .current_dir(&dir)
+            .env_clear()
+            .envs(std::env::vars().filter(|(name, _)| name == "PATH" || name == "HOME"))
+            .env("SUBJECT", "its environment")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().map_err(|e| e.to_string())?)
+            .stderr(log);
+        let child = command.spawn().map_err(|e| format!("{command:?}: {e}"))?;
+        let target = Self { pid: child.id(), image: cell::lab().join(format!("{name}.image")), dir, gone: Gone::default() };
+        target.until("ready", || target.file("ready").is_some())?;
+        match target.file("result") {
+            Some(result) if result.starts_with("skip: ") => Err(result.trim().to_owned()),
+            _ => Ok(target),
+        }
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.pid as i32)
+    }
+
+    pub(crate) fn image(&self) -> &Path {
+        &self.image
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn file(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.dir.join(name)).ok()
+    }
+
+    /// Waits for a condition, and for the subject to report a failure.
+    fn until(&self, what: &str, mut done: impl FnMut() -> bool) -> Outcome {
+        let started = Instant::now();
+        while !done() {
+            let failed = self.file("result").filter(|result| result != "ok\n");
+            if let Some(reason) = failed.filter(|reason| !reason.starts_with("skip: ")) {
+                return Err(format!("the subject: {}{}", reason, self.log()));
+            }
+            if started.elapsed() > PATIENCE {
+                return Err(format!("not {what} within {PATIENCE:?}{}\n{}", self.log(), view::whereabouts()));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    fn log(&self) -> String {
+        self.file("log").filter(|log| !log.is_empty()).map_or(String::new(), |log| format!("\nits output: {log}"))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Outcome {
+        kill(self.pid(), signal).map_err(|errno| format!("kill: {errno}"))
+    }
+
+    pub(crate) fn dump(&self, after: AfterDump) -> Result<Dumped, String> {
+        Checkpoint::of(self.pid).after(after).write_to(&self.image).map_err(|error| error.to_string())
+    }
+
+    /// Dumps it, makes sure that it is gone, restores it.
+    pub(crate) fn dump_and_restore(&mut self) -> Outcome {
+        let dumping = Instant::now();
+        self.dump(AfterDump::Kill)?;
+        let dumped = Instant::now();
+        reap(self.pid());
+        if let Some(survivor) = fs::read_dir("/proc/").ok().and_then(|_| {
+            view::tree(self.pid).into_iter().find(|pid| Path::new(&format!("/proc/{pid}")).exists())
+        }) {
+            return Err(format!("{survivor} is still there after the dump: {}", view::whereabouts()));
+        }
+        let restoring = Instant::now();
+        let restored = Restore::from(&self.image).run().map_err(|error| error.to_string())?;
+        self.gone.min += restoring - dumped;
+        self.gone.max += dumping.elapsed();
+        let (pid, _pidfd) = restored.detach();
+        if pid.get() == self.pid { Ok(()) } else { Err(format!("restored as {pid}")) }
+    }
+
+    /// Allows it to go on and to check itself.
+    pub(crate) fn go(&self) -> Outcome {
+        let Gone { min, max } = self.gone;
+        let new = self.dir.join("go.new");
+        fs::write(&new, format!("{} {}", min.as_nanos(), max.as_nanos())).map_err(|e| e.to_string())?;
+        fs::rename(new, self.dir.join("go")).map_err(|e| e.to_string())
+    }
+
+    /// Waits for its end: it must be content, and leave nothing behind.
+    pub(crate) fn verdict(self) -> Outcome {
+        let mut ended = None;
+        self.until("over", || {
+            ended = reap_ended(self.pid());
+            ended.is_some()
+        })?;
+        match self.file("result").as_deref() {
+            Some("ok\n") => {}
+            other => return Err(format!("it ended by {ended:?}, saying {other:?}{}", self.log())),
+        }
+        match ended {
+            Some(WaitStatus::Exited(_, 0)) => nothing_left(),
+            other => Err(format!("it said ok, but ended by {other:?}")),
+        }
+    }
+}
+
+/// Waits for one child, as the parent that it had.
+pub(crate) fn reap(pid: Pid) {
+    let _ = waitpid(pid, None);
+}
+
+fn reap_ended(pid: Pid) -> Option<WaitStatus> {
+    match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::StillAlive) => None,
+        Ok(status) => Some(status),
+        Err(_) => Some(WaitStatus::StillAlive),
+    }
+}
+
+/// As process 1, reaps what has ended; nothing else may be alive any more.
+pub(crate) fn nothing_left() -> Outcome {
+    let started = Instant::now();
+    loop {
+        while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive) {}
+        let others = others();
+        if others.is_empty() {
+            return Ok(());
+        }
+        if started.elapsed() > Duration::from_secs(3) {
+            return Err(format!("left behind: {others:?}\n{}", view::whereabouts()));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// All processes of the namespace but ourselves.
+pub(crate) fn others() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| *pid != std::process::id()).collect()
+}

@@ -1,0 +1,57 @@
+//! All subjects, by the name that their tests have.
+
+use crate::modes::Subject;
+use crate::program::Program::{C, StaticC};
+
+/// A call with a time limit of 1.5 seconds, stopped in its middle.
+const fn timed(name: &'static [&'static str]) -> Subject {
+    Subject::new(C("blocked"), name).settle(500)
+}
+
+/// A call that somebody ends.
+const fn blocked(name: &'static [&'static str]) -> Subject {
+    Subject::new(C("blocked"), name)
+}
+
+#[rustfmt::skip]
+pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
+    ("static_counter", Subject::new(StaticC("counter"), &[])),
+    ("dynamic_counter", Subject::new(C("counter"), &[])),
+    ("registers_avx", Subject::new(C("registers"), &["spin"])),
+    ("registers_avx512", Subject::new(C("registers"), &["spin512"])),
+    ("registers_avx_in_call", Subject::new(C("registers"), &["call"])),
+    ("registers_avx512_in_call", Subject::new(StaticC("registers"), &["call512"])),
+    ("nanosleep", timed(&["nanosleep"])),
+    ("nanosleep_rem", timed(&["nanosleep_rem"])),
+    ("clock_nanosleep", timed(&["clock_nanosleep"])),
+    ("clock_nanosleep_rem", timed(&["clock_nanosleep_rem"])),
+    ("clock_nanosleep_real", timed(&["clock_nanosleep_real"])),
+    ("sleep_until_monotonic", timed(&["until_monotonic"])),
+    ("sleep_until_realtime", timed(&["until_realtime"])),
+    ("poll_for", timed(&["poll_for"])),
+    ("ppoll_for", timed(&["ppoll_for"])),
+    ("select_for", timed(&["select_for"])),
+    ("pselect_for", timed(&["pselect_for"])),
+    ("futex_for", timed(&["futex_for"])),
+    ("futex_until", timed(&["futex_until"])),
+    ("sigtimedwait", timed(&["sigtimedwait"])),
+    ("semtimedop", timed(&["semtimedop"])),
+    ("read", blocked(&["read"])),
+    ("write", blocked(&["write"])),
+    ("poll", blocked(&["poll"])),
+    ("ppoll", blocked(&["ppoll"])),
+    ("select", blocked(&["select"])),
+    ("pselect", blocked(&["pselect"])),
+    ("futex", blocked(&["futex"])),
+    ("futex_bitset", blocked(&["futex_bitset"])),
+    ("wait4", blocked(&["wait4"])),
+    ("waitid", blocked(&["waitid"])),
+    ("sigsuspend", blocked(&["sigsuspend"])),
+    ("pause", blocked(&["pause"])),
+    ("sigwaitinfo", blocked(&["sigwaitinfo"])),
+    ("semop", blocked(&["semop"])),
+    ("msgrcv", blocked(&["msgrcv"])),
+    ("flock_wait", blocked(&["flock"])),
+    ("setlkw_wait", blocked(&["setlkw"])),
+    ("open_fifo", blocked(&["open_fifo"])),
+];

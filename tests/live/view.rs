@@ -1,0 +1,238 @@
+//! The outside view: what /proc shows of a tree, before a checkpoint and after it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+/// One line for everything that must be the same, by where it was found: `pid/file/key`.
+pub(crate) type View = BTreeMap<String, String>;
+
+/// Lines of status that may differ.
+const STATUS: &[(&str, &str)] = &[
+    ("State", "sleeping or running is chance; `stopped` and `zombie` are compared by themselves"),
+    ("VmPeak", "history"),
+    ("VmHWM", "history"),
+    ("VmRSS", "clean and zero pages come back when they are touched"),
+    ("RssAnon", "as VmRSS"),
+    ("RssFile", "as VmRSS"),
+    ("RssShmem", "as VmRSS"),
+    ("VmPTE", "page tables follow VmRSS"),
+    ("VmSwap", "what was swapped out is read in"),
+    ("FDSize", "the size of a table that only grows: history"),
+    ("voluntary_ctxt_switches", "history"),
+    ("nonvoluntary_ctxt_switches", "history"),
+];
+
+/// Fields of stat that are the same, by their number in proc_pid_stat(5). Left out: times, faults and
+/// resident size (history), addresses inside the kernel, the processor, and `flags`, which tells fork from exec.
+const STAT: &[(usize, &str)] = &[
+    (2, "comm"),
+    (5, "pgrp"),
+    (6, "session"),
+    (7, "tty_nr"),
+    (8, "tpgid"),
+    (18, "priority"),
+    (19, "nice"),
+    (20, "num_threads"),
+    (23, "vsize"),
+    (25, "rsslim"),
+    (26, "startcode"),
+    (27, "endcode"),
+    (28, "startstack"),
+    (38, "exit_signal"),
+    (40, "rt_priority"),
+    (41, "policy"),
+    (45, "start_data"),
+    (46, "end_data"),
+    (47, "start_brk"),
+    (48, "arg_start"),
+    (49, "arg_end"),
+    (50, "env_start"),
+    (51, "env_end"),
+    (52, "exit_code"),
+];
+
+/// Whole files, which must be the same byte for byte.
+const FILES: &[&str] = &[
+    "cmdline", "environ", "auxv", "comm", "personality", "limits", "oom_score_adj", "coredump_filter",
+    "timerslack_ns", "cgroup", "timers",
+];
+
+const LINKS: &[&str] = &["exe", "cwd", "root"];
+
+/// The processes of the tree below `root`, itself included.
+pub(crate) fn tree(root: u32) -> BTreeSet<u32> {
+    let parents: BTreeMap<u32, u32> = numbers("/proc")
+        .into_iter()
+        .filter_map(|pid| Some((pid, stat_fields(&format!("/proc/{pid}"))?.get(4)?.parse().ok()?)))
+        .collect();
+    let mut found = BTreeSet::from([root]);
+    loop {
+        let more: Vec<u32> = parents
+            .iter()
+            .filter(|(pid, parent)| found.contains(parent) && !found.contains(pid))
+            .map(|(pid, _)| *pid)
+            .collect();
+        if more.is_empty() {
+            return found;
+        }
+        found.extend(more);
+    }
+}
+
+/// Looks at the whole tree.
+pub(crate) fn of(root: u32) -> View {
+    let mut view = View::new();
+    let mut names = Names::default();
+    for pid in tree(root) {
+        let at = format!("/proc/{pid}");
+        if pid != root {
+            view.insert(format!("{pid}/ppid"), field(&at, 4));
+        }
+        process(pid, &mut view, &mut names);
+        for tid in numbers(&format!("{at}/task")) {
+            task(&format!("{at}/task/{tid}"), &format!("{pid}/{tid}"), &mut view);
+        }
+    }
+    view
+}
+
+/// What differs, a line each. `common` looks only at processes that are in both.
+pub(crate) fn difference(before: &View, after: &View, common: bool) -> Vec<String> {
+    let pids = |view: &View| -> BTreeSet<String> {
+        view.keys().filter_map(|key| Some(key.split_once('/')?.0.to_owned())).collect()
+    };
+    let both: BTreeSet<String> = pids(before).intersection(&pids(after)).cloned().collect();
+    let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let wanted =
+        |key: &&&String| !common || key.split_once('/').is_some_and(|(pid, _)| both.contains(pid));
+    let show = |value: Option<&String>| value.map_or("nothing".to_owned(), |value| format!("{value:?}"));
+    keys.iter()
+        .filter(wanted)
+        .filter(|key| before.get(**key) != after.get(**key))
+        .map(|key| format!("{key}: {} -> {}", show(before.get(*key)), show(after.get(*key))))
+        .collect()
+}
+
+/// Numbers that the kernel gives to nameless objects: only which of them are the same matters.
+#[derive(Default)]
+struct Names(BTreeMap<String, usize>);
+
+impl Names {
+    fn same(&mut self, name: &str) -> String {
+        let next = self.0.len();
+        format!("#{}", self.0.entry(name.to_owned()).or_insert(next))
+    }
+}
+
+fn numbers(dir: &str) -> Vec<u32> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut all: Vec<u32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    all.sort_unstable();
+    all
+}
+
+fn text(path: &str) -> String {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+fn link(path: &str) -> String {
+    fs::read_link(path).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Counted as in proc_pid_stat(5): the first is number 1.
+fn stat_fields(at: &str) -> Option<Vec<String>> {
+    let text = text(&format!("{at}/stat"));
+    let (head, rest) = text.rsplit_once(')')?;
+    let (pid, comm) = head.split_once('(')?;
+    let mut fields = vec![String::new(), pid.trim().to_owned(), comm.to_owned()];
+    fields.extend(rest.split_whitespace().map(str::to_owned));
+    Some(fields)
+}
+
+fn field(at: &str, number: usize) -> String {
+    stat_fields(at).and_then(|fields| fields.get(number).cloned()).unwrap_or_default()
+}
+
+fn process(pid: u32, view: &mut View, names: &mut Names) {
+    let at = format!("/proc/{pid}");
+    for name in FILES {
+        view.insert(format!("{pid}/{name}"), text(&format!("{at}/{name}")));
+    }
+    for name in LINKS {
+        view.insert(format!("{pid}/{name}"), link(&format!("{at}/{name}")));
+    }
+    for name in fs::read_dir(format!("{at}/ns")).into_iter().flatten().flatten() {
+        let name = name.file_name().to_string_lossy().into_owned();
+        view.insert(format!("{pid}/ns/{name}"), link(&format!("{at}/ns/{name}")));
+    }
+    for fd in numbers(&format!("{at}/fd")) {
+        let target = link(&format!("{at}/fd/{fd}"));
+        let nameless = target.starts_with("pipe:");
+        let target = if nameless { names.same(&target) } else { target };
+        let info = text(&format!("{at}/fdinfo/{fd}"));
+        // A new pipe is a new inode.
+        let info: Vec<&str> = info.lines().filter(|line| !(nameless && line.starts_with("ino:"))).collect();
+        view.insert(format!("{pid}/fd/{fd}"), format!("{target} {}", info.join(" ").replace('\t', "")));
+    }
+    mappings(pid, &text(&format!("{at}/smaps")), view, names);
+}
+
+/// Address range, protection, offset, device, inode and name of each mapping, and its flags.
+fn mappings(pid: u32, smaps: &str, view: &mut View, names: &mut Names) {
+    let mut current = String::new();
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            // `sd` is whether somebody has cleared the marks of written pages (clear_refs), not a property.
+            let flags: Vec<&str> = flags.split_whitespace().filter(|flag| *flag != "sd").collect();
+            view.insert(format!("{pid}/mapping {current}/flags"), flags.join(" "));
+        } else if !first.ends_with(':') {
+            let mut rest: Vec<String> = words.map(str::to_owned).collect();
+            // The inode of shared anonymous memory is a new one.
+            if line.contains("/dev/zero (deleted)") && rest.len() > 3 {
+                rest[3] = names.same(&rest[3]);
+            }
+            current = first.to_owned();
+            view.insert(format!("{pid}/mapping {current}"), rest.join(" "));
+        } else if first == "ProtectionKey:" {
+            view.insert(format!("{pid}/mapping {current}/key"), words.collect());
+        }
+    }
+}
+
+fn task(at: &str, key: &str, view: &mut View) {
+    let fields = stat_fields(at).unwrap_or_default();
+    for (number, name) in STAT {
+        view.insert(format!("{key}/stat/{name}"), fields.get(*number).cloned().unwrap_or_default());
+    }
+    let state = fields.get(3).cloned().unwrap_or_default();
+    if matches!(state.as_str(), "T" | "Z" | "t") {
+        view.insert(format!("{key}/state"), state);
+    }
+    for line in text(&format!("{at}/status")).lines() {
+        let (name, value) = line.split_once(':').unwrap_or((line, ""));
+        if !STATUS.iter().any(|(except, _)| *except == name) {
+            view.insert(format!("{key}/status/{name}"), value.trim().to_owned());
+        }
+    }
+}
+
+/// The state letter of a task, as in /proc/PID/stat.
+pub(crate) fn state(pid: u32) -> char {
+    field(&format!("/proc/{pid}"), 3).chars().next().unwrap_or('X')
+}
+
+/// For a test that hangs: where every task of the namespace is.
+pub(crate) fn whereabouts() -> String {
+    let describe = |at: String| {
+        let line = |name: &str| text(&format!("{at}/{name}")).trim().replace('\n', " | ");
+        format!("{at}: {} {} wchan {} syscall {}\n  stack {}\n", line("comm"), field(&at, 3), line("wchan"), line("syscall"), line("stack"))
+    };
+    numbers("/proc")
+        .into_iter()
+        .filter(|pid| *pid != 1)
+        .flat_map(|pid| numbers(&format!("/proc/{pid}/task")).into_iter().map(move |tid| format!("/proc/{pid}/task/{tid}")))
+        .map(describe)
+        .collect()
+}

@@ -1,0 +1,204 @@
+// What every C subject needs: it sets itself up, calls ready(), then wait_go(), checks itself, and ends with
+// `return passed();`. The first failed expect() of any of its processes decides.
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/ipc.h>
+#include <sys/mman.h>
+#include <sys/msg.h>
+#include <sys/prctl.h>
+#include <sys/select.h>
+#include <sys/sem.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+typedef long long ns;
+#define MS 1000000LL
+#define SECOND 1000000000LL
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+// The directory that the subject was started in; "" inside a chroot to it.
+static char base[512];
+// For how long the process did not exist, at least and at most; known after wait_go().
+static ns gap_min, gap_max;
+
+static const char *in_base(const char *name)
+{
+	static __thread char path[640];
+	snprintf(path, sizeof path, "%s/%s", base, name);
+	return path;
+}
+
+// Says what is wrong, and where.
+__attribute__((format(printf, 3, 4), noreturn)) static void fail_at(int line, const char *what, const char *format, ...)
+{
+	char text[512];
+	va_list args;
+	va_start(args, format);
+	vsnprintf(text, sizeof text, format, args);
+	va_end(args);
+	int fd = open(in_base("result"), O_WRONLY | O_CREAT | O_APPEND, 0600);
+	dprintf(fd, "line %d: %s: %s\n", line, what, text);
+	_exit(1);
+}
+
+#define fail(...) fail_at(__LINE__, "failed", __VA_ARGS__)
+#define expect(condition, ...)                                                                     \
+	do {                                                                                       \
+		if (!(condition))                                                                  \
+			fail_at(__LINE__, #condition, "" __VA_ARGS__);                             \
+	} while (0)
+#define must(call)                                                                                 \
+	({                                                                                         \
+		__typeof__(call) result_ = (call);                                                 \
+		if ((long)result_ == -1)                                                           \
+			fail_at(__LINE__, #call, "%s", strerror(errno));                           \
+		result_;                                                                           \
+	})
+// For the pthread_* functions, which return their error.
+#define zero(call)                                                                                 \
+	do {                                                                                       \
+		int error_ = (call);                                                               \
+		if (error_)                                                                        \
+			fail_at(__LINE__, #call, "%s", strerror(error_));                          \
+	} while (0)
+
+static void begin(void)
+{
+	must((long)getcwd(base, sizeof base));
+}
+
+static ns now(clockid_t clock)
+{
+	struct timespec time;
+	clock_gettime(clock, &time);
+	return time.tv_sec * SECOND + time.tv_nsec;
+}
+
+static struct timespec timespec(ns time)
+{
+	return (struct timespec){ time / SECOND, time % SECOND };
+}
+
+static void nap(ns time)
+{
+	struct timespec left = timespec(time);
+	while (nanosleep(&left, &left) && errno == EINTR)
+		;
+}
+
+static void put_file(const char *name, const char *text)
+{
+	char hidden[64];
+	snprintf(hidden, sizeof hidden, ".%s.%d", name, gettid());
+	char *from = strdup(in_base(hidden));
+	int fd = must(open(from, O_WRONLY | O_CREAT | O_TRUNC, 0600));
+	must(write(fd, text, strlen(text)));
+	close(fd);
+	must(rename(from, in_base(name)));
+	free(from);
+}
+
+static int get_file(const char *name, char *text, size_t size)
+{
+	int fd = open(in_base(name), O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	ssize_t length = must(read(fd, text, size - 1));
+	text[length] = 0;
+	close(fd);
+	return 1;
+}
+
+static void ready(void)
+{
+	put_file("ready", "");
+}
+
+static int gone_yet(void)
+{
+	char text[64];
+	if (!get_file("go", text, sizeof text))
+		return 0;
+	expect(sscanf(text, "%lld %lld", &gap_min, &gap_max) == 2, "%s", text);
+	return 1;
+}
+
+static void wait_go(void)
+{
+	while (!gone_yet())
+		nap(2 * MS);
+}
+
+static int passed(void)
+{
+	if (access(in_base("result"), F_OK))
+		put_file("result", "ok\n");
+	return 0;
+}
+
+// Ends a subject that this machine cannot run.
+__attribute__((unused, noreturn)) static void skip(const char *why)
+{
+	char text[256];
+	snprintf(text, sizeof text, "skip: %s\n", why);
+	put_file("result", text);
+	put_file("ready", "");
+	_exit(0);
+}
+
+// Waits for a child and expects it to have found nothing wrong.
+__attribute__((unused)) static void join_child(pid_t pid)
+{
+	int status;
+	pid_t got;
+	while ((got = waitpid(pid, &status, 0)) == -1 && errno == EINTR)
+		;
+	expect(got == pid, "%d %s", got, strerror(errno));
+	expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %#x", status);
+}
+
+static const ns EARLY = 50 * MS, LATE = 300 * MS;
+
+// A relative wait of this length began at `start`: did it end in time?
+__attribute__((unused)) static void expect_relative(ns start, ns end, ns length)
+{
+	ns took = end - start;
+	expect(took >= length + gap_min - EARLY, "early: took %lld us instead of %lld (+ %lld gone)", took / 1000,
+	       length / 1000, gap_min / 1000);
+	expect(took <= length + gap_max + LATE, "late: took %lld us instead of %lld (+ %lld gone)", took / 1000,
+	       length / 1000, gap_max / 1000);
+}
+
+// A pattern that no two pages have in common.
+__attribute__((unused)) static void paint(void *memory, size_t size, uint64_t seed)
+{
+	uint64_t *word = memory;
+	for (size_t i = 0; i < size / 8; i++)
+		word[i] = (seed + i) * 0x9e3779b97f4a7c15ull ^ seed << 32;
+}
+
+#define expect_painted(memory, size, seed) expect_painted_at(memory, size, seed, __LINE__)
+__attribute__((unused)) static void expect_painted_at(void *memory, size_t size, uint64_t seed, int line)
+{
+	uint64_t *word = memory;
+	for (size_t i = 0; i < size / 8; i++)
+		expect(word[i] == ((seed + i) * 0x9e3779b97f4a7c15ull ^ seed << 32),
+		       "from line %d: word %zu of the memory painted with %llu", line, i, (long long)seed);
+}
