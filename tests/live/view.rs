@@ -53,8 +53,17 @@ const STAT: &[(usize, &str)] = &[
 
 /// Whole files, which must be the same byte for byte.
 const FILES: &[&str] = &[
-    "cmdline", "environ", "auxv", "comm", "personality", "limits", "oom_score_adj", "coredump_filter",
-    "timerslack_ns", "cgroup", "timers",
+    "cmdline",
+    "environ",
+    "auxv",
+    "comm",
+    "personality",
+    "limits",
+    "oom_score_adj",
+    "coredump_filter",
+    "timerslack_ns",
+    "cgroup",
+    "timers",
 ];
 
 const LINKS: &[&str] = &["exe", "cwd", "root"];
@@ -103,8 +112,7 @@ pub(crate) fn difference(before: &View, after: &View, common: bool) -> Vec<Strin
     };
     let both: BTreeSet<String> = pids(before).intersection(&pids(after)).cloned().collect();
     let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
-    let wanted =
-        |key: &&&String| !common || key.split_once('/').is_some_and(|(pid, _)| both.contains(pid));
+    let wanted = |key: &&&String| !common || key.split_once('/').is_some_and(|(pid, _)| both.contains(pid));
     let show = |value: Option<&String>| value.map_or("nothing".to_owned(), |value| format!("{value:?}"));
     keys.iter()
         .filter(wanted)
@@ -227,12 +235,23 @@ pub(crate) fn state(pid: u32) -> char {
 pub(crate) fn whereabouts() -> String {
     let describe = |at: String| {
         let line = |name: &str| text(&format!("{at}/{name}")).trim().replace('\n', " | ");
-        format!("{at}: {} {} wchan {} syscall {}\n  stack {}\n", line("comm"), field(&at, 3), line("wchan"), line("syscall"), line("stack"))
+        format!(
+            "{at}: {} {} wchan {} syscall {}\n  stack {}\n",
+            line("comm"),
+            field(&at, 3),
+            line("wchan"),
+            line("syscall"),
+            line("stack")
+        )
     };
     numbers("/proc")
         .into_iter()
         .filter(|pid| *pid != 1)
-        .flat_map(|pid| numbers(&format!("/proc/{pid}/task")).into_iter().map(move |tid| format!("/proc/{pid}/task/{tid}")))
+        .flat_map(|pid| {
+            numbers(&format!("/proc/{pid}/task"))
+                .into_iter()
+                .map(move |tid| format!("/proc/{pid}/task/{tid}"))
+        })
         .map(describe)
         .collect()
 }
