@@ -68,6 +68,7 @@ mod freeze;
 pub mod fuzz;
 mod hooks;
 mod image;
+pub mod inspect;
 mod pid;
 mod proc;
 mod resource;
