@@ -67,7 +67,8 @@ pub struct Progress {
 
 /// Told of the stages as they pass; an error stops the operation, which then undoes what it did.
 ///
-/// The calls come from a thread of the library's own, while the caller waits. See [`Event`] for an example.
+/// The calls come from the calling thread or from one of the library's own while the caller waits; never from two
+/// at once. See [`Event`] for an example.
 pub trait Hooks: Send {
     /// A stage has been reached.
     ///
