@@ -66,6 +66,20 @@ pub(crate) const MODES: [(&str, Mode); 5] = [
 ];
 
 impl Subject {
+    /// What it looks like now; at once it may be on its way back into a call that changes its signal mask.
+    fn compare(&self, before: &view::View, target: &Target) -> Outcome {
+        const TRIES: u32 = 25;
+        let mut changed = Vec::new();
+        for _ in 0..TRIES {
+            std::thread::sleep(Duration::from_millis(15));
+            changed = view::difference(before, &view::of(target.pid), self.churns);
+            if changed.is_empty() {
+                return Ok(());
+            }
+        }
+        Err(changed.join("\n"))
+    }
+
     pub(crate) fn run(&self, mode: Mode) -> Outcome {
         let mut target = Target::start(self.program, self.args)?;
         std::thread::sleep(self.settle);
@@ -84,11 +98,8 @@ impl Subject {
                 Mode::Restore | Mode::RestoreTwice => target.dump_and_restore()?,
                 _ => target.dump(AfterDump::Resume).map(drop)?,
             }
-            let changed = view::difference(&before, &view::of(target.pid), self.churns);
-            if !changed.is_empty() {
-                return Err(format!("seen from outside, round {round} changed:\n{}", changed.join("\n")));
-            }
-            std::thread::sleep(Duration::from_millis(20));
+            self.compare(&before, &target)
+                .map_err(|changed| format!("seen from outside, round {round} changed:\n{changed}"))?;
         }
         if self.stopped {
             target.go()?;

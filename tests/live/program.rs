@@ -62,7 +62,7 @@ impl Program {
             Program::Shell(_) | Program::Python(_) => return Ok(()),
         };
         let gcc = Command::new("gcc")
-            .args(["-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-missing-field-initializers"])
+            .args(["-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-format-zero-length", "-Wno-missing-field-initializers"])
             .args(["-pthread", "-o"])
             .arg(self.binary())
             .arg(self.source())

@@ -17,6 +17,7 @@ const STATUS: &[(&str, &str)] = &[
     ("RssShmem", "as VmRSS"),
     ("VmPTE", "page tables follow VmRSS"),
     ("VmSwap", "what was swapped out is read in"),
+    ("SigQ", "counts all signals that are pending for the user, in all processes of the machine"),
     ("FDSize", "the size of a table that only grows: history"),
     ("voluntary_ctxt_switches", "history"),
     ("nonvoluntary_ctxt_switches", "history"),

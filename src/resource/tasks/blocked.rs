@@ -163,7 +163,7 @@ impl Blocked {
         memory: &Memory,
     ) -> Result<Option<Self>> {
         let (Some(shown), restart::BLOCK) = (regs.interrupted_call(), regs.result()) else { return Ok(None) };
-        let note = Note::read(memory, regs.stack_pointer());
+        let note = Note::read(memory, regs);
         let number = match shown {
             RESTART => {
                 number_in_code(memory, regs.pc()).or(note.map(|note| note.number)).ok_or_else(|| {
@@ -197,9 +197,12 @@ impl Blocked {
 
     /// Notes down, where the thread's next stop will find them, the call and its deadline.
     pub(crate) fn leave_note(&self, regs: &Regs, memory: &Memory) {
-        let Wait::Remaining(remaining) = self.wait else { return };
-        Note { number: self.number, deadline: monotonic().saturating_add(remaining) }
-            .write(memory, regs.stack_pointer());
+        let deadline = match self.wait {
+            Wait::Remaining(remaining) => monotonic().saturating_add(remaining),
+            // Its own arguments say until when.
+            Wait::Unchanged => u64::MAX,
+        };
+        Note { number: self.number, deadline }.write(memory, regs);
     }
 
     /// Puts a new thread into the sleep; gives the registers with which it goes on sleeping.
@@ -322,26 +325,28 @@ impl Note {
         stack.wrapping_sub(RED_ZONE + 64) & !15
     }
 
-    fn read(memory: &Memory, stack: u64) -> Option<Self> {
-        let bytes = memory.read_vec(Self::place(stack), 32).ok()?;
+    fn read(memory: &Memory, regs: &Regs) -> Option<Self> {
+        let bytes = memory.read_vec(Self::place(regs.stack_pointer()), 32).ok()?;
         let words: Vec<u64> =
             bytes.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_ne_bytes)).collect();
         let &[magic, number, deadline, check] = words.as_slice() else { return None };
-        let valid = magic == Self::MAGIC && check == Self::check(number, deadline, stack);
+        let valid = magic == Self::MAGIC && check == Self::check(number, deadline, regs);
         // A sleep whose time is over would not be asleep: such a note is an old one.
         (valid && deadline > monotonic()).then_some(Self { number: number as i64, deadline })
     }
 
-    fn write(self, memory: &Memory, stack: u64) {
+    fn write(self, memory: &Memory, regs: &Regs) {
         let number = self.number as u64;
-        let words = [Self::MAGIC, number, self.deadline, Self::check(number, self.deadline, stack)];
+        let words = [Self::MAGIC, number, self.deadline, Self::check(number, self.deadline, regs)];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         // Without it only a second checkpoint during the same sleep knows less.
-        let _ = memory.write_all(&[(Self::place(stack), &bytes)]);
+        let _ = memory.write_all(&[(Self::place(regs.stack_pointer()), &bytes)]);
     }
 
-    fn check(number: u64, deadline: u64, stack: u64) -> u64 {
-        Self::MAGIC.rotate_left(7) ^ number.rotate_left(13) ^ deadline ^ stack.rotate_left(29)
+    /// Ties a note to its sleep: another one with the same stack pointer has other arguments, most likely.
+    fn check(number: u64, deadline: u64, regs: &Regs) -> u64 {
+        let words = [number, deadline, regs.pc(), regs.stack_pointer()].into_iter().chain(regs.args());
+        words.fold(Self::MAGIC, |all, word| (all ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29))
     }
 }
 
