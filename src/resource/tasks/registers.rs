@@ -25,6 +25,11 @@ impl Record for Registers {
 }
 
 impl Registers {
+    /// Does it hold AMX tiles? Then the thread has to use one before it can be given them.
+    pub(crate) fn has_tiles(&self) -> bool {
+        arch::xstate_in_use(&self.extended) >> arch::TILE_DATA & 1 == 1
+    }
+
     pub(crate) fn is_stopped(&self) -> bool {
         self.job_stop.is_some()
     }
