@@ -146,7 +146,11 @@ fn refuse_own_ancestors(root: Pid) -> Result<()> {
     if target.tgid != root.get() {
         return refused("it is a thread, not a process");
     }
-    let mut pid = Pid::from(std::process::id());
+    let own = Pid::from(std::process::id());
+    if target.ppid == own.get() {
+        return Ok(()); // the usual case: a child of ours is no ancestor
+    }
+    let mut pid = own;
     let mut why = "a process cannot freeze itself";
     while pid.get() != 0 {
         if pid == root {

@@ -279,6 +279,7 @@ mod tests {
             session: 10,
             exit_signal: 17,
             life,
+            name: Vec::new(),
         };
         let processes =
             vec![process(10, 1, tree::Life::Threads(vec![10, 12])), process(11, 10, tree::Life::Zombie(256))];

@@ -32,6 +32,7 @@ __attribute__((noinline)) static int deep(int frames)
 
 static int private(void)
 {
+	put_file("warm", ""); // so that the C library takes its part of the heap now
 	char *plain = anonymous(0), *read_only = anonymous(0), *none = anonymous(0), *code = anonymous(0);
 	char *write_only = anonymous(0), *untouched = anonymous(0), *holes = anonymous(0), *fixed = anonymous(MAP_NORESERVE);
 	paint(plain, SIZE, 1);

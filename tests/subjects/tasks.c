@@ -117,7 +117,7 @@ static int stopped(void)
 	for (int i = 0; i < 2; i++) {
 		pids[i] = must(fork());
 		if (!pids[i]) {
-			signal(SIGTSTP, SIG_DFL);
+			setpgid(0, 0); // terminal stops have no effect in an orphaned group
 			for (;; nap(MS))
 				if (count[i]++ && !access(in_base("enough"), F_OK))
 					_exit(i + 40);
