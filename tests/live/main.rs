@@ -4,6 +4,7 @@
 //! what is done to each subject. Without the privilege for namespaces all are skipped, which is visible, and
 //! a failure with CRYOSLEEP_REQUIRE_ALL=1.
 
+mod cases;
 mod cell;
 mod modes;
 mod program;
@@ -18,17 +19,10 @@ use libtest_mimic::{Arguments, Trial};
 /// Why it failed; `skip: ...` for what cannot be tried here.
 type Outcome = Result<(), String>;
 
-/// A test of its own, without a subject's modes.
-type Case = (&'static str, fn() -> Outcome);
-
-fn cases() -> impl Iterator<Item = Case> {
-    std::iter::empty()
-}
-
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
-    if let Some(code) = cell::role(inside) {
+    if let Some(code) = cases::help().or_else(|| cell::role(inside)) {
         return code;
     }
     let mut arguments = Arguments::from_args();
@@ -38,17 +32,14 @@ fn main() -> ExitCode {
         for (mode, _) in modes::MODES {
             let test = format!("{name}/{mode}");
             trials.push(Trial::ignorable_test(test.clone(), move || {
-                if let Err(reason) = subject.program.prepare() {
-                    return match reason.strip_prefix("skip: ") {
-                        Some(why) => Ok(libtest_mimic::Completion::ignored_with(why)),
-                        None => Err(reason.into()),
-                    };
-                }
-                cell::run(&test, LIMIT)
+                cell::run(&test, &[subject.program], LIMIT)
             }));
         }
     }
-    trials.extend(cases().map(|(name, _)| Trial::ignorable_test(name, move || cell::run(name, LIMIT))));
+    let case = |case: &'static cases::Case| {
+        Trial::ignorable_test(case.name, move || cell::run(case.name, case.programs, LIMIT))
+    };
+    trials.extend(cases::all().map(case));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -61,8 +52,8 @@ fn inside(name: &str) -> Outcome {
             return subject.test(*mode);
         }
     }
-    match cases().find(|(other, _)| *other == name) {
-        Some((_, case)) => case(),
+    match cases::all().find(|case| case.name == name) {
+        Some(case) => (case.test)(),
         None => Err(format!("no test is called {name}")),
     }
 }
