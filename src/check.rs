@@ -425,9 +425,9 @@ features! {
     }
     /// Choosing the ids of POSIX timers (PR_TIMER_CREATE_RESTORE_IDS).
     TimerCreateRestoreIds {
-        name: "timer_create_restore_ids", criu: None, since: (6, 15), need: Unused,
+        name: "timer_create_restore_ids", criu: None, since: (6, 15), need: Optional,
         source: "linux/prctl.h",
-        hint: "needs Linux 6.15",
+        hint: "without it (Linux 6.15) a target with POSIX timers cannot be restored",
         ask: |_| Ok(probe::timer_create_restore_ids()?),
     }
     /// Mapping a vdso at a chosen address (ARCH_MAP_VDSO_64).
@@ -643,7 +643,7 @@ fn pagemap_scan(things: &Things, any: pagemap::Page) -> Answer {
     let variable = 0u8;
     let page = (&raw const variable) as u64 & !(sys::PAGE - 1);
     let query = pagemap::Query { any, none: pagemap::Page::empty() };
-    Ok(pagemap::scan(things.pagemap()?, page..page + sys::PAGE, query, |_| ())?)
+    Ok(pagemap::scan(things.pagemap()?, page..page + sys::PAGE, query, |_, _| ())?)
 }
 
 /// Lets a child end, and asks how it ended after it has been reaped.

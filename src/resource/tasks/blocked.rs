@@ -108,7 +108,8 @@ impl Sleeper {
         let SyscallState::Blocked { nr, sp, .. } = read::parsed(tid, "syscall", syscall::parse).ok()? else {
             return None;
         };
-        if !matches!(nr, NANOSLEEP | CLOCK_NANOSLEEP | POLL | FUTEX | RESTART) {
+        let timed = matches!(gives_up(nr), Some(Limit::Timespec(_) | Limit::Millis(_)));
+        if !timed && !matches!(nr, NANOSLEEP | CLOCK_NANOSLEEP | POLL | FUTEX | RESTART) {
             return None;
         }
         let seen = read::parsed(tid, "sched", sched::parse).ok()?.exec_start;
@@ -117,41 +118,76 @@ impl Sleeper {
     }
 }
 
-/// Calls that the kernel ends with EINTR when a stop interrupts them.
-fn gives_up(number: i64) -> bool {
-    const CALLS: [i64; 15] = [
-        libc::SYS_epoll_wait,
-        libc::SYS_epoll_pwait,
-        libc::SYS_epoll_pwait2,
-        libc::SYS_rt_sigtimedwait,
-        libc::SYS_semop,
-        libc::SYS_semtimedop,
-        libc::SYS_io_getevents,
-        libc::SYS_recvfrom,
-        libc::SYS_recvmsg,
-        libc::SYS_recvmmsg,
-        libc::SYS_sendto,
-        libc::SYS_sendmsg,
-        libc::SYS_accept,
-        libc::SYS_accept4,
-        libc::SYS_connect,
-    ];
-    CALLS.contains(&number)
+/// A call that the kernel ends with EINTR when a stop interrupts it, and where its time limit is.
+fn gives_up(number: i64) -> Option<Limit> {
+    Some(match number {
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => Limit::Millis(3),
+        libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => Limit::Timespec(3),
+        libc::SYS_rt_sigtimedwait => Limit::Timespec(2),
+        libc::SYS_io_getevents => Limit::Timespec(4),
+        libc::SYS_semop
+        | libc::SYS_recvfrom
+        | libc::SYS_recvmsg
+        | libc::SYS_recvmmsg
+        | libc::SYS_sendto
+        | libc::SYS_sendmsg
+        | libc::SYS_accept
+        | libc::SYS_accept4
+        | libc::SYS_connect => Limit::None,
+        _ => return None,
+    })
 }
 
-/// Makes a call that gave up because of the stop be called again, in the living thread and so in the image.
-pub(crate) fn call_again(tracee: &Tracee) -> Result<()> {
+/// Which argument of a call limits its time.
+#[derive(Clone, Copy, Debug)]
+enum Limit {
+    None,
+    Timespec(usize),
+    Millis(usize),
+}
+
+/// Makes a call that gave up because of the stop be called again, in the living thread and so in the image:
+/// with the time that is left, which below the red zone of the thread's own stack outlasts the call's entry.
+pub(crate) fn call_again(tracee: &Tracee, sleeper: Option<Sleeper>, memory: &Memory) -> Result<()> {
     let mut regs = tracee.regs()?;
-    let gave_up = regs.result() == -i64::from(libc::EINTR) && regs.interrupted_call().is_some_and(gives_up);
-    if !gave_up {
+    if regs.result() != -i64::from(libc::EINTR) {
         return Ok(());
     }
+    let Some(limit) = regs.interrupted_call().and_then(gives_up) else { return Ok(()) };
     let status = read::parsed(tracee.tid(), "status", status::parse)?;
     if (status.sig_pnd | status.shd_pnd) & !status.sig_blk != 0 {
         return Ok(()); // it will see the signal, and has every right to its EINTR
     }
+    let elapsed = elapsed(sleeper, &regs);
+    shorten(limit, &mut regs, elapsed, memory)?;
     regs.set_result(restart::NOHAND);
     tracee.set_regs(&regs)
+}
+
+fn shorten(limit: Limit, regs: &mut Regs, elapsed: u64, memory: &Memory) -> Result<()> {
+    let mut args = regs.args();
+    match limit {
+        Limit::Millis(index) if args[index] as i32 > 0 => {
+            let left = (args[index] * 1_000_000).saturating_sub(elapsed);
+            args[index] = left.div_ceil(1_000_000);
+        }
+        Limit::Timespec(index) if args[index] != 0 => {
+            let left = read_timespec(memory, args[index])?.saturating_sub(elapsed);
+            let place = Note::place(regs.stack_pointer());
+            let words = [left / NANOS, left % NANOS].map(u64::to_ne_bytes).concat();
+            memory.write_all(&[(place, &words)])?;
+            args[index] = place;
+        }
+        _ => return Ok(()),
+    }
+    regs.set_args(args);
+    Ok(())
+}
+
+/// How long the thread has been in this call.
+fn elapsed(sleeper: Option<Sleeper>, regs: &Regs) -> u64 {
+    let same = sleeper.filter(|sleeper| sleeper.stack == regs.stack_pointer());
+    same.map_or(0, |sleeper| monotonic().saturating_sub(sleeper.since))
 }
 
 impl Blocked {
@@ -178,8 +214,6 @@ impl Blocked {
             number => number,
         };
         let note = note.filter(|note| shown == RESTART && note.number == number);
-        let sleeper = sleeper.filter(|sleeper| sleeper.stack == regs.stack_pointer());
-        let elapsed = sleeper.map_or(0, |sleeper| monotonic().saturating_sub(sleeper.since));
         let wait = match Timeout::of(number, regs.args()) {
             None => {
                 let reason = format!("system call {number} restarts in an unknown way");
@@ -189,7 +223,7 @@ impl Blocked {
             Some(Timeout::Remaining { written_to }) => Wait::Remaining(read_timespec(memory, written_to)?),
             Some(timeout) => Wait::Remaining(match note {
                 Some(note) => note.deadline.saturating_sub(monotonic()),
-                None => timeout.whole(memory)?.saturating_sub(elapsed),
+                None => timeout.whole(memory)?.saturating_sub(elapsed(sleeper, regs)),
             }),
         };
         Ok(Some(Self { number, wait }))
