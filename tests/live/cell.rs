@@ -17,6 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 
 use crate::Outcome;
+use crate::program::Program;
 
 const CELL: &str = "CRYOSLEEP_CELL";
 const SKIPPED: u8 = 77;
@@ -29,16 +30,20 @@ fn possible() -> Result<(), String> {
     static POSSIBLE: OnceLock<Result<(), String>> = OnceLock::new();
     let probe = || match enter("probe", Duration::from_secs(20)) {
         (Some(0), _) => Ok(()),
-        (_, output) => Err(format!("no new pid and mount namespaces: {}", output.trim())),
+        (_, output) => Err(format!("skip: no new pid and mount namespaces: {}", output.trim())),
     };
     POSSIBLE.get_or_init(probe).clone()
 }
 
 /// Runs the test of this name in a cell.
-pub(crate) fn run(name: &str, limit: Duration) -> Result<Completion, Failed> {
-    let (code, output) = match possible() {
+pub(crate) fn run(name: &str, programs: &[Program], limit: Duration) -> Result<Completion, Failed> {
+    let prepared = possible().and_then(|()| programs.iter().try_for_each(|program| program.prepare()));
+    let (code, output) = match prepared {
         Ok(()) => enter(name, limit),
-        Err(reason) => (Some(SKIPPED.into()), reason),
+        Err(reason) => match reason.strip_prefix("skip: ") {
+            Some(why) => (Some(SKIPPED.into()), why.to_owned()),
+            None => (Some(1), reason),
+        },
     };
     match code {
         Some(0) => Ok(Completion::Completed),

@@ -5,6 +5,7 @@
 //! a failure with CRYOSLEEP_REQUIRE_ALL=1.
 #![allow(clippy::print_stdout)] // a test in a cell of its own says on stdout why it failed
 
+mod cases;
 mod cell;
 mod modes;
 mod program;
@@ -19,17 +20,10 @@ use libtest_mimic::{Arguments, Trial};
 /// Why it failed; `skip: ...` for what cannot be tried here.
 type Outcome = Result<(), String>;
 
-/// A test of its own, without a subject's modes.
-type Case = (&'static str, fn() -> Outcome);
-
-fn cases() -> impl Iterator<Item = Case> {
-    std::iter::empty()
-}
-
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
-    if let Some(code) = cell::role(inside) {
+    if let Some(code) = cases::help().or_else(|| cell::role(inside)) {
         return code;
     }
     let mut arguments = Arguments::from_args();
@@ -39,17 +33,14 @@ fn main() -> ExitCode {
         for (mode, _) in modes::MODES {
             let test = format!("{name}/{mode}");
             trials.push(Trial::ignorable_test(test.clone(), move || {
-                if let Err(reason) = subject.program.prepare() {
-                    return match reason.strip_prefix("skip: ") {
-                        Some(why) => Ok(libtest_mimic::Completion::ignored_with(why)),
-                        None => Err(reason.into()),
-                    };
-                }
-                cell::run(&test, LIMIT)
+                cell::run(&test, &[subject.program], LIMIT)
             }));
         }
     }
-    trials.extend(cases().map(|(name, _)| Trial::ignorable_test(name, move || cell::run(name, LIMIT))));
+    let case = |case: &'static cases::Case| {
+        Trial::ignorable_test(case.name, move || cell::run(case.name, case.programs, LIMIT))
+    };
+    trials.extend(cases::all().map(case));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -62,8 +53,8 @@ fn inside(name: &str) -> Outcome {
             return subject.test(*mode);
         }
     }
-    match cases().find(|(other, _)| *other == name) {
-        Some((_, case)) => case(),
+    match cases::all().find(|case| case.name == name) {
+        Some(case) => (case.test)(),
         None => Err(format!("no test is called {name}")),
     }
 }

@@ -189,27 +189,39 @@ fn process(pid: u32, view: &mut View, names: &mut Names) {
     mappings(pid, &text(&format!("{at}/smaps")), view, names);
 }
 
-/// Address range, protection, offset, device, inode and name of each mapping, and its flags.
+/// Address range, protection, offset, device, inode and name of each mapping, its flags and its key.
 fn mappings(pid: u32, smaps: &str, view: &mut View, names: &mut Names) {
-    let mut current = String::new();
+    // Start, end, everything else.
+    let mut all: Vec<(String, String, String)> = Vec::new();
     for line in smaps.lines() {
         let mut words = line.split_whitespace();
         let first = words.next().unwrap_or_default();
-        if let Some(flags) = line.strip_prefix("VmFlags:") {
-            // `sd` is whether somebody has cleared the marks of written pages (clear_refs), not a property.
-            let flags: Vec<&str> = flags.split_whitespace().filter(|flag| *flag != "sd").collect();
-            view.insert(format!("{pid}/mapping {current}/flags"), flags.join(" "));
-        } else if !first.ends_with(':') {
+        if let Some((start, end)) = first.split_once('-') {
             let mut rest: Vec<String> = words.map(str::to_owned).collect();
             // The inode of shared anonymous memory is a new one.
             if line.contains("/dev/zero (deleted)") && rest.len() > 3 {
                 rest[3] = names.same(&rest[3]);
             }
-            current = first.to_owned();
-            view.insert(format!("{pid}/mapping {current}"), rest.join(" "));
-        } else if first == "ProtectionKey:" {
-            view.insert(format!("{pid}/mapping {current}/key"), words.collect());
+            all.push((start.to_owned(), end.to_owned(), rest.join(" ")));
+        } else if let (true, Some(current)) = (matches!(first, "VmFlags:" | "ProtectionKey:"), all.last_mut())
+        {
+            // `sd` is whether somebody has cleared the marks of written pages (clear_refs), not a property.
+            let words: Vec<&str> = words.filter(|word| *word != "sd").collect();
+            current.2 += &format!(" {first} {}", words.join(" "));
         }
+    }
+    // Whether neighbours that are alike are one mapping or two depends on how they came about.
+    all.dedup_by(|next, previous| {
+        let anonymous =
+            next.2.contains(" 00000000 00:00 0 VmFlags") || next.2.contains(" 00000000 00:00 0 Prot");
+        let same = anonymous && next.0 == previous.1 && next.2 == previous.2;
+        if same {
+            previous.1 = next.1.clone();
+        }
+        same
+    });
+    for (start, end, rest) in all {
+        view.insert(format!("{pid}/mapping {start}-{end}"), rest);
     }
 }
 

@@ -146,6 +146,19 @@ static int stopped(void)
 	return passed();
 }
 
+// --- a parent that its child keeps in an uninterruptible wait ---
+static int vforked(void)
+{
+	pid_t child = vfork();
+	if (!child) {
+		ready();
+		wait_go();
+		_exit(0);
+	}
+	join_child(must(child));
+	return passed();
+}
+
 // --- threads ---
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
@@ -289,7 +302,7 @@ int main(int argc, char **argv)
 {
 	begin();
 	static const struct { const char *name; int (*run)(void); } parts[] = {
-		{ "sessions", sessions }, { "zombies", zombies }, { "stopped", stopped },
+		{ "sessions", sessions }, { "zombies", zombies }, { "stopped", stopped }, { "vfork", vforked },
 		{ "threads", threads }, { "robust", robust }, { "rseq", rseq },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)

@@ -1,0 +1,123 @@
+//! kill -9 of whoever checkpoints or restores, at any moment.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cryosleep::AfterDump;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Case, Dice, ensure, helper};
+use crate::program::{Program, Target, nothing_left, others, reap};
+use crate::{Outcome, view};
+
+const COUNTER: Program = Program::StaticC("counter");
+const REGISTERS: Program = Program::C("registers");
+const SIGNALS: Program = Program::C("signals");
+const BLOCKED: Program = Program::C("blocked");
+const TASKS: Program = Program::C("tasks");
+
+pub(super) const CASES: &[Case] = &[
+    Case { name: "crash_of_dump_counter", test: || dump(COUNTER, ""), programs: &[COUNTER] },
+    Case { name: "crash_of_dump_registers", test: || dump(REGISTERS, "spin512"), programs: &[REGISTERS] },
+    Case { name: "crash_of_dump_threads", test: || dump(TASKS, "threads"), programs: &[TASKS] },
+    Case { name: "crash_of_dump_pending", test: || dump(SIGNALS, "pending"), programs: &[SIGNALS] },
+    Case { name: "crash_of_dump_altstack", test: || dump(SIGNALS, "altstack"), programs: &[SIGNALS] },
+    Case { name: "crash_of_dump_poll", test: || dump(BLOCKED, "poll"), programs: &[BLOCKED] },
+    Case { name: "crash_of_dump_tree", test: || dump(TASKS, "sessions"), programs: &[TASKS] },
+    Case { name: "crash_of_restore_counter", test: || restore(COUNTER, ""), programs: &[COUNTER] },
+    Case { name: "crash_of_restore_threads", test: || restore(TASKS, "threads"), programs: &[TASKS] },
+    Case { name: "crash_of_restore_tree", test: || restore(TASKS, "sessions"), programs: &[TASKS] },
+];
+
+const ROUNDS: u32 = 70;
+
+/// Runs a helper and kills it after some part of the time that a whole run takes.
+fn interrupted(role: &str, pid: u32, image: &Path, whole: Duration, dice: &mut Dice) -> Outcome {
+    let mut child = helper(role, pid, image)?;
+    std::thread::sleep(Duration::from_micros(dice.roll(whole.as_micros() as u64 * 5 / 4)));
+    child.kill().map_err(|e| e.to_string())?;
+    child.wait().map(drop).map_err(|e| e.to_string())
+}
+
+/// How long a helper takes that nobody disturbs.
+fn measure(role: &str, pid: u32, image: &Path) -> Result<Duration, String> {
+    let started = Instant::now();
+    let status = helper(role, pid, image)?.wait().map_err(|e| e.to_string())?;
+    ensure(status.success(), || format!("the helper ended by {status}"))?;
+    Ok(started.elapsed())
+}
+
+/// The target runs on, or is stopped and goes on after SIGCONT.
+fn dump(program: Program, part: &str) -> Outcome {
+    let target = Target::start(program, &[part])?;
+    std::thread::sleep(Duration::from_millis(60));
+    let all: BTreeSet<u32> = view::tree(target.pid);
+    let (mut dice, mut stopped) = (Dice::new(), 0);
+    let whole = measure("dump", target.pid, target.image())?;
+    for round in 0..ROUNDS {
+        interrupted("dump", target.pid, target.image(), whole, &mut dice)?;
+        let alive = view::tree(target.pid);
+        ensure(alive == all && all.iter().all(|pid| view::state(*pid) != 'Z'), || {
+            format!("round {round}: of {all:?} are left {alive:?}\n{}", view::whereabouts())
+        })?;
+        for pid in &all {
+            if view::state(*pid) == 'T' {
+                stopped += 1;
+                kill(Pid::from_raw(*pid as i32), Signal::SIGCONT).map_err(|e| e.to_string())?;
+            }
+        }
+    }
+    println!("stopped {stopped} times in {ROUNDS} rounds of {whole:?}");
+    std::thread::sleep(Duration::from_millis(20));
+    for pid in view::tree(target.pid) {
+        let state = view::state(pid);
+        ensure(!matches!(state, 'T' | 't'), || format!("{pid} is in state {state}"))?;
+    }
+    // And it can still be checkpointed.
+    target.dump(AfterDump::Resume)?;
+    target.go()?;
+    target.verdict()
+}
+
+/// Nothing of the target is there, or all of it, and that is right.
+fn restore(program: Program, part: &str) -> Outcome {
+    let target = Target::start(program, &[part])?;
+    std::thread::sleep(Duration::from_millis(60));
+    let all = view::tree(target.pid);
+    target.dump(AfterDump::Kill)?;
+    reap(target.pid());
+    nothing_left()?;
+    let mut dice = Dice::new();
+    let whole = measure("restore", target.pid, target.image())?;
+    let mut complete = 0;
+    let end = || {
+        for pid in others() {
+            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        }
+        nothing_left()
+    };
+    end()?;
+    for round in 0..ROUNDS {
+        interrupted("restore", target.pid, target.image(), whole, &mut dice)?;
+        // What is being killed needs a moment to go.
+        std::thread::sleep(Duration::from_millis(10));
+        let left: BTreeSet<u32> = others().into_iter().filter(|pid| view::state(*pid) != 'Z').collect();
+        if left.is_empty() {
+            nothing_left()?;
+            continue;
+        }
+        ensure(left == all, || {
+            format!("round {round}: of {all:?} are left {left:?}\n{}", view::whereabouts())
+        })?;
+        complete += 1;
+        end()?;
+    }
+    println!("complete {complete} times in {ROUNDS} rounds of {whole:?}");
+    // The image is as good as it was.
+    let status = helper("restore", target.pid, target.image())?.wait().map_err(|e| e.to_string())?;
+    ensure(status.success(), || status.to_string())?;
+    target.go()?;
+    target.verdict()
+}

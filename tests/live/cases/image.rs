@@ -1,0 +1,214 @@
+//! Images and surroundings that are not what they were: a restore says so, and leaves no task behind.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use cryosleep::{AfterDump, Error, ErrorKind, FileValidation, Restore};
+
+use super::{Case, ensure};
+use crate::program::{Program, Target, nothing_left, others, reap};
+use crate::{Outcome, view};
+
+const COUNTER: Program = Program::StaticC("counter");
+const FILES: Program = Program::C("mappings");
+const FDS: Program = Program::C("fds");
+const TASKS: Program = Program::C("tasks");
+
+pub(super) const CASES: &[Case] = &[
+    Case { name: "image_torn", test: torn, programs: &[TASKS] },
+    Case { name: "image_foreign", test: foreign, programs: &[] },
+    Case { name: "image_of_refused_dump_stays", test: replaced, programs: &[COUNTER] },
+    Case { name: "restore_when_pid_is_taken", test: || taken(0), programs: &[TASKS] },
+    Case { name: "restore_when_tid_is_taken", test: || taken(4), programs: &[TASKS] },
+    Case {
+        name: "restore_without_mapped_file",
+        test: || changed(FILES, "files", "shared", remove),
+        programs: &[FILES],
+    },
+    Case {
+        name: "restore_without_open_file",
+        test: || changed(FDS, "regular", "file", remove),
+        programs: &[FDS],
+    },
+    Case {
+        name: "restore_with_longer_file",
+        test: || changed(FDS, "regular", "file", lengthen),
+        programs: &[FDS],
+    },
+    Case {
+        name: "restore_with_shorter_mapping",
+        test: || changed(FILES, "files", "private", shorten),
+        programs: &[FILES],
+    },
+    Case {
+        name: "restore_with_symlink",
+        test: || changed(FDS, "regular", "file", link_elsewhere),
+        programs: &[FDS],
+    },
+    Case {
+        name: "restore_with_directory",
+        test: || changed(FDS, "regular", "file", directory),
+        programs: &[FDS],
+    },
+    Case { name: "restore_without_cwd", test: || changed(FDS, "places", "inside", remove), programs: &[FDS] },
+    Case { name: "restore_with_other_contents", test: other_contents, programs: &[FDS] },
+];
+
+/// Starts it, dumps it, and lets it be gone.
+fn dumped(program: Program, part: &str) -> Result<Target, String> {
+    let target = Target::start(program, &[part])?;
+    std::thread::sleep(std::time::Duration::from_millis(40));
+    target.dump(AfterDump::Kill)?;
+    reap(target.pid());
+    nothing_left()?;
+    Ok(target)
+}
+
+/// The restore must fail, with nothing left of it.
+fn failure(target: &Target) -> Result<Error, String> {
+    let before = others();
+    let error = match Restore::from(target.image()).run() {
+        Ok(_) => return Err("it was restored".into()),
+        Err(error) => error,
+    };
+    ensure(others() == before, || {
+        format!("{:?} instead of {before:?} are left after: {error}\n{}", others(), view::whereabouts())
+    })?;
+    Ok(error)
+}
+
+fn expect_conflict(target: &Target) -> Outcome {
+    let error = failure(target)?;
+    ensure(error.kind() == ErrorKind::Conflict, || format!("{:?}: {error}", error.kind()))
+}
+
+/// After the cause is gone, the same image must still be good.
+fn restore_after_all(target: Target) -> Outcome {
+    Restore::from(target.image()).run().map_err(|error| error.to_string())?;
+    target.go()?;
+    target.verdict()
+}
+
+fn torn() -> Outcome {
+    let target = dumped(TASKS, "threads")?;
+    let files: Vec<_> = fs::read_dir(target.image()).map_err(text)?.flatten().map(|e| e.path()).collect();
+    ensure(files.len() > 1, || format!("{files:?}"))?;
+    for file in files {
+        let good = fs::read(&file).map_err(text)?;
+        let pages = file.to_string_lossy().contains("page");
+        let length = good.len();
+        let mut broken: Vec<(String, Option<Vec<u8>>)> = vec![
+            ("missing".into(), None),
+            ("empty".into(), Some(Vec::new())),
+            ("half".into(), Some(good[..length / 2].to_vec())),
+            ("short by one byte".into(), Some(good[..length - 1].to_vec())),
+        ];
+        // Pages carry no checksum: what a flipped bit in them does is the program's affair.
+        for bit in (0..if pages { 0 } else { 40 }).map(|i| i * (length * 8 - 1) / 39) {
+            let mut flipped = good.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            broken.push((format!("bit {bit} flipped"), Some(flipped)));
+        }
+        for (how, contents) in broken {
+            match contents {
+                None => fs::remove_file(&file).map_err(text)?,
+                Some(contents) => fs::write(&file, contents).map_err(text)?,
+            }
+            let error = failure(&target).map_err(|e| format!("{}, {how}: {e}", file.display()))?;
+            ensure(error.kind() == ErrorKind::Image, || {
+                format!("{}, {how}: {:?}: {error}", file.display(), error.kind())
+            })?;
+        }
+        fs::write(&file, good).map_err(text)?;
+    }
+    restore_after_all(target)
+}
+
+fn foreign() -> Outcome {
+    let dir = crate::cell::lab().join("foreign");
+    fs::create_dir(&dir).map_err(text)?;
+    for name in ["manifest", "pages.img", "core-1.img"] {
+        fs::write(dir.join(name), b"CRIU or something else").map_err(text)?;
+    }
+    let link = dir.with_file_name("link");
+    symlink(&dir, &link).map_err(text)?;
+    for image in [dir.as_path(), Path::new("/nonexistent"), Path::new("/proc"), Path::new("/dev/null"), &link]
+    {
+        match Restore::from(image).run() {
+            Err(error) if error.kind() == ErrorKind::Image => {}
+            other => return Err(format!("{}: {other:?}", image.display())),
+        }
+    }
+    nothing_left()
+}
+
+/// A dump that fails leaves the image before it as it was.
+fn replaced() -> Outcome {
+    let target = dumped(COUNTER, "")?;
+    match cryosleep::Checkpoint::of(4_000_000u32).write_to(target.image()) {
+        Ok(_) => return Err("nobody was dumped".into()),
+        Err(error) => ensure(error.kind() == ErrorKind::TaskGone, || error.to_string())?,
+    }
+    restore_after_all(target)
+}
+
+fn spawn_as(pid: u32) -> Result<Child, String> {
+    fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).map_err(text)?;
+    let child = Command::new("sleep").arg("100").spawn().map_err(text)?;
+    ensure(child.id() == pid, || format!("{} instead of {pid}", child.id()))?;
+    Ok(child)
+}
+
+/// Somebody has the number of the process (0) or of one of its threads.
+fn taken(thread: u32) -> Outcome {
+    let target = dumped(TASKS, "threads")?;
+    let mut thief = spawn_as(target.pid + thread)?;
+    expect_conflict(&target)?;
+    thief.kill().map_err(text)?;
+    thief.wait().map_err(text)?;
+    restore_after_all(target)
+}
+
+type Change = fn(&Path) -> std::io::Result<()>;
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) }
+}
+fn lengthen(path: &Path) -> std::io::Result<()> {
+    fs::OpenOptions::new().write(true).open(path)?.set_len(fs::metadata(path)?.len() + 1)
+}
+fn shorten(path: &Path) -> std::io::Result<()> {
+    fs::OpenOptions::new().write(true).open(path)?.set_len(fs::metadata(path)?.len() - 1)
+}
+/// The name leads to a file with the same contents, by another way.
+fn link_elsewhere(path: &Path) -> std::io::Result<()> {
+    fs::rename(path, path.with_extension("moved"))?;
+    symlink(path.with_extension("moved"), path)
+}
+fn directory(path: &Path) -> std::io::Result<()> {
+    fs::remove_file(path)?;
+    fs::create_dir(path)
+}
+
+/// Something about a file that the target needs has changed.
+fn changed(program: Program, part: &str, file: &str, change: Change) -> Outcome {
+    let target = dumped(program, part)?;
+    change(&target.dir().join(file)).map_err(text)?;
+    expect_conflict(&target)
+}
+
+/// By option, files may change in any way but their type.
+fn other_contents() -> Outcome {
+    let target = dumped(FDS, "devices")?;
+    lengthen(&target.dir().join("log")).map_err(text)?;
+    expect_conflict(&target)?;
+    Restore::from(target.image()).file_validation(FileValidation::Type).run().map_err(|e| e.to_string())?;
+    target.go()?;
+    target.verdict()
+}
+
+fn text(error: std::io::Error) -> String {
+    error.to_string()
+}

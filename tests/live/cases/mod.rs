@@ -1,0 +1,77 @@
+//! What is not a subject in modes: refusals, crashes, conflicts, and the process that hosts the library.
+
+mod crash;
+mod host;
+mod image;
+mod refusal;
+
+use std::path::Path;
+use std::process::{Child, Command, ExitCode};
+
+use cryosleep::{AfterDump, Checkpoint, Restore};
+
+use crate::Outcome;
+use crate::program::Program;
+
+/// A test of its own: its name, what it does, and the programs that it needs.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) test: fn() -> Outcome,
+    pub(crate) programs: &'static [Program],
+}
+
+pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
+    [refusal::CASES, image::CASES, crash::CASES, host::CASES].into_iter().flatten()
+}
+
+const HELPER: &str = "CRYOSLEEP_HELPER";
+
+/// Another process that checkpoints or restores: the test binary in this role.
+fn helper(role: &str, pid: u32, image: &Path) -> Result<Child, String> {
+    Command::new(std::env::current_exe().map_err(|e| e.to_string())?)
+        .env(HELPER, role)
+        .arg(pid.to_string())
+        .arg(image)
+        .spawn()
+        .map_err(|e| e.to_string())
+}
+
+/// What a helper does. Exit code 0: done; 2: refused; 1: another error.
+pub(crate) fn help() -> Option<ExitCode> {
+    let role = std::env::var(HELPER).ok()?;
+    let arguments: Vec<String> = std::env::args().collect();
+    let pid: u32 = arguments.get(1)?.parse().ok()?;
+    let image = arguments.get(2)?;
+    let done = match role.as_str() {
+        "dump" => Checkpoint::of(pid).after(AfterDump::Resume).write_to(image).map(drop),
+        _ => Restore::from(image).run().map(drop),
+    };
+    Some(match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("{error}");
+            ExitCode::from(if error.kind() == cryosleep::ErrorKind::Refused { 2 } else { 1 })
+        }
+    })
+}
+
+/// The smallest sufficient source of randomness.
+struct Dice(u64);
+
+impl Dice {
+    fn new() -> Self {
+        Self(0x9e37_79b9_7f4a_7c15)
+    }
+
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % below.max(1)
+    }
+}
+
+/// Turns a wrong value into the reason of a failure.
+fn ensure(condition: bool, otherwise: impl FnOnce() -> String) -> Outcome {
+    if condition { Ok(()) } else { Err(otherwise()) }
+}

@@ -1,0 +1,100 @@
+//! Whatever cannot be checkpointed is refused by name, and the target goes on.
+
+use std::time::{Duration, Instant};
+
+use cryosleep::{AfterDump, Checkpoint, ErrorKind};
+use nix::sys::signal::Signal;
+
+use super::{Case, ensure, helper};
+use crate::program::{Program, Target};
+use crate::{Outcome, cell, view};
+
+const REFUSED: Program = Program::C("refused");
+const COUNTER: Program = Program::StaticC("counter");
+const TASKS: Program = Program::C("tasks");
+
+pub(super) const CASES: &[Case] = &[
+    Case { name: "refusal_names_all", test: names_all, programs: &[REFUSED] },
+    Case { name: "refusal_of_relatives", test: relatives, programs: &[COUNTER] },
+    Case { name: "refusal_of_what_is_no_process", test: no_process, programs: &[TASKS] },
+    Case { name: "timeout_of_vfork_parent", test: vfork_parent, programs: &[TASKS] },
+    Case { name: "stop_after_dump", test: stop_after_dump, programs: &[TASKS] },
+];
+
+/// All reasons at once, of all processes; nothing of the target has changed.
+fn names_all() -> Outcome {
+    let target = Target::start(REFUSED, &[])?;
+    std::thread::sleep(Duration::from_millis(60));
+    let child = view::tree(target.pid).into_iter().find(|pid| *pid != target.pid).unwrap_or(0);
+    for _ in 0..3 {
+        let report = Checkpoint::of(target.pid).preflight().map_err(|e| e.to_string())?;
+        let error = match Checkpoint::of(target.pid).write_to(target.image()) {
+            Ok(_) => return Err("it was dumped".into()),
+            Err(error) => error,
+        };
+        let text = error.to_string();
+        ensure(error.kind() == ErrorKind::Unsupported, || text.clone())?;
+        ensure(error.refusals().len() == report.refusals().len(), || format!("{error}\n{report:?}"))?;
+        for (pid, what) in
+            [(target.pid, "socket"), (target.pid, "eventfd"), (target.pid, "timerfd"), (child, "inotify")]
+        {
+            let named = report.refusals().iter().any(|refusal| {
+                refusal.pid.get() == pid && refusal.to_string().contains(what) && text.contains(what)
+            });
+            ensure(named, || format!("{what} of {pid} is not named in: {error}\n{report:?}"))?;
+        }
+    }
+    ensure(!target.image().join("manifest").exists(), || "there is an image".into())?;
+    target.go()?;
+    target.verdict()
+}
+
+fn kind_of(pid: u32) -> Result<ErrorKind, String> {
+    match Checkpoint::of(pid).write_to(cell::lab().join("never")) {
+        Ok(_) => Err(format!("{pid} was dumped")),
+        Err(error) => Ok(error.kind()),
+    }
+}
+
+/// Neither itself nor its ancestors.
+fn relatives() -> Outcome {
+    let own = kind_of(std::process::id())?;
+    ensure(own == ErrorKind::Refused, || format!("itself: {own:?}"))?;
+    let child = helper("dump", std::process::id(), &cell::lab().join("never"))?.wait();
+    ensure(child.as_ref().is_ok_and(|status| status.code() == Some(2)), || format!("its parent: {child:?}"))
+}
+
+fn no_process() -> Outcome {
+    let target = Target::start(TASKS, &["threads"])?;
+    let kind = kind_of(target.pid + 1)?; // its first thread, in a namespace where nothing else happens
+    ensure(kind == ErrorKind::Refused, || format!("a thread: {kind:?}"))?;
+    let kind = kind_of(4_000_000)?;
+    ensure(kind == ErrorKind::TaskGone, || format!("no task: {kind:?}"))?;
+    target.go()?;
+    target.verdict()
+}
+
+/// Its child is frozen, so it cannot be: the time limit ends that, and both go on.
+fn vfork_parent() -> Outcome {
+    let target = Target::start(TASKS, &["vfork"])?;
+    let limit = Duration::from_millis(400);
+    let started = Instant::now();
+    let error = match Checkpoint::of(target.pid).time_limit(limit).write_to(target.image()) {
+        Ok(_) => return Err("it was dumped".into()),
+        Err(error) => error,
+    };
+    ensure(error.kind() == ErrorKind::Timeout, || error.to_string())?;
+    ensure(started.elapsed() < 3 * limit, || format!("after {:?}", started.elapsed()))?;
+    target.go()?;
+    target.verdict()
+}
+
+fn stop_after_dump() -> Outcome {
+    let target = Target::start(TASKS, &["threads"])?;
+    target.dump(AfterDump::Stop)?;
+    std::thread::sleep(Duration::from_millis(30));
+    ensure(view::state(target.pid) == 'T', || format!("state {}", view::state(target.pid)))?;
+    target.go()?;
+    target.signal(Signal::SIGCONT)?;
+    target.verdict()
+}
