@@ -14,6 +14,7 @@ use std::process::{Command, ExitCode};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use cryosleep::check::{Feature, Features, Need};
 use cryosleep::{
     AfterDump, Checkpoint, Event, Exit, FileValidation, Hooks, OuterSession, Pid, Restore, Restored,
 };
@@ -60,7 +61,7 @@ struct Settings {
     after: AfterDump,
     shell_job: bool,
     detached: bool,
-    feature: Option<String>,
+    features: Vec<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -131,7 +132,7 @@ const OPTIONS: &[Opt] = &[
     Opt(BOTH, 'j', "shell-job", Flag(|s| turn_on(&mut s.shell_job))),
     Opt(BOTH, ' ', "file-validation", Takes(|_, v| file_validation(v))),
     Opt(RESTORE, 'd', "restore-detached", Flag(|s| turn_on(&mut s.detached))),
-    Opt(CHECK, ' ', "feature", Takes(|s, v| set(&mut s.feature, v.into()))),
+    Opt(CHECK, ' ', "feature", Takes(|s, v| add(&mut s.features, v.into()))),
     Opt(RESTORE, 'S', "restore-sibling", NotYet),
     Opt(RESTORE, 's', "leave-stopped", NotYet),
     Opt(RESTORE, 'r', "root", NotYet),
@@ -362,9 +363,28 @@ impl Settings {
         exit_code_of(restored)
     }
 
-    /// This is where the library's own feature probe goes once it has one.
+    /// Is everything there? With --feature: are those there, and of use to this version?
     fn check(&self) -> Result<ExitCode> {
-        Err("check is not supported yet".into())
+        let features = Features::probe();
+        let mut missing = Vec::new();
+        for name in &self.features {
+            let feature = Feature::from_name(name).ok_or_else(|| format!("unknown feature {name}"))?;
+            match features.supports(feature).why_not() {
+                Some(why) => missing.push(format!("{name}: {why}")),
+                None if feature.need() == Need::Unused => missing.push(format!("{name}: not used yet")),
+                None => info!("{name} is there"),
+            }
+        }
+        if self.features.is_empty() {
+            let needs = features.iter().filter(|(feature, _)| is_needed(*feature));
+            let lacks = needs.filter_map(|(feature, support)| Some((feature, support.why_not()?)));
+            missing.extend(lacks.map(|(feature, why)| format!("{feature}: {why}")));
+        }
+        if missing.is_empty() {
+            info!("looks good");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Err(missing.join(", ").into())
     }
 
     /// There is no server part, so what a driver can wait for is that the work is done.
@@ -383,6 +403,10 @@ fn command(word: &str) -> Option<Action> {
         "check" => Some(Action::Check),
         _ => None,
     }
+}
+
+fn is_needed(feature: Feature) -> bool {
+    matches!(feature.need(), Need::Both | Need::Checkpoint | Need::Restore)
 }
 
 fn no_value() -> Failure {

@@ -425,9 +425,9 @@ features! {
     }
     /// Choosing the ids of POSIX timers (PR_TIMER_CREATE_RESTORE_IDS).
     TimerCreateRestoreIds {
-        name: "timer_create_restore_ids", criu: None, since: (6, 15), need: Unused,
+        name: "timer_create_restore_ids", criu: None, since: (6, 15), need: Optional,
         source: "linux/prctl.h",
-        hint: "needs Linux 6.15",
+        hint: "without it (Linux 6.15) a target with POSIX timers cannot be restored",
         ask: |_| Ok(probe::timer_create_restore_ids()?),
     }
     /// Mapping a vdso at a chosen address (ARCH_MAP_VDSO_64).

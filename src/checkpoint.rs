@@ -329,7 +329,7 @@ impl<'f> Borrowed<'f> {
         let mappings = memory::mappings(process.pid)?;
         for thread in &process.threads {
             rseq::leave_critical_section(&thread.tracee, &memory)?;
-            blocked::call_again(&thread.tracee)?;
+            blocked::call_again(&thread.tracee, thread.sleeper, &memory)?;
         }
         let mut borrowed = Self { process, mappings, memory, tools: None, continues: Vec::new() };
         if unsupported::can_be_asked(process)

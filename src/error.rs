@@ -12,6 +12,12 @@ use nix::errno::Errno;
 use crate::Pid;
 
 /// The result of every fallible call of this library.
+///
+/// ```
+/// fn freeze_and_kill(pid: u32) -> cryosleep::Result<()> {
+///     cryosleep::Checkpoint::of(pid).write_to("/var/lib/images/job").map(drop)
+/// }
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What kind of failure this is: the part of an [`Error`] that programs match on.

@@ -210,6 +210,13 @@ impl Family {
     fn bury(&mut self, record: &ProcessRecord, status: i32) -> Result<()> {
         let member = self.member(record.pid)?;
         member.dead = true;
+        {
+            let mut puppet = member.puppet(0)?;
+            let mut batch = puppet.batch();
+            let name = batch.input(&[&record.name[..], b"\0"].concat());
+            batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
+            puppet.run(batch)?.check()?;
+        }
         let leader = member.leader()?;
         let (number, args) = match status & 0x7f {
             0 => (sys::exit_group, [(status >> 8 & 0xff) as u64, 0, 0, 0, 0, 0]),

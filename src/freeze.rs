@@ -130,13 +130,27 @@ pub(crate) fn freeze(root: Pid, limit: Duration) -> Result<Frozen> {
     }
 }
 
+/// A task that ended after it was seized. Until its tracer takes note, the kernel hides it from its own parent,
+/// which could not wait for it, and a thread keeps its whole process from being seen as dead. What is the
+/// caller's own child is left for the caller: to take note would be to take its status.
+fn take_note_of_end(tid: Pid, pid: Pid) {
+    let own_child = |stat: Stat| stat.ppid == std::process::id();
+    if tid != pid || !read::parsed(tid, "stat", stat::parse).is_ok_and(own_child) {
+        sys::wait::reap(tid);
+    }
+}
+
 fn refuse_own_ancestors(root: Pid) -> Result<()> {
     let refused = |why| Err(Error::new(ErrorKind::Refused, why).of(root));
     let target = read::parsed(root, "status", status::parse)?;
     if target.tgid != root.get() {
         return refused("it is a thread, not a process");
     }
-    let mut pid = Pid::from(std::process::id());
+    let own = Pid::from(std::process::id());
+    if target.ppid == own.get() {
+        return Ok(()); // the usual case: a child of ours is no ancestor
+    }
+    let mut pid = own;
     let mut why = "a process cannot freeze itself";
     while pid.get() != 0 {
         if pid == root {
@@ -233,7 +247,10 @@ impl Freezing {
         let mut gone = Vec::new();
         for thread in threads.iter_mut().skip(first) {
             match settle(thread, deadline) {
-                Err(error) if error.kind() == ErrorKind::TaskGone => gone.push(thread.tid()),
+                Err(error) if error.kind() == ErrorKind::TaskGone => {
+                    take_note_of_end(thread.tid(), pid);
+                    gone.push(thread.tid());
+                }
                 settled => settled?,
             }
         }

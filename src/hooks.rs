@@ -67,7 +67,24 @@ pub struct Progress {
 
 /// Told of the stages as they pass; an error stops the operation, which then undoes what it did.
 ///
-/// The calls come from a thread of the library's own, while the caller waits. See [`Event`] for an example.
+/// The calls come from the calling thread or from one of the library's own while the caller waits; never from two
+/// at once.
+///
+/// ```
+/// use cryosleep::{Checkpoint, Hooks, Progress};
+///
+/// struct Budget(u64);
+///
+/// impl Hooks for Budget {
+///     fn progress(&mut self, Progress { bytes, .. }: Progress) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+///         if bytes > self.0 { Err("it is larger than expected".into()) } else { Ok(()) }
+///     }
+/// }
+///
+/// # fn small(pid: u32) -> cryosleep::Result<()> {
+/// Checkpoint::of(pid).hooks(&mut Budget(1 << 30)).write_to("/var/lib/images/job")?;
+/// # Ok(()) }
+/// ```
 pub trait Hooks: Send {
     /// A stage has been reached.
     ///

@@ -14,8 +14,7 @@
 //!
 //! * Print anything: it emits [`tracing`] spans and tells [`Hooks`].
 //! * Start a helper program or a daemon, or need one.
-//! * Restore sockets, terminals, or tasks in other namespaces or with other credentials than the caller's. The
-//!   README has the whole table, the privileges that each part needs, and what is not seen yet.
+//! * Restore sockets, terminals, or tasks in other namespaces than the caller's. The README has the whole table, the privileges that each part needs, and what is not seen yet.
 //! * Read or write the images of CRIU.
 //!
 //! It needs x86_64 Linux 6.7 or later with CONFIG_CHECKPOINT_RESTORE.
@@ -68,6 +67,7 @@ mod freeze;
 pub mod fuzz;
 mod hooks;
 mod image;
+pub mod inspect;
 mod pid;
 mod proc;
 mod resource;

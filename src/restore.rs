@@ -203,7 +203,8 @@ impl<'h> Restore<'h> {
         self
     }
 
-    /// Makes the restore: the tree runs when this returns.
+    /// Makes the restore: the tree runs when this returns. Its root is a child of the calling process; a parent-death
+    /// signal (PR_SET_PDEATHSIG(2const)) that the root has asked for comes when the calling thread ends.
     ///
     /// # Errors
     /// On every error no task is left: most are found before there is any. [`ErrorKind::Image`] for an image

@@ -87,6 +87,7 @@ pub(crate) trait RegsExt {
     fn stack_pointer(&self) -> u64;
     fn pc(&self) -> u64;
     fn args(&self) -> [u64; 6];
+    fn set_args(&mut self, args: [u64; 6]);
     /// Sets the registers up to run the entries from `table` to `end` by the loop in the code at `code`.
     fn enter_loop(&mut self, code: u64, table: u64, end: u64, stack: u64);
     /// Sets the registers up to execute one system call by the instruction at `pc`.
@@ -127,6 +128,10 @@ impl RegsExt for Regs {
         [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9]
     }
 
+    fn set_args(&mut self, args: [u64; 6]) {
+        [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9] = args;
+    }
+
     fn enter_loop(&mut self, code: u64, table: u64, end: u64, stack: u64) {
         // No orig_rax and a plain rax: the kernel must not take this for a call to restart.
         (self.orig_rax, self.rax) = (u64::MAX, 0);
@@ -139,7 +144,7 @@ impl RegsExt for Regs {
     fn enter_call(&mut self, pc: u64, number: i64, args: [u64; 6], stack: u64) {
         self.enter_loop(pc, 0, 0, stack);
         (self.rip, self.rax) = (pc, number as u64);
-        [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9] = args;
+        self.set_args(args);
     }
 
     fn rewound(&self) -> Self {

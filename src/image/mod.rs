@@ -28,16 +28,24 @@ pub(crate) use dir::{Image, ImageWriter, Records, Segment};
 pub(crate) use manifest::{ListedFile, Manifest, ManifestInfo};
 pub(crate) use sections::{Kind, Section, SectionWriter, Sections};
 
-/// Four ASCII characters that say what a section holds. A tag is never used for anything else again.
+/// Four ASCII characters that say what a section of an image holds. A tag is never used for anything else
+/// again.
+///
+/// ```no_run
+/// # let image = cryosleep::inspect::Inspection::open("/var/lib/images/job")?;
+/// let maps = image.sections().filter(|section| section.tag().to_string() == "MMAP").count();
+/// # Ok::<(), cryosleep::Error>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Tag([u8; 4]);
+pub struct Tag([u8; 4]);
 
 impl Tag {
     pub(crate) const fn new(name: &[u8; 4]) -> Self {
         Self(*name)
     }
 
-    pub(crate) const fn bytes(self) -> [u8; 4] {
+    /// The characters.
+    pub const fn bytes(self) -> [u8; 4] {
         self.0
     }
 

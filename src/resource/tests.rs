@@ -24,15 +24,22 @@ fn sources() -> BTreeMap<PathBuf, String> {
 
 /// The types of this trait, and the files that they are in.
 fn implementors(of: &str) -> Vec<(String, PathBuf)> {
-    let start = format!("impl {of} for ");
+    let start = format!(" {of} for ");
     let mut types = Vec::new();
     for (path, text) in sources() {
         let inside = path.components().any(|part| part.as_os_str() == "resource");
-        for line in text.lines().filter(|line| inside && line.starts_with(&start)) {
-            types.push((line[start.len()..].trim_end_matches([' ', '{', '}']).to_owned(), path.clone()));
+        for line in text.lines().filter(|line| inside && line.starts_with("impl")) {
+            let named = line.split_once(&start).map(|(_, rest)| name(rest).to_owned());
+            types.extend(named.map(|name| (name, path.clone())));
         }
     }
     types
+}
+
+/// The name of a type, without its path, its parameters and whatever follows.
+fn name(text: &str) -> &str {
+    let path = text.split(['<', '>', ' ', '{']).next().unwrap();
+    path.rsplit("::").next().unwrap()
 }
 
 /// The types that a list registers, from its source: `Something::of::<path::to::Type>(),`.
@@ -41,10 +48,7 @@ fn registered(file: &str, list: &str) -> BTreeSet<String> {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/resource").join(file));
     let text = text.unwrap();
     let lines = text.lines().skip_while(|line| !line.contains(&start)).take_while(|line| *line != "];");
-    lines
-        .filter_map(|line| line.split_once("::of::<")?.1.split_once(">()"))
-        .map(|(path, _)| path.rsplit("::").next().unwrap().to_owned())
-        .collect()
+    lines.filter_map(|line| line.split_once("::of::<")).map(|(_, path)| name(path).to_owned()).collect()
 }
 
 #[test]
@@ -57,7 +61,6 @@ fn every_kind_is_registered() {
     assert_eq!(names("FileKind"), kinds);
     let all: BTreeSet<String> = [&states, &kinds, &objects].into_iter().flatten().cloned().collect();
     assert_eq!(names("Record"), all);
-    assert_eq!(all_records().count(), all.len());
 }
 
 #[test]

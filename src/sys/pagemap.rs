@@ -64,12 +64,12 @@ pub(crate) struct Query {
     pub(crate) none: Page,
 }
 
-/// Calls `found` with every run of pages in `range` that the query matches, in order.
+/// Calls `found` with every run of pages in `range` that the query matches, in order, and which of `any` they have.
 pub(crate) fn scan(
     pagemap: &File,
     range: Range<u64>,
     query: Query,
-    mut found: impl FnMut(Range<u64>),
+    mut found: impl FnMut(Range<u64>, Page),
 ) -> nix::Result<()> {
     let mut regions = [Region::default(); REGIONS];
     let mut at = range.start;
@@ -88,7 +88,9 @@ pub(crate) fn scan(
         };
         // SAFETY: `arg` has the kernel's layout and size; its vector points to `vec_len` live regions.
         let filled = unsafe { pagemap_scan(pagemap.as_raw_fd(), &mut arg) }? as usize;
-        regions.iter().take(filled).for_each(|region| found(region.start..region.end));
+        for region in regions.iter().take(filled) {
+            found(region.start..region.end, Page::from_bits_truncate(region.categories));
+        }
         if arg.walk_end <= at {
             break;
         }

@@ -62,7 +62,17 @@ impl Program {
             Program::Shell(_) | Program::Python(_) => return Ok(()),
         };
         let gcc = Command::new("gcc")
-            .args(["-std=gnu17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-missing-field-initializers"])
+            .args([
+                "-std=gnu17",
+                "-O1",
+                "-g",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-Wno-unused-function",
+                "-Wno-format-zero-length",
+                "-Wno-missing-field-initializers",
+            ])
             .args(["-pthread", "-o"])
             .arg(self.binary())
             .arg(self.source())
@@ -126,7 +136,12 @@ impl Target {
             .stdout(log.try_clone().map_err(|e| e.to_string())?)
             .stderr(log);
         let child = command.spawn().map_err(|e| format!("{command:?}: {e}"))?;
-        let target = Self { pid: child.id(), image: cell::lab().join(format!("{name}.image")), dir, gone: Gone::default() };
+        let target = Self {
+            pid: child.id(),
+            image: cell::lab().join(format!("{name}.image")),
+            dir,
+            gone: Gone::default(),
+        };
         target.until("ready", || target.file("ready").is_some())?;
         match target.file("result") {
             Some(result) if result.starts_with("skip: ") => Err(result.trim().to_owned()),
@@ -154,7 +169,7 @@ impl Target {
     fn until(&self, what: &str, mut done: impl FnMut() -> bool) -> Outcome {
         let started = Instant::now();
         while !done() {
-            let failed = self.file("result").filter(|result| result != "ok\n");
+            let failed = self.file("result").filter(|result| result != "ok\n" && result.ends_with('\n'));
             if let Some(reason) = failed.filter(|reason| !reason.starts_with("skip: ")) {
                 return Err(format!("the subject: {}{}", reason, self.log()));
             }
@@ -167,7 +182,9 @@ impl Target {
     }
 
     fn log(&self) -> String {
-        self.file("log").filter(|log| !log.is_empty()).map_or(String::new(), |log| format!("\nits output: {log}"))
+        self.file("log")
+            .filter(|log| !log.is_empty())
+            .map_or(String::new(), |log| format!("\nits output: {log}"))
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> Outcome {
@@ -240,7 +257,9 @@ fn reap_ended(pid: Pid) -> Option<WaitStatus> {
 pub(crate) fn nothing_left() -> Outcome {
     let started = Instant::now();
     loop {
-        while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive) {}
+        while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive)
+        {
+        }
         let others = others();
         if others.is_empty() {
             return Ok(());

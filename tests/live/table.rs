@@ -1,7 +1,7 @@
 //! All subjects, by the name that their tests have.
 
 use crate::modes::Subject;
-use crate::program::Program::{C, StaticC};
+use crate::program::Program::{C, Python, Shell, StaticC};
 
 /// A call with a time limit of 1.5 seconds, stopped in its middle.
 const fn timed(name: &'static [&'static str]) -> Subject {
@@ -12,6 +12,8 @@ const fn timed(name: &'static [&'static str]) -> Subject {
 const fn blocked(name: &'static [&'static str]) -> Subject {
     Subject::new(C("blocked"), name)
 }
+
+const RESTARTS: &str = "a relative time limit of sigtimedwait and semtimedop starts anew";
 
 #[rustfmt::skip]
 pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
@@ -34,8 +36,8 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("pselect_for", timed(&["pselect_for"])),
     ("futex_for", timed(&["futex_for"])),
     ("futex_until", timed(&["futex_until"])),
-    ("sigtimedwait", timed(&["sigtimedwait"])),
-    ("semtimedop", timed(&["semtimedop"])),
+    ("sigtimedwait", timed(&["sigtimedwait"]).lacking(RESTARTS)),
+    ("semtimedop", timed(&["semtimedop"]).lacking(RESTARTS)),
     ("read", blocked(&["read"])),
     ("write", blocked(&["write"])),
     ("poll", blocked(&["poll"])),
@@ -53,5 +55,33 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("msgrcv", blocked(&["msgrcv"])),
     ("flock_wait", blocked(&["flock"])),
     ("setlkw_wait", blocked(&["setlkw"])),
+    ("shell_tree", Subject::new(Shell("tree"), &[]).churns()),
+    ("python", Subject::new(Python("work"), &[]).churns()),
+    ("private_memory", Subject::new(C("mappings"), &["private"])),
+    ("private_memory_static", Subject::new(StaticC("mappings"), &["private"])),
+    ("mapped_files", Subject::new(C("mappings"), &["files"])),
+    ("shared_memory", Subject::new(C("mappings"), &["shared"])),
+    ("memory_advice", Subject::new(C("mappings"), &["advice"])),
+    ("guard_regions", Subject::new(C("mappings"), &["guards"]).lacking("guard regions: the dump fails with EIO")),
+    ("regular_files", Subject::new(C("fds"), &["regular"])),
+    ("devices", Subject::new(C("fds"), &["devices"])),
+    ("pipes", Subject::new(C("fds"), &["pipes"])),
+    ("places", Subject::new(C("fds"), &["places"])),
+    ("chroot", Subject::new(C("fds"), &["chroot"])),
+    ("signal_actions", Subject::new(C("signals"), &["actions"])),
+    ("pending_signals", Subject::new(C("signals"), &["pending"])),
+    ("pending_of_child", Subject::new(C("signals"), &["of_child"])),
+    ("alternate_stack", Subject::new(C("signals"), &["altstack"])),
+    ("interval_timers", Subject::new(C("signals"), &["timers"])),
+    ("ticking_timer", Subject::new(C("signals"), &["ticking"])),
+    ("sessions_and_groups", Subject::new(C("tasks"), &["sessions"])),
+    ("zombies", Subject::new(C("tasks"), &["zombies"])),
+    ("stopped_children", Subject::new(C("tasks"), &["stopped"])),
+    ("stopped_root", Subject::new(C("counter"), &[]).stopped()),
+    ("stopped_threads", Subject::new(C("tasks"), &["threads"]).stopped()),
+    ("stopped_sleep", Subject::new(C("blocked"), &["poll"]).stopped()),
+    ("threads", Subject::new(C("tasks"), &["threads"])),
+    ("robust_mutexes", Subject::new(C("tasks"), &["robust"])),
+    ("rseq", Subject::new(C("tasks"), &["rseq"])),
     ("open_fifo", blocked(&["open_fifo"])),
 ];

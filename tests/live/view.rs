@@ -17,6 +17,7 @@ const STATUS: &[(&str, &str)] = &[
     ("RssShmem", "as VmRSS"),
     ("VmPTE", "page tables follow VmRSS"),
     ("VmSwap", "what was swapped out is read in"),
+    ("SigQ", "counts all signals that are pending for the user, in all processes of the machine"),
     ("FDSize", "the size of a table that only grows: history"),
     ("voluntary_ctxt_switches", "history"),
     ("nonvoluntary_ctxt_switches", "history"),
@@ -53,8 +54,17 @@ const STAT: &[(usize, &str)] = &[
 
 /// Whole files, which must be the same byte for byte.
 const FILES: &[&str] = &[
-    "cmdline", "environ", "auxv", "comm", "personality", "limits", "oom_score_adj", "coredump_filter",
-    "timerslack_ns", "cgroup", "timers",
+    "cmdline",
+    "environ",
+    "auxv",
+    "comm",
+    "personality",
+    "limits",
+    "oom_score_adj",
+    "coredump_filter",
+    "timerslack_ns",
+    "cgroup",
+    "timers",
 ];
 
 const LINKS: &[&str] = &["exe", "cwd", "root"];
@@ -103,10 +113,12 @@ pub(crate) fn difference(before: &View, after: &View, common: bool) -> Vec<Strin
     };
     let both: BTreeSet<String> = pids(before).intersection(&pids(after)).cloned().collect();
     let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
-    let wanted =
-        |key: &&&String| !common || key.split_once('/').is_some_and(|(pid, _)| both.contains(pid));
+    let wanted = |key: &&&String| !common || key.split_once('/').is_some_and(|(pid, _)| both.contains(pid));
     let show = |value: Option<&String>| value.map_or("nothing".to_owned(), |value| format!("{value:?}"));
+    // What works all the time changes these all the time.
+    const RESTLESS: [&str; 3] = ["/status/SigBlk", "/status/SigPnd", "/status/ShdPnd"];
     keys.iter()
+        .filter(|key| !(common && RESTLESS.iter().any(|end| key.ends_with(end))))
         .filter(wanted)
         .filter(|key| before.get(**key) != after.get(**key))
         .map(|key| format!("{key}: {} -> {}", show(before.get(*key)), show(after.get(*key))))
@@ -207,12 +219,15 @@ fn task(at: &str, key: &str, view: &mut View) {
         view.insert(format!("{key}/stat/{name}"), fields.get(*number).cloned().unwrap_or_default());
     }
     let state = fields.get(3).cloned().unwrap_or_default();
+    let dead = state == "Z";
     if matches!(state.as_str(), "T" | "Z" | "t") {
         view.insert(format!("{key}/state"), state);
     }
     for line in text(&format!("{at}/status")).lines() {
         let (name, value) = line.split_once(':').unwrap_or((line, ""));
-        if !STATUS.iter().any(|(except, _)| *except == name) {
+        // Nothing can signal the dead any more.
+        let history = dead && (name.starts_with("Sig") || name == "ShdPnd");
+        if !history && !STATUS.iter().any(|(except, _)| *except == name) {
             view.insert(format!("{key}/status/{name}"), value.trim().to_owned());
         }
     }
@@ -227,12 +242,23 @@ pub(crate) fn state(pid: u32) -> char {
 pub(crate) fn whereabouts() -> String {
     let describe = |at: String| {
         let line = |name: &str| text(&format!("{at}/{name}")).trim().replace('\n', " | ");
-        format!("{at}: {} {} wchan {} syscall {}\n  stack {}\n", line("comm"), field(&at, 3), line("wchan"), line("syscall"), line("stack"))
+        format!(
+            "{at}: {} {} wchan {} syscall {}\n  stack {}\n",
+            line("comm"),
+            field(&at, 3),
+            line("wchan"),
+            line("syscall"),
+            line("stack")
+        )
     };
     numbers("/proc")
         .into_iter()
         .filter(|pid| *pid != 1)
-        .flat_map(|pid| numbers(&format!("/proc/{pid}/task")).into_iter().map(move |tid| format!("/proc/{pid}/task/{tid}")))
+        .flat_map(|pid| {
+            numbers(&format!("/proc/{pid}/task"))
+                .into_iter()
+                .map(move |tid| format!("/proc/{pid}/task/{tid}"))
+        })
         .map(describe)
         .collect()
 }

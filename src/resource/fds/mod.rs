@@ -89,6 +89,9 @@ impl Probe {
 
     /// Refuses what no kind restores yet.
     fn refuse_extras(&self, report: &mut Report) -> Result<()> {
+        if self.flags.contains(OFlag::O_PATH) {
+            return Ok(()); // it has neither, and cannot be asked
+        }
         if crate::sys::file_owner(&self.file).call("fcntl(F_GETOWN)")? != 0 {
             report.refuse(self.refusal("it has an owner (F_SETOWN), which is not supported yet"));
         }
@@ -209,4 +212,6 @@ const OPEN_FLAGS: OFlag = OFlag::O_ACCMODE
     .union(OFlag::O_NOATIME)
     .union(OFlag::O_SYNC)
     .union(OFlag::O_DSYNC)
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_NOFOLLOW)
     .union(OFlag::O_PATH);

@@ -264,7 +264,7 @@ impl MmBuilder<'_> {
         numbers.close(&mut batch);
         puppet.run(batch)?.check()?;
         self.fill(puppet, space)?;
-        self.lock(puppet, space)
+        self.seal(puppet, space)
     }
 
     /// Removes what the blank task does not need, and moves the kernel's mappings out of the way.
@@ -330,6 +330,11 @@ impl MmBuilder<'_> {
             Backing::Anonymous { name } => {
                 let flags = mmap_flags(vma, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
                 batch.call(sys::mmap, &[start, len, prot, flags, u64::MAX, 0]);
+                if accounted {
+                    // mprotect(2) would take back the account of memory that has never been written to.
+                    batch.call(sys::madvise, &[start, crate::sys::PAGE, libc::MADV_POPULATE_WRITE as u64]);
+                    batch.call(sys::madvise, &[start, crate::sys::PAGE, libc::MADV_DONTNEED as u64]);
+                }
                 if let Some(name) = name {
                     const PR_SET_VMA: u64 = 0x5356_4d41;
                     let name = batch.input(&[name, &b"\0"[..]].concat());
@@ -427,9 +432,18 @@ impl MmBuilder<'_> {
         copy_in_parallel(ours.as_fd(), self.image, runs)
     }
 
-    fn lock(&self, puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
+    /// What only holds when the pages are there: guard regions, locks.
+    fn seal(&self, puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
         const MLOCK_ONFAULT: u64 = 1;
+        const MADV_GUARD_INSTALL: u64 = 102;
         let mut batch = puppet.batch();
+        for (start, end) in &space.guards {
+            batch.about(Subject::Vma { start: *start, end: *end, what: "guard region".into() });
+            batch.call(sys::madvise, &[*start, end.saturating_sub(*start), MADV_GUARD_INSTALL]);
+            if batch.is_nearly_full() {
+                puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
+            }
+        }
         for vma in space.vmas.iter().filter(|vma| vma.has(Traits::LOCKED)) {
             batch.about(vma.subject());
             let flags = if vma.has(Traits::LOCK_ON_FAULT) { MLOCK_ONFAULT } else { 0 };

@@ -127,6 +127,8 @@ pub(crate) struct AddressSpace {
     pub(crate) files: Vec<FileRef>,
     pub(crate) vmas: Vec<Vma>,
     pub(crate) runs: Vec<Run>,
+    /// Guard regions: where any access is a fault, without a mapping of their own.
+    pub(crate) guards: Vec<(u64, u64)>,
 }
 
 impl Record for AddressSpace {
@@ -178,7 +180,7 @@ pub(crate) fn describe(
         }
     };
     let layout = Layout::describe(process, answers.get(asked.brk)?)?;
-    let space = AddressSpace { layout, executable, files: files.list, vmas, runs: Vec::new() };
+    let space = AddressSpace { layout, executable, files: files.list, vmas, runs: Vec::new(), guards: Vec::new() };
     Ok((!refused).then_some(space))
 }
 

@@ -9,6 +9,8 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
+use nix::errno::Errno;
+
 use super::AddressSpace;
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
@@ -71,7 +73,8 @@ impl<'h> PageWriter<'h> {
         inside: Option<FromInside<'_>>,
         image: &mut ImageWriter,
     ) -> Result<()> {
-        let ranges = private_pages(space, pid)?;
+        let Populated { data: ranges, guards } = Populated::scan(space, pid)?;
+        space.guards = guards.iter().map(|range| (range.start, range.end)).collect();
         let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         self.counts.scanned +=
             space.vmas.iter().filter(|vma| vma.is_private()).map(|vma| vma.len() / PAGE).sum::<u64>();
@@ -228,7 +231,6 @@ fn no_segment() -> Error {
 
 /// Writing into blocks that exist is faster, and a full disk is found out at once.
 fn preallocate(file: &File, start: u64, len: u64) -> Result<()> {
-    use nix::errno::Errno;
     use nix::fcntl::{FallocateFlags, fallocate};
     match fallocate(file.as_fd(), FallocateFlags::FALLOC_FL_KEEP_SIZE, start as i64, len as i64) {
         Err(errno @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG)) => Err(Error::call("fallocate", errno)),
@@ -264,35 +266,58 @@ fn is_zero(page: &[u8]) -> bool {
     page.chunks_exact(64).all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
-/// The pages that belong to the process alone: present or swapped out, and not the page cache's.
-fn private_pages(space: &AddressSpace, pid: Pid) -> Result<Vec<Range<u64>>> {
-    let path = format!("/proc/{pid}/pagemap");
-    let pagemap = File::open(&path).call("open").about(|| Subject::Path(path.clone().into()))?;
-    let (Some(first), Some(last)) = (space.vmas.first(), space.vmas.last()) else { return Ok(Vec::new()) };
-    let query = Query { any: Page::PRESENT | Page::SWAPPED, none: Page::FILE | Page::PFNZERO };
-    let mut ranges: Vec<Range<u64>> = Vec::new();
-    let mut vmas = space.vmas.iter().filter(|vma| vma.is_private()).peekable();
-    let found = |found: Range<u64>| {
-        let mut at = found.start;
-        while at < found.end {
-            while vmas.next_if(|vma| vma.end <= at).is_some() {}
-            let Some(vma) = vmas.peek() else { return };
-            let piece = at.max(vma.start)..found.end.min(vma.end);
-            at = vma.end;
-            if piece.start >= piece.end {
-                continue;
-            }
-            match ranges.last_mut() {
-                // Runs end where mappings do, even if the next one follows at once.
-                Some(last) if last.end == piece.start && piece.start != vma.start => last.end = piece.end,
-                _ => ranges.push(piece),
-            }
+/// What a scan of page tables has found.
+#[derive(Default)]
+struct Populated {
+    /// Pages that belong to the process alone: present or swapped out, and not the page cache's.
+    data: Vec<Range<u64>>,
+    /// Guard regions (MADV_GUARD_INSTALL).
+    guards: Vec<Range<u64>>,
+}
+
+impl Populated {
+    fn scan(space: &AddressSpace, pid: Pid) -> Result<Self> {
+        let path = format!("/proc/{pid}/pagemap");
+        let pagemap = File::open(&path).call("open").about(|| Subject::Path(path.clone().into()))?;
+        let populated = Page::PRESENT | Page::SWAPPED;
+        match Self::query(space, &pagemap, populated | Page::GUARD) {
+            // Linux before 6.15 does not know that category.
+            Err(error) if error.raw_errno() == Some(Errno::EINVAL) => Self::query(space, &pagemap, populated),
+            found => found,
         }
-    };
-    scan(&pagemap, first.start..last.end, query, found)
-        .call("ioctl(PAGEMAP_SCAN)")
-        .hint("PAGEMAP_SCAN needs Linux 6.7")?;
-    Ok(ranges)
+    }
+
+    fn query(space: &AddressSpace, pagemap: &File, any: Page) -> Result<Self> {
+        let mut found = Self::default();
+        let (Some(first), Some(last)) = (space.vmas.first(), space.vmas.last()) else { return Ok(found) };
+        let mut vmas = space.vmas.iter().filter(|vma| vma.is_private()).peekable();
+        let query = Query { any, none: Page::FILE | Page::PFNZERO };
+        let take = |range: Range<u64>, page: Page| {
+            let mut at = range.start;
+            while at < range.end {
+                while vmas.next_if(|vma| vma.end <= at).is_some() {}
+                let Some(vma) = vmas.peek() else { return };
+                let piece = at.max(vma.start)..range.end.min(vma.end);
+                at = vma.end;
+                if piece.start < piece.end {
+                    found.add(piece, page.contains(Page::GUARD), vma.start);
+                }
+            }
+        };
+        scan(pagemap, first.start..last.end, query, take)
+            .call("ioctl(PAGEMAP_SCAN)")
+            .hint("PAGEMAP_SCAN needs Linux 6.7")?;
+        Ok(found)
+    }
+
+    /// Ranges end where mappings do, even if the next one follows at once.
+    fn add(&mut self, piece: Range<u64>, guard: bool, vma_start: u64) {
+        let ranges = if guard { &mut self.guards } else { &mut self.data };
+        match ranges.last_mut() {
+            Some(last) if last.end == piece.start && piece.start != vma_start => last.end = piece.end,
+            _ => ranges.push(piece),
+        }
+    }
 }
 
 /// Restore: the page segments of an image, with the bounds that runs are held against.

@@ -61,9 +61,12 @@ impl State for Actions {
     }
 
     fn build(&self, _: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
-        // Making the dead children has left a SIGCHLD behind; setting the default discards it.
+        // What the calling process ignores (SIGPIPE, in most Rust programs) the new task ignores too. And making
+        // the dead children has left a SIGCHLD behind: setting the default discards it.
         let default = batch.input_words(&[0; 4]);
-        batch.call(sys::rt_sigaction, &[libc::SIGCHLD as u64, default, 0, MASK_SIZE]);
+        for signal in signals() {
+            batch.call(sys::rt_sigaction, &[signal as u64, default, 0, MASK_SIZE]);
+        }
         for (signal, action) in &self.0 {
             let action = batch.input_words(&[action.handler, action.flags, action.restorer, action.mask]);
             batch.call(sys::rt_sigaction, &[*signal as u64, action, 0, MASK_SIZE]);

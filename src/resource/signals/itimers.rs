@@ -38,8 +38,14 @@ impl State for IntervalTimers {
     }
 
     fn build(&self, _: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
-        for (which, timer) in self.0.iter().enumerate().filter(|(_, timer)| timer[2..] != [0, 0]) {
-            let value = batch.input_words(timer);
+        for (which, timer) in self.0.iter().enumerate().filter(|(_, timer)| **timer != [0; 4]) {
+            let mut timer = *timer;
+            // ITIMER_REAL with an interval only: it has expired, and waits for its signal to be delivered before
+            // it starts again (signal(7) tells nothing of it). Which part of an interval that took is not known.
+            if which == libc::ITIMER_REAL as usize && timer[2..] == [0, 0] {
+                timer = [timer[0], timer[1], timer[0], timer[1]];
+            }
+            let value = batch.input_words(&timer);
             batch.call(sys::setitimer, &[which as u64, value, 0]);
         }
         Ok(())

@@ -108,7 +108,8 @@ impl Sleeper {
         let SyscallState::Blocked { nr, sp, .. } = read::parsed(tid, "syscall", syscall::parse).ok()? else {
             return None;
         };
-        if !matches!(nr, NANOSLEEP | CLOCK_NANOSLEEP | POLL | FUTEX | RESTART) {
+        let timed = matches!(gives_up(nr), Some(Limit::Timespec(_) | Limit::Millis(_)));
+        if !timed && !matches!(nr, NANOSLEEP | CLOCK_NANOSLEEP | POLL | FUTEX | RESTART) {
             return None;
         }
         let seen = read::parsed(tid, "sched", sched::parse).ok()?.exec_start;
@@ -117,41 +118,76 @@ impl Sleeper {
     }
 }
 
-/// Calls that the kernel ends with EINTR when a stop interrupts them.
-fn gives_up(number: i64) -> bool {
-    const CALLS: [i64; 15] = [
-        libc::SYS_epoll_wait,
-        libc::SYS_epoll_pwait,
-        libc::SYS_epoll_pwait2,
-        libc::SYS_rt_sigtimedwait,
-        libc::SYS_semop,
-        libc::SYS_semtimedop,
-        libc::SYS_io_getevents,
-        libc::SYS_recvfrom,
-        libc::SYS_recvmsg,
-        libc::SYS_recvmmsg,
-        libc::SYS_sendto,
-        libc::SYS_sendmsg,
-        libc::SYS_accept,
-        libc::SYS_accept4,
-        libc::SYS_connect,
-    ];
-    CALLS.contains(&number)
+/// A call that the kernel ends with EINTR when a stop interrupts it, and where its time limit is.
+fn gives_up(number: i64) -> Option<Limit> {
+    Some(match number {
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => Limit::Millis(3),
+        libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => Limit::Timespec(3),
+        libc::SYS_rt_sigtimedwait => Limit::Timespec(2),
+        libc::SYS_io_getevents => Limit::Timespec(4),
+        libc::SYS_semop
+        | libc::SYS_recvfrom
+        | libc::SYS_recvmsg
+        | libc::SYS_recvmmsg
+        | libc::SYS_sendto
+        | libc::SYS_sendmsg
+        | libc::SYS_accept
+        | libc::SYS_accept4
+        | libc::SYS_connect => Limit::None,
+        _ => return None,
+    })
 }
 
-/// Makes a call that gave up because of the stop be called again, in the living thread and so in the image.
-pub(crate) fn call_again(tracee: &Tracee) -> Result<()> {
+/// Which argument of a call limits its time.
+#[derive(Clone, Copy, Debug)]
+enum Limit {
+    None,
+    Timespec(usize),
+    Millis(usize),
+}
+
+/// Makes a call that gave up because of the stop be called again, in the living thread and so in the image:
+/// with the time that is left, which below the red zone of the thread's own stack outlasts the call's entry.
+pub(crate) fn call_again(tracee: &Tracee, sleeper: Option<Sleeper>, memory: &Memory) -> Result<()> {
     let mut regs = tracee.regs()?;
-    let gave_up = regs.result() == -i64::from(libc::EINTR) && regs.interrupted_call().is_some_and(gives_up);
-    if !gave_up {
+    if regs.result() != -i64::from(libc::EINTR) {
         return Ok(());
     }
+    let Some(limit) = regs.interrupted_call().and_then(gives_up) else { return Ok(()) };
     let status = read::parsed(tracee.tid(), "status", status::parse)?;
     if (status.sig_pnd | status.shd_pnd) & !status.sig_blk != 0 {
         return Ok(()); // it will see the signal, and has every right to its EINTR
     }
+    let elapsed = elapsed(sleeper, &regs);
+    shorten(limit, &mut regs, elapsed, memory)?;
     regs.set_result(restart::NOHAND);
     tracee.set_regs(&regs)
+}
+
+fn shorten(limit: Limit, regs: &mut Regs, elapsed: u64, memory: &Memory) -> Result<()> {
+    let mut args = regs.args();
+    match limit {
+        Limit::Millis(index) if args[index] as i32 > 0 => {
+            let left = (args[index] * 1_000_000).saturating_sub(elapsed);
+            args[index] = left.div_ceil(1_000_000);
+        }
+        Limit::Timespec(index) if args[index] != 0 => {
+            let left = read_timespec(memory, args[index])?.saturating_sub(elapsed);
+            let place = Note::place(regs.stack_pointer());
+            let words = [left / NANOS, left % NANOS].map(u64::to_ne_bytes).concat();
+            memory.write_all(&[(place, &words)])?;
+            args[index] = place;
+        }
+        _ => return Ok(()),
+    }
+    regs.set_args(args);
+    Ok(())
+}
+
+/// How long the thread has been in this call.
+fn elapsed(sleeper: Option<Sleeper>, regs: &Regs) -> u64 {
+    let same = sleeper.filter(|sleeper| sleeper.stack == regs.stack_pointer());
+    same.map_or(0, |sleeper| monotonic().saturating_sub(sleeper.since))
 }
 
 impl Blocked {
@@ -163,7 +199,7 @@ impl Blocked {
         memory: &Memory,
     ) -> Result<Option<Self>> {
         let (Some(shown), restart::BLOCK) = (regs.interrupted_call(), regs.result()) else { return Ok(None) };
-        let note = Note::read(memory, regs.stack_pointer());
+        let note = Note::read(memory, regs);
         let number = match shown {
             RESTART => {
                 number_in_code(memory, regs.pc()).or(note.map(|note| note.number)).ok_or_else(|| {
@@ -178,8 +214,6 @@ impl Blocked {
             number => number,
         };
         let note = note.filter(|note| shown == RESTART && note.number == number);
-        let sleeper = sleeper.filter(|sleeper| sleeper.stack == regs.stack_pointer());
-        let elapsed = sleeper.map_or(0, |sleeper| monotonic().saturating_sub(sleeper.since));
         let wait = match Timeout::of(number, regs.args()) {
             None => {
                 let reason = format!("system call {number} restarts in an unknown way");
@@ -189,7 +223,7 @@ impl Blocked {
             Some(Timeout::Remaining { written_to }) => Wait::Remaining(read_timespec(memory, written_to)?),
             Some(timeout) => Wait::Remaining(match note {
                 Some(note) => note.deadline.saturating_sub(monotonic()),
-                None => timeout.whole(memory)?.saturating_sub(elapsed),
+                None => timeout.whole(memory)?.saturating_sub(elapsed(sleeper, regs)),
             }),
         };
         Ok(Some(Self { number, wait }))
@@ -197,9 +231,12 @@ impl Blocked {
 
     /// Notes down, where the thread's next stop will find them, the call and its deadline.
     pub(crate) fn leave_note(&self, regs: &Regs, memory: &Memory) {
-        let Wait::Remaining(remaining) = self.wait else { return };
-        Note { number: self.number, deadline: monotonic().saturating_add(remaining) }
-            .write(memory, regs.stack_pointer());
+        let deadline = match self.wait {
+            Wait::Remaining(remaining) => monotonic().saturating_add(remaining),
+            // Its own arguments say until when.
+            Wait::Unchanged => u64::MAX,
+        };
+        Note { number: self.number, deadline }.write(memory, regs);
     }
 
     /// Puts a new thread into the sleep; gives the registers with which it goes on sleeping.
@@ -322,26 +359,28 @@ impl Note {
         stack.wrapping_sub(RED_ZONE + 64) & !15
     }
 
-    fn read(memory: &Memory, stack: u64) -> Option<Self> {
-        let bytes = memory.read_vec(Self::place(stack), 32).ok()?;
+    fn read(memory: &Memory, regs: &Regs) -> Option<Self> {
+        let bytes = memory.read_vec(Self::place(regs.stack_pointer()), 32).ok()?;
         let words: Vec<u64> =
             bytes.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_ne_bytes)).collect();
         let &[magic, number, deadline, check] = words.as_slice() else { return None };
-        let valid = magic == Self::MAGIC && check == Self::check(number, deadline, stack);
+        let valid = magic == Self::MAGIC && check == Self::check(number, deadline, regs);
         // A sleep whose time is over would not be asleep: such a note is an old one.
         (valid && deadline > monotonic()).then_some(Self { number: number as i64, deadline })
     }
 
-    fn write(self, memory: &Memory, stack: u64) {
+    fn write(self, memory: &Memory, regs: &Regs) {
         let number = self.number as u64;
-        let words = [Self::MAGIC, number, self.deadline, Self::check(number, self.deadline, stack)];
+        let words = [Self::MAGIC, number, self.deadline, Self::check(number, self.deadline, regs)];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         // Without it only a second checkpoint during the same sleep knows less.
-        let _ = memory.write_all(&[(Self::place(stack), &bytes)]);
+        let _ = memory.write_all(&[(Self::place(regs.stack_pointer()), &bytes)]);
     }
 
-    fn check(number: u64, deadline: u64, stack: u64) -> u64 {
-        Self::MAGIC.rotate_left(7) ^ number.rotate_left(13) ^ deadline ^ stack.rotate_left(29)
+    /// Ties a note to its sleep: another one with the same stack pointer has other arguments, most likely.
+    fn check(number: u64, deadline: u64, regs: &Regs) -> u64 {
+        let words = [number, deadline, regs.pc(), regs.stack_pointer()].into_iter().chain(regs.args());
+        words.fold(Self::MAGIC, |all, word| (all ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29))
     }
 }
 

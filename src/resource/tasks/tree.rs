@@ -30,6 +30,8 @@ pub(crate) struct ProcessRecord {
     /// The signal that its parent gets when it ends.
     pub(crate) exit_signal: u32,
     pub(crate) life: Life,
+    /// What it is called (comm); empty for the living, whose threads have names of their own.
+    pub(crate) name: Vec<u8>,
 }
 
 /// Does it live?
@@ -84,6 +86,7 @@ impl Tree {
             session: process.stat.session.max(0) as u32,
             exit_signal: process.stat.exit_signal.max(0) as u32,
             life: Life::Threads(threads),
+            name: Vec::new(),
         }
     }
 
@@ -95,6 +98,7 @@ impl Tree {
             session: zombie.stat.session.max(0) as u32,
             exit_signal: zombie.stat.exit_signal.max(0) as u32,
             life: Life::Zombie(zombie.stat.exit_code),
+            name: zombie.stat.comm.clone(),
         }
     }
 
@@ -228,7 +232,15 @@ mod tests {
     use super::*;
 
     fn process(pid: u32, parent: u32, group: u32, session: u32) -> ProcessRecord {
-        ProcessRecord { pid, parent, group, session, exit_signal: 17, life: Life::Threads(vec![pid]) }
+        ProcessRecord {
+            pid,
+            parent,
+            group,
+            session,
+            exit_signal: 17,
+            life: Life::Threads(vec![pid]),
+            name: Vec::new(),
+        }
     }
 
     #[test]

@@ -1,0 +1,215 @@
+// Every kind of mapping that ordinary programs have, each with contents that are checked afterwards.
+#include "subject.h"
+
+#define PAGE 4096L
+static const size_t SIZE = 16 * PAGE;
+
+static void *map(int prot, int flags, int fd, off_t offset)
+{
+	return must(mmap(NULL, SIZE, prot, flags, fd, offset));
+}
+static void *anonymous(int more)
+{
+	return map(PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | more, -1, 0);
+}
+
+static int file_of(const char *name, uint64_t seed)
+{
+	static char contents[16 * PAGE];
+	paint(contents, SIZE, seed);
+	int fd = must(open(name, O_RDWR | O_CREAT, 0600));
+	must(write(fd, contents, SIZE));
+	return fd;
+}
+
+// Some frames deeper than the stack has ever been.
+__attribute__((noinline)) static int deep(int frames)
+{
+	volatile char room[4096];
+	room[0] = (char)frames;
+	return frames ? deep(frames - 1) + (room[0] == (char)frames) : 0;
+}
+
+static int private(void)
+{
+	put_file("warm", ""); // so that the C library takes its part of the heap now
+	char *plain = anonymous(0), *read_only = anonymous(0), *none = anonymous(0), *code = anonymous(0);
+	char *write_only = anonymous(0), *untouched = anonymous(0), *holes = anonymous(0), *fixed = anonymous(MAP_NORESERVE);
+	paint(plain, SIZE, 1);
+	paint(read_only, SIZE, 2);
+	must(mprotect(read_only, SIZE, PROT_READ));
+	paint(none, SIZE, 3);
+	must(mprotect(none, SIZE, PROT_NONE));
+	memcpy(code, "\xb8\x2a\0\0\0\xc3", 6); // mov $42, %eax; ret
+	must(mprotect(code, SIZE, PROT_READ | PROT_EXEC));
+	paint(write_only, SIZE, 4);
+	must(mprotect(write_only, SIZE, PROT_WRITE));
+	for (int page = 0; page < 16; page += 3)
+		paint(holes + page * PAGE, PAGE, page);
+	// Its middle has another protection: three mappings out of one.
+	paint(fixed, SIZE, 5);
+	must(mprotect(fixed + 5 * PAGE, 3 * PAGE, PROT_READ));
+	// Pages that held something once, and hold nothing now.
+	char *given_back = anonymous(0);
+	paint(given_back, SIZE, 6);
+	must(madvise(given_back, SIZE, MADV_DONTNEED));
+	char *down = map(PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN, -1, 0);
+	paint(down, SIZE, 7);
+	char *large = must(mmap(NULL, 1L << 36, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+	paint(large + (1L << 35), PAGE, 8);
+	char *heap = sbrk(0);
+	must((long)sbrk(SIZE));
+	paint(heap, SIZE, 9);
+	ready();
+	wait_go();
+	expect_painted(plain, SIZE, 1);
+	expect_painted(read_only, SIZE, 2);
+	must(mprotect(none, SIZE, PROT_READ | PROT_WRITE));
+	expect_painted(none, SIZE, 3);
+	expect(((int (*)(void))code)() == 42);
+	must(mprotect(write_only, SIZE, PROT_READ));
+	expect_painted(write_only, SIZE, 4);
+	for (size_t i = 0; i < SIZE; i++)
+		expect(!untouched[i] && !given_back[i]);
+	for (int page = 0; page < 16; page++) {
+		if (page % 3 == 0)
+			expect_painted(holes + page * PAGE, PAGE, page);
+		else
+			expect(!holes[page * PAGE]);
+	}
+	expect_painted(fixed, SIZE, 5);
+	expect_painted(down, SIZE, 7);
+	expect_painted(large + (1L << 35), PAGE, 8);
+	expect_painted(heap, SIZE, 9);
+	expect((char *)sbrk(0) == heap + SIZE, "brk has moved");
+	// And all of it can still grow.
+	must((long)sbrk(SIZE));
+	paint(heap, 2 * SIZE, 10);
+	expect_painted(heap, 2 * SIZE, 10);
+	expect(deep(1000) == 1000);
+	free(memset(malloc(1 << 20), 1, 1 << 20));
+	return passed();
+}
+
+static int files(void)
+{
+	int one = file_of("private", 1), two = file_of("shared", 2), three = file_of("short", 3);
+	int rw = PROT_READ | PROT_WRITE;
+	must(ftruncate(three, 5 * PAGE + 100));
+	char *private = map(rw, MAP_PRIVATE, one, 0), *read_only = map(PROT_READ, MAP_PRIVATE, one, 0);
+	char *shared = map(rw, MAP_SHARED, two, 0), *reader = map(PROT_READ, MAP_SHARED, two, 0);
+	char *part = must(mmap(NULL, 3 * PAGE, rw, MAP_PRIVATE, one, 4 * PAGE));
+	char *partial = map(PROT_READ, MAP_PRIVATE, three, 0);
+	paint(private + 3 * PAGE, PAGE, 11); // its own copy of one page
+	paint(part, PAGE, 12);
+	paint(shared + PAGE, PAGE, 13);
+	close(one);
+	close(two);
+	close(three);
+	ready();
+	wait_go();
+	expect_painted(private, 3 * PAGE, 1);
+	expect_painted(private + 3 * PAGE, PAGE, 11);
+	expect_painted(read_only, SIZE, 1);
+	expect_painted(part, PAGE, 12);
+	expect(!memcmp(part + PAGE, read_only + 5 * PAGE, PAGE));
+	expect_painted(shared + PAGE, PAGE, 13);
+	expect_painted(partial, 5 * PAGE, 3);
+	expect(partial[5 * PAGE + 200] == 0, "beyond the end of the file");
+	// What is shared goes to the file and to the other mapping, what is private does not.
+	paint(shared + 2 * PAGE, PAGE, 14);
+	paint(private + 4 * PAGE, PAGE, 15);
+	expect_painted(reader + 2 * PAGE, PAGE, 14);
+	static char page[PAGE];
+	int fd = must(open("shared", O_RDONLY));
+	must(pread(fd, page, PAGE, 2 * PAGE));
+	expect_painted(page, PAGE, 14);
+	expect_painted(read_only, SIZE, 1);
+	return passed();
+}
+
+// Relatives see what the others write, wherever they have it.
+static int shared(void)
+{
+	char *all = map(PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	char *again = must(mremap(all + 4 * PAGE, 0, 4 * PAGE, MREMAP_MAYMOVE));
+	char *sparse = must(mmap(NULL, 1 << 30, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+	paint(all, SIZE, 1);
+	paint(sparse + (1 << 29), PAGE, 2);
+	pid_t child = must(fork());
+	if (!child) {
+		must(munmap(all, 2 * PAGE)); // the rest is another mapping of the same object
+		must(mprotect(all + 2 * PAGE, PAGE, PROT_READ));
+		wait_go();
+		while (!atomic_load((_Atomic char *)again))
+			nap(MS);
+		expect_painted(all + 5 * PAGE, PAGE, 3);
+		expect_painted(sparse + (1 << 29), PAGE, 2);
+		paint(all + 6 * PAGE, PAGE, 4);
+		return 0;
+	}
+	again[0] = 0;
+	ready();
+	wait_go();
+	expect_painted(all, 4 * PAGE, 1);
+	expect_painted(sparse + (1 << 29), PAGE, 2);
+	paint(all + 5 * PAGE, PAGE, 3);
+	atomic_store((_Atomic char *)all + 4 * PAGE, 1);
+	join_child(child);
+	expect_painted(again + 2 * PAGE, PAGE, 4);
+	return passed();
+}
+
+// The test sees the flags; here is whether the memory is still good.
+static int advice(void)
+{
+	static const int kinds[] = { MADV_DONTFORK, MADV_DONTDUMP, MADV_WIPEONFORK, MADV_MERGEABLE, MADV_HUGEPAGE,
+				     MADV_NOHUGEPAGE, MADV_SEQUENTIAL, MADV_RANDOM };
+	char *memory[COUNT(kinds) + 4];
+	for (size_t i = 0; i < COUNT(memory); i++) {
+		memory[i] = must(mmap(NULL, 4 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+		if (i < COUNT(kinds) && madvise(memory[i], 4 << 20, kinds[i]))
+			expect(errno == EINVAL, "advice %d: %s", kinds[i], strerror(errno)); // not in this kernel
+		// Guard pages keep them from being merged.
+		must(mprotect(memory[i], PAGE, PROT_NONE));
+	}
+	must(mlock(memory[COUNT(kinds)] + PAGE, SIZE));
+	must(mlock2(memory[COUNT(kinds) + 1] + PAGE, SIZE, MLOCK_ONFAULT));
+	if (prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, memory[COUNT(kinds) + 2] + PAGE, SIZE, "a name"))
+		expect(errno == EINVAL);
+	for (size_t i = 0; i < COUNT(memory); i++)
+		paint(memory[i] + PAGE, SIZE, i);
+	ready();
+	wait_go();
+	for (size_t i = 0; i < COUNT(memory); i++)
+		expect_painted(memory[i] + PAGE, SIZE, i);
+	return passed();
+}
+
+// Guard regions (Linux 6.13) are not visible as mappings of their own.
+static int guards(void)
+{
+	const int install = 102;
+	char *memory = anonymous(0);
+	paint(memory, SIZE, 1);
+	if (madvise(memory + 4 * PAGE, PAGE, install))
+		skip("no guard regions in this kernel");
+	ready();
+	wait_go();
+	expect_painted(memory, 4 * PAGE, 1);
+	int null = must(open("/dev/zero", O_RDONLY));
+	expect(read(null, memory + 4 * PAGE, 1) == -1 && errno == EFAULT, "the guard page is gone");
+	return passed();
+}
+
+int main(int argc, char **argv)
+{
+	begin();
+	static const struct { const char *name; int (*run)(void); } parts[] = {
+		{ "private", private }, { "files", files }, { "shared", shared }, { "advice", advice }, { "guards", guards },
+	};
+	for (size_t i = 0; i < COUNT(parts); i++)
+		if (argc == 2 && !strcmp(parts[i].name, argv[1]))
+			return parts[i].run();
+	fail("usage");
+}

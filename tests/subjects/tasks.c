@@ -1,0 +1,299 @@
+// Trees of processes with sessions and groups, the dead, the stopped, and threads.
+#include "subject.h"
+#include <sys/rseq.h>
+
+// --- a tree: each member checks that it still is who it was, next to whom it was ---
+struct member {
+	pid_t pid, parent, group, session;
+};
+
+static struct member self(void)
+{
+	return (struct member){ getpid(), getppid(), getpgrp(), getsid(0) };
+}
+
+static _Atomic int *settled;
+
+// Every member waits for the test, then for its own children.
+static void settle(const pid_t *children, int count)
+{
+	struct member before = self();
+	(*settled)++;
+	wait_go();
+	struct member after = self();
+	expect(!memcmp(&before, &after, sizeof before), "pid %d->%d parent %d->%d group %d->%d session %d->%d",
+	       before.pid, after.pid, before.parent, after.parent, before.group, after.group, before.session, after.session);
+	for (int i = 0; i < count; i++)
+		join_child(children[i]);
+}
+
+// In the session of its parent, born before the parent left it; `own` group or that of `group`.
+static pid_t child_in_group(pid_t group)
+{
+	pid_t pid = must(fork());
+	if (pid) {
+		setpgid(pid, group ? group : pid);
+		return pid;
+	}
+	setpgid(0, group);
+	settle(NULL, 0);
+	_exit(0);
+}
+
+static pid_t session_of_its_own(void)
+{
+	pid_t pid = must(fork());
+	if (pid)
+		return pid;
+	pid_t children[4];
+	children[0] = must(fork()); // stays in the old session
+	if (!children[0]) {
+		settle(NULL, 0);
+		_exit(0);
+	}
+	must(setsid());
+	children[1] = child_in_group(0);
+	children[2] = child_in_group(children[1]);
+	children[3] = must(fork());
+	if (!children[3]) {
+		pid_t deeper = must(fork());
+		if (!deeper) {
+			must(setsid());
+			settle(NULL, 0);
+			_exit(0);
+		}
+		settle(&deeper, 1);
+		_exit(0);
+	}
+	settle(children, 4);
+	_exit(0);
+}
+
+static int sessions(void)
+{
+	settled = must(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	pid_t leader = child_in_group(0);
+	pid_t children[] = { leader, child_in_group(leader), session_of_its_own(), child_in_group(getpgrp()) };
+	while (*settled < 9)
+		nap(MS);
+	ready();
+	settle(children, COUNT(children));
+	return passed();
+}
+
+// --- the dead that nobody has waited for ---
+static int zombies(void)
+{
+	static const int ends[] = { 0, 255, 7, -SIGKILL, -SIGTERM, -SIGSEGV };
+	pid_t pids[COUNT(ends)];
+	for (size_t i = 0; i < COUNT(ends); i++) {
+		if ((pids[i] = must(fork())))
+			continue;
+		if (ends[i] >= 0)
+			_exit(ends[i]);
+		prctl(PR_SET_DUMPABLE, 0); // no core files
+		signal(-ends[i], SIG_DFL);
+		kill(getpid(), -ends[i]);
+		pause();
+	}
+	for (size_t i = 0; i < COUNT(ends); i++)
+		must(waitid(P_PID, pids[i], NULL, WEXITED | WNOWAIT));
+	ready();
+	wait_go();
+	for (size_t i = 0; i < COUNT(ends); i++) {
+		int status;
+		expect(waitpid(pids[i], &status, WNOHANG) == pids[i]);
+		int end = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+		expect(end == ends[i], "%d instead of %d", end, ends[i]);
+	}
+	return passed();
+}
+
+// --- stopped children: they stay so until somebody continues them, and the rest of the tree runs ---
+static int stopped(void)
+{
+	_Atomic int *count = must(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	pid_t pids[2];
+	for (int i = 0; i < 2; i++) {
+		pids[i] = must(fork());
+		if (!pids[i]) {
+			setpgid(0, 0); // terminal stops have no effect in an orphaned group
+			for (;; nap(MS))
+				if (count[i]++ && !access(in_base("enough"), F_OK))
+					_exit(i + 40);
+		}
+	}
+	nap(20 * MS);
+	must(kill(pids[0], SIGSTOP));
+	must(kill(pids[1], SIGTSTP));
+	for (int i = 0; i < 2; i++) {
+		int status;
+		expect(must(waitpid(pids[i], &status, WUNTRACED)) == pids[i] && WIFSTOPPED(status));
+	}
+	int before[] = { count[0], count[1] };
+	ready();
+	wait_go();
+	nap(50 * MS);
+	for (int i = 0; i < 2; i++)
+		expect(count[i] == before[i], "child %d ran", i);
+	put_file("enough", "");
+	for (int i = 0; i < 2; i++) {
+		int status;
+		must(kill(pids[i], SIGCONT));
+		expect(must(waitpid(pids[i], &status, 0)) == pids[i] && WIFEXITED(status) && WEXITSTATUS(status) == i + 40);
+		expect(count[i] > before[i]);
+	}
+	return passed();
+}
+
+// --- threads ---
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static int stage;
+static __thread uint64_t own;
+
+static void *worker(void *number)
+{
+	long me = (long)number;
+	char name[16], got[16];
+	sigset_t mask, after;
+	own = me * 1000;
+	pid_t tid = gettid();
+	snprintf(name, sizeof name, "worker %ld", me);
+	zero(pthread_setname_np(pthread_self(), name));
+	sigemptyset(&mask);
+	sigaddset(&mask, SIGRTMIN + me);
+	zero(pthread_sigmask(SIG_BLOCK, &mask, NULL));
+	if (me % 2) {
+		zero(pthread_mutex_lock(&lock));
+		while (!stage)
+			zero(pthread_cond_wait(&changed, &lock));
+		zero(pthread_mutex_unlock(&lock));
+	} else {
+		wait_go();
+	}
+	zero(pthread_getname_np(pthread_self(), got, sizeof got));
+	zero(pthread_sigmask(SIG_BLOCK, NULL, &after));
+	expect(!strcmp(name, got), "%s", got);
+	expect(own == (uint64_t)me * 1000 && gettid() == tid, "thread %d is %d now", tid, gettid());
+	expect(sigismember(&after, SIGRTMIN + me) && !sigismember(&after, SIGRTMIN + me + 1));
+	return (void *)(me + 1);
+}
+
+static void cleaned(void *flag) { *(int *)flag = 1; }
+static void *endless(void *flag)
+{
+	pthread_cleanup_push(cleaned, flag);
+	for (;;)
+		pause();
+	pthread_cleanup_pop(0);
+}
+
+static int threads(void)
+{
+	pthread_t workers[8], cancelled;
+	int clean = 0;
+	for (long i = 0; i < 8; i++)
+		zero(pthread_create(&workers[i], NULL, worker, (void *)i));
+	zero(pthread_create(&cancelled, NULL, endless, &clean));
+	nap(20 * MS);
+	ready();
+	wait_go();
+	zero(pthread_mutex_lock(&lock));
+	stage = 1;
+	zero(pthread_cond_broadcast(&changed));
+	zero(pthread_mutex_unlock(&lock));
+	for (long i = 0; i < 8; i++) {
+		void *result;
+		zero(pthread_join(workers[i], &result));
+		expect((long)result == i + 1);
+	}
+	void *result;
+	zero(pthread_cancel(cancelled));
+	zero(pthread_join(cancelled, &result)); // by the tid address that the kernel clears
+	expect(result == PTHREAD_CANCELED && clean);
+	pthread_t another; // and new ones can be made
+	zero(pthread_create(&another, NULL, worker, (void *)9));
+	zero(pthread_join(another, &result));
+	return passed();
+}
+
+// Who dies with a robust mutex tells the next one: a thread, and a process that shares it.
+static void *die_with(void *mutex)
+{
+	zero(pthread_mutex_lock(mutex));
+	wait_go();
+	return NULL;
+}
+
+static int robust(void)
+{
+	pthread_mutexattr_t kind;
+	pthread_mutex_t *mutexes =
+		must(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	zero(pthread_mutexattr_init(&kind));
+	zero(pthread_mutexattr_setrobust(&kind, PTHREAD_MUTEX_ROBUST));
+	zero(pthread_mutexattr_setpshared(&kind, PTHREAD_PROCESS_SHARED));
+	for (int i = 0; i < 2; i++)
+		zero(pthread_mutex_init(&mutexes[i], &kind));
+	pthread_t thread;
+	zero(pthread_create(&thread, NULL, die_with, &mutexes[0]));
+	pid_t child = must(fork());
+	if (!child) {
+		die_with(&mutexes[1]);
+		_exit(0);
+	}
+	nap(20 * MS);
+	ready();
+	for (int i = 0; i < 2; i++)
+		expect(pthread_mutex_lock(&mutexes[i]) == EOWNERDEAD, "mutex %d", i);
+	wait_go();
+	zero(pthread_join(thread, NULL));
+	join_child(child);
+	return passed();
+}
+
+// The kernel keeps the number of the processor up to date in each thread's rseq area.
+static void *follow(void *unused)
+{
+	wait_go();
+	struct rseq *area = (struct rseq *)((char *)__builtin_thread_pointer() + __rseq_offset);
+	cpu_set_t before;
+	must(sched_getaffinity(0, sizeof before, &before));
+	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+		if (!CPU_ISSET(cpu, &before))
+			continue;
+		cpu_set_t one;
+		CPU_ZERO(&one);
+		CPU_SET(cpu, &one);
+		must(sched_setaffinity(0, sizeof one, &one));
+		uint32_t seen = ((volatile struct rseq *)area)->cpu_id;
+		expect(seen == (uint32_t)cpu, "rseq says %u on %d", seen, cpu);
+	}
+	return unused;
+}
+
+static int rseq(void)
+{
+	if (!__rseq_size)
+		skip("this C library does not use rseq");
+	pthread_t thread;
+	zero(pthread_create(&thread, NULL, follow, NULL));
+	ready();
+	follow(NULL);
+	zero(pthread_join(thread, NULL));
+	return passed();
+}
+
+int main(int argc, char **argv)
+{
+	begin();
+	static const struct { const char *name; int (*run)(void); } parts[] = {
+		{ "sessions", sessions }, { "zombies", zombies }, { "stopped", stopped },
+		{ "threads", threads }, { "robust", robust }, { "rseq", rseq },
+	};
+	for (size_t i = 0; i < COUNT(parts); i++)
+		if (argc == 2 && !strcmp(parts[i].name, argv[1]))
+			return parts[i].run();
+	fail("usage");
+}
