@@ -643,7 +643,7 @@ fn pagemap_scan(things: &Things, any: pagemap::Page) -> Answer {
     let variable = 0u8;
     let page = (&raw const variable) as u64 & !(sys::PAGE - 1);
     let query = pagemap::Query { any, none: pagemap::Page::empty() };
-    Ok(pagemap::scan(things.pagemap()?, page..page + sys::PAGE, query, |_| ())?)
+    Ok(pagemap::scan(things.pagemap()?, page..page + sys::PAGE, query, |_, _| ())?)
 }
 
 /// Lets a child end, and asks how it ended after it has been reaped.
