@@ -1,5 +1,6 @@
 //! Restore: the tasks themselves, from the first blank one to the moment when all of them run.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::Pid;
@@ -7,7 +8,8 @@ use crate::arch::{self, SYSCALL};
 use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::resource::fds::Channel;
 use crate::resource::memory::{AddressSpace, Backing, Workshop};
-use crate::resource::tasks::tree::{Birth, Life, Plan, ProcessRecord, Tree};
+use crate::resource::tasks::plan::{Actor, Plan, Step};
+use crate::resource::tasks::tree::{Life, ProcessRecord, Tree};
 use crate::sys::pidfd;
 use crate::tracee::{Blank, CloneArgs, Memory, Puppet, Scratch, Seed, StubFile, Tracee, sys};
 
@@ -100,6 +102,8 @@ impl Member {
 /// All tasks that are being restored. Dropping it ends them all, unless they have been released.
 pub(crate) struct Family {
     members: Vec<Member>,
+    /// The numbers that stand-ins got which may have any.
+    nameless: BTreeMap<usize, u32>,
     pidfd: Option<OwnedFd>,
     scratch: Scratch,
 }
@@ -115,7 +119,7 @@ impl Family {
     pub(crate) fn found(workshop: Workshop, seed: Seed) -> Result<Self> {
         let Blank { tracee, pidfd } = seed.adopt()?;
         let (pid, scratch) = (tracee.tid(), workshop.scratch());
-        let mut family = Self { members: Vec::new(), pidfd: Some(pidfd), scratch };
+        let mut family = Self { members: Vec::new(), nameless: BTreeMap::new(), pidfd: Some(pidfd), scratch };
         let memory = Memory::open(pid)?;
         memory.write(workshop.code(), arch::code())?;
         family.members.push(Member {
@@ -143,31 +147,23 @@ impl Family {
         self.members.iter_mut().filter(|member| !member.dead)
     }
 
-    /// Makes all processes of the tree, each by its own parent, in their sessions and groups; the dead die.
+    /// Makes all processes of the tree, in their sessions and groups; the dead die.
     pub(crate) fn grow(&mut self, tree: &Tree, plan: &Plan, outer_group: Option<u32>) -> Result<()> {
-        for record in tree.processes.iter().filter(|record| !record.threads().is_empty()) {
-            let births = plan.births.get(&record.pid).map(Vec::as_slice).unwrap_or_default();
-            self.bear(record, births, tree, true)?;
-            if record.session == record.pid {
-                self.call(record, sys::setsid, &[])?;
-            }
-            self.bear(record, births, tree, false)?;
+        let own = nix::unistd::getpgrp().as_raw() as u32;
+        if let Some(group) = outer_group.filter(|group| *group != own) {
+            // Before it has children, who are in it too.
+            let root = Actor::Number(tree.root()?.pid);
+            self.call(root, sys::setpgid, &[0, u64::from(group)])
+                .hint("the group that the tree was in is gone")?;
         }
-        if let (Some(group), Ok(root)) = (outer_group, tree.root()) {
-            let own = nix::unistd::getpgrp().as_raw() as u32;
-            if group != own {
-                self.call(root, sys::setpgid, &[0, u64::from(group)])
-                    .hint("the group that the tree was in is gone")?;
-            }
-        }
-        // Groups exist once their leaders have made them.
-        for leaders in [true, false] {
-            let joins = |record: &&ProcessRecord| {
-                let known = tree.processes.iter().any(|other| other.pid == record.group);
-                known && record.session != record.pid && (record.group == record.pid) == leaders
-            };
-            for record in tree.processes.iter().filter(joins) {
-                self.call(record, sys::setpgid, &[0, u64::from(record.group)])?;
+        for step in &plan.steps {
+            match *step {
+                Step::Bear { parent, child } => self.bear(parent, child, tree)?,
+                Step::StartSession(who) => self.call(who, sys::setsid, &[]).map(drop)?,
+                Step::JoinGroup(who, group) => {
+                    self.call(who, sys::setpgid, &[0, u64::from(group)]).map(drop)?;
+                }
+                Step::Retire { stand_in, parent, heir } => self.retire(stand_in, parent, heir)?,
             }
         }
         tree.processes.iter().try_for_each(|record| match record.life {
@@ -180,30 +176,77 @@ impl Family {
         self.members.iter_mut().find(|member| member.pid.get() == pid).ok_or_else(no_root)
     }
 
-    fn call(&mut self, record: &ProcessRecord, call: crate::tracee::Sys, args: &[u64]) -> Result<()> {
-        let member = self.member(record.pid)?;
-        let mut puppet = member.puppet(0)?;
-        let mut batch = puppet.batch();
-        batch.call(call, args);
-        puppet.run(batch)?.check().of(record.pid())
+    fn number(&self, actor: Actor) -> Result<u32> {
+        match actor {
+            Actor::Number(number) => Ok(number),
+            Actor::Nameless(index) => self.nameless.get(&index).copied().ok_or_else(no_root),
+        }
     }
 
-    fn bear(
-        &mut self,
-        parent: &ProcessRecord,
-        births: &[Birth],
-        tree: &Tree,
-        before_setsid: bool,
-    ) -> Result<()> {
-        let scratch = self.scratch;
-        for birth in births.iter().filter(|birth| birth.before_setsid == before_setsid) {
-            let record = tree.processes.iter().find(|record| record.pid == birth.pid).ok_or_else(no_root)?;
-            let born = self.member(parent.pid)?.clone(&[birth.pid], 0, u64::from(record.exit_signal))?;
-            let pid = record.pid();
-            let memory = Memory::open(pid)?;
-            self.members.push(Member { pid, threads: born, memory, stopped: false, scratch, dead: false });
-        }
+    fn call(&mut self, who: Actor, call: crate::tracee::Sys, args: &[u64]) -> Result<u64> {
+        let member = self.member(self.number(who)?)?;
+        let mut puppet = member.puppet(0)?;
+        let mut batch = puppet.batch();
+        let call = batch.call(call, args);
+        puppet.run(batch)?.get(call).of(member.pid)
+    }
+
+    fn bear(&mut self, parent: Actor, child: Actor, tree: &Tree) -> Result<()> {
+        let parent = self.number(parent)?;
+        let threads = match child {
+            Actor::Number(number) => {
+                let record = tree.processes.iter().find(|record| record.pid == number);
+                // Nobody is told of the end of a stand-in.
+                let exit_signal = record.map_or(0, |record| record.exit_signal);
+                self.member(parent)?.clone(&[number], 0, u64::from(exit_signal))?
+            }
+            Actor::Nameless(index) => {
+                let threads = self.bear_nameless(parent, tree)?;
+                let number = threads.first().map_or(0, |thread| thread.tid().get());
+                self.nameless.insert(index, number);
+                threads
+            }
+        };
+        let pid = threads.first().ok_or_else(no_root)?.tid();
+        let (memory, scratch) = (Memory::open(pid)?, self.scratch);
+        self.members.push(Member { pid, threads, memory, stopped: false, scratch, dead: false });
         Ok(())
+    }
+
+    /// A child with a number that nobody else is going to need.
+    fn bear_nameless(&mut self, parent: u32, tree: &Tree) -> Result<Vec<Tracee>> {
+        let needed: BTreeSet<u32> = tree.numbers().map(Pid::get).collect();
+        let limit = crate::proc::read::pid_limit()?;
+        let unneeded = |number: &u32| !needed.contains(number);
+        for number in (limit / 2..limit).rev().filter(unneeded) {
+            match self.member(parent)?.clone(&[number], 0, 0) {
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                born => return born,
+            }
+        }
+        Err(Error::new(ErrorKind::Conflict, "no pid is free"))
+    }
+
+    /// Ends a stand-in, and makes its parent wait for it.
+    fn retire(&mut self, stand_in: Actor, parent: Actor, heir: Option<u32>) -> Result<()> {
+        let pid = self.number(stand_in)?;
+        let subreaper = |on: u64| [libc::PR_SET_CHILD_SUBREAPER as u64, on];
+        if let Some(heir) = heir {
+            self.call(Actor::Number(heir), sys::prctl, &subreaper(1))?;
+        }
+        let member = self.member(pid)?;
+        let leader = member.leader()?;
+        crate::tracee::last_call(leader, member.scratch.syscall(), sys::exit_group, [0; 6], 0)?;
+        leader.wait_death(true)?;
+        self.members.retain(|member| member.pid.get() != pid);
+        if let Some(heir) = heir {
+            self.call(Actor::Number(heir), sys::prctl, &subreaper(0))?;
+        }
+        let options = (libc::WNOHANG | libc::__WALL) as u64;
+        match self.call(parent, sys::wait4, &[u64::from(pid), 0, options, 0])? {
+            waited if waited == u64::from(pid) => Ok(()),
+            _ => Err(Error::new(ErrorKind::Kernel, "a stand-in does not end").of(Pid::from(pid))),
+        }
     }
 
     /// Ends a process the way it had ended.

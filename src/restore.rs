@@ -19,8 +19,9 @@ use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan,
 use crate::resource::signals::pending::ProcessPending;
 use crate::resource::tasks::blocked::Blocked;
 use crate::resource::tasks::cgroup::{Cgroups, Membership};
+use crate::resource::tasks::plan::Plan;
 use crate::resource::tasks::registers::Registers;
-use crate::resource::tasks::tree::{self, Life, Tree};
+use crate::resource::tasks::tree::{Life, Tree};
 use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
 use crate::sys::wait::Ended;
 use crate::tracee::{Batch, Seed, call_at, sys};
@@ -285,7 +286,7 @@ struct ThreadPlan {
 /// The whole image, decoded and checked: nothing in it is looked up again.
 struct Blueprint {
     tree: Tree,
-    plan: tree::Plan,
+    plan: Plan,
     processes: BTreeMap<u32, ProcessPlan>,
     shared: SharedPlan,
     workshop: Workshop,
@@ -397,7 +398,8 @@ impl<'i> Ready<'i> {
     fn plan(blueprint: &Blueprint, image: &'i Image, options: &Restore<'_>) -> Result<Self> {
         let outer_group = outer_group(&blueprint.plan, options.session)?;
         let mut patience = Duration::from_millis(500);
-        for tid in blueprint.tree.numbers() {
+        let stand_ins = blueprint.plan.stand_ins.iter().map(|number| Pid::from(*number));
+        for tid in blueprint.tree.numbers().chain(stand_ins) {
             wait_until_free(tid, &mut patience)?;
         }
         let mut opened = Opened::new(options.validation);
@@ -470,7 +472,7 @@ impl<'i> Ready<'i> {
 }
 
 /// Which group the root joins, when it is one from outside.
-fn outer_group(plan: &tree::Plan, policy: OuterSession) -> Result<Option<u32>> {
+fn outer_group(plan: &Plan, policy: OuterSession) -> Result<Option<u32>> {
     let Some(session) = plan.outer_session else { return Ok(None) };
     let own = nix::unistd::getsid(None).call("getsid")?.as_raw() as u32;
     match policy {

@@ -75,6 +75,8 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("interval_timers", Subject::new(C("signals"), &["timers"])),
     ("ticking_timer", Subject::new(C("signals"), &["ticking"])),
     ("sessions_and_groups", Subject::new(C("tasks"), &["sessions"])),
+    ("orphans", Subject::new(C("families"), &["orphans"])),
+    ("orphans_of_a_former_subreaper", Subject::new(C("families"), &["left"])),
     ("zombies", Subject::new(C("tasks"), &["zombies"])),
     ("stopped_children", Subject::new(C("tasks"), &["stopped"])),
     ("stopped_root", Subject::new(C("counter"), &[]).stopped()),

@@ -9,6 +9,7 @@ pub(crate) mod identity;
 pub(crate) mod limits;
 pub(crate) mod membarrier;
 pub(crate) mod name;
+pub(crate) mod plan;
 pub(crate) mod proc_files;
 pub(crate) mod registers;
 pub(crate) mod rseq;
