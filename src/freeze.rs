@@ -240,7 +240,7 @@ impl Freezing {
         let threads = self.found.entry(pid).or_default();
         let first = threads.len();
         for tid in tids {
-            if let Some(thread) = seize(*tid, &mut self.clocks)? {
+            if let Some(thread) = seize(pid, *tid, &mut self.clocks)? {
                 threads.push(thread);
             }
         }
@@ -288,8 +288,8 @@ impl Freezing {
 }
 
 /// Takes hold of one thread and tells it to stop. `None` when there is nothing (left) to hold.
-fn seize(tid: Pid, clocks: &mut Clocks) -> Result<Option<Thread>> {
-    let Ok(before) = read::parsed(tid, "stat", stat::parse) else { return Ok(None) };
+fn seize(pid: Pid, tid: Pid, clocks: &mut Clocks) -> Result<Option<Thread>> {
+    let Ok(before) = read::of_thread(pid, tid, "stat", stat::parse) else { return Ok(None) };
     if matches!(before.state, 'Z' | 'X') {
         return Ok(None);
     }
@@ -299,7 +299,7 @@ fn seize(tid: Pid, clocks: &mut Clocks) -> Result<Option<Thread>> {
         Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(None),
         Err(error) => {
             // A task that has ended since cannot be seized either.
-            let now = read::parsed(tid, "stat", stat::parse);
+            let now = read::of_thread(pid, tid, "stat", stat::parse);
             return if now.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X')) {
                 Err(error)
             } else {
