@@ -96,13 +96,33 @@ impl<'t> Puppet<'t> {
         memory.write(scratch.base + Scratch::FRAME, &frame.bytes)?;
         tracee.set_sigmask(SigMask::ALL)?;
         let (regs, stack) = (saved.regs, frame.stack_pointer);
-        Ok(Self { tracee, memory, tgid, scratch, regs, stack, saved: Some(saved), tiles: None, stop_arrived: false })
+        Ok(Self {
+            tracee,
+            memory,
+            tgid,
+            scratch,
+            regs,
+            stack,
+            saved: Some(saved),
+            tiles: None,
+            stop_arrived: false,
+        })
     }
 
     /// Takes over a blank task, which has nothing to be put back.
     pub(crate) fn own(tracee: &'t Tracee, tgid: Pid, memory: &'t Memory, scratch: Scratch) -> Result<Self> {
         let regs = tracee.regs()?;
-        Ok(Self { tracee, memory, tgid, scratch, regs, stack: 0, saved: None, tiles: None, stop_arrived: false })
+        Ok(Self {
+            tracee,
+            memory,
+            tgid,
+            scratch,
+            regs,
+            stack: 0,
+            saved: None,
+            tiles: None,
+            stop_arrived: false,
+        })
     }
 
     pub(crate) fn tracee(&self) -> &'t Tracee {
