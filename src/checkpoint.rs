@@ -15,6 +15,7 @@ use crate::resource::fds::{Collector, Places};
 use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
 use crate::resource::signals::pending;
 use crate::resource::tasks::blocked::{self, Blocked};
+use crate::resource::tasks::cgroup::Membership;
 use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
 use crate::tracee::{Batch, Memory, Puppet, Scratch, Springboard, sys};
@@ -470,6 +471,7 @@ impl Described {
         if let Some(places) = Places::describe(process, report)? {
             self.records.put(Owner(process.pid.get()), &places)?;
         }
+        self.records.put(Owner(process.pid.get()), &Membership::of(process.pid)?)?;
         for (index, thread) in process.threads.iter().enumerate() {
             self.thread(borrowed, thread, index == 0, report).of(thread.tid())?;
         }

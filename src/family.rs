@@ -85,7 +85,7 @@ impl Member {
         let vdso = space
             .vmas
             .iter()
-            .find(|vma| matches!(&vma.backing, Backing::Special { name } if name == b"[vdso]"));
+            .find(|vma| matches!(&vma.backing, Backing::Special { name } if **name == *b"[vdso]"));
         let found = vdso.map(|vdso| {
             let text = self.memory.read_vec(vdso.start, vdso.len() as usize)?;
             Ok::<_, Error>(text.windows(2).position(|two| two == SYSCALL).map(|at| vdso.start + at as u64))

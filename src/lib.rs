@@ -81,6 +81,7 @@ pub use hooks::{Event, Hooks, Progress};
 pub use image::Durability;
 pub use pid::Pid;
 pub use resource::fds::FileValidation;
+pub use resource::tasks::cgroup::Cgroups;
 pub use restore::{Exit, OuterSession, Restore, RestoreStats, Restored};
 
 /// The README's example compiles.

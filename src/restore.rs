@@ -18,6 +18,7 @@ use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Places};
 use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
 use crate::resource::tasks::blocked::Blocked;
+use crate::resource::tasks::cgroup::{Cgroups, Membership};
 use crate::resource::tasks::registers::Registers;
 use crate::resource::tasks::tree::{self, Life, Tree};
 use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
@@ -59,6 +60,7 @@ pub struct Restore<'h> {
     dir: PathBuf,
     session: OuterSession,
     validation: FileValidation,
+    cgroups: Cgroups,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
@@ -181,6 +183,7 @@ impl<'h> Restore<'h> {
             dir: dir.as_ref().into(),
             session: OuterSession::default(),
             validation: FileValidation::default(),
+            cgroups: Cgroups::default(),
             hooks: None,
         }
     }
@@ -188,6 +191,12 @@ impl<'h> Restore<'h> {
     /// What to do about a session that the tree was in but did not lead.
     pub fn outer_session(mut self, session: OuterSession) -> Self {
         self.session = session;
+        self
+    }
+
+    /// What to do about the control groups that the tree was in.
+    pub fn cgroups(mut self, cgroups: Cgroups) -> Self {
+        self.cgroups = cgroups;
         self
     }
 
@@ -259,6 +268,7 @@ struct ProcessPlan {
     places: Places,
     table: FdTable,
     states: StatesOf,
+    cgroups: Membership,
     continues: Option<ProcessPending>,
     threads: BTreeMap<u32, ThreadPlan>,
 }
@@ -355,6 +365,7 @@ impl ProcessPlan {
             places: image.require(owner)?,
             table,
             states: load_states(image, Scope::Process, pid)?,
+            cgroups: image.require(owner)?,
             continues: image.get(owner)?,
             threads,
         })
@@ -391,6 +402,7 @@ impl<'i> Ready<'i> {
         }
         let mut opened = Opened::new(options.validation);
         for (pid, process) in &blueprint.processes {
+            process.cgroups.check(Pid::from(*pid), options.cgroups)?;
             opened.open_for(&process.space, &process.places).of(Pid::from(*pid))?;
         }
         let mut files = Builder::new(image, options.validation);
@@ -527,6 +539,9 @@ fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Re
     for (index, thread) in member.threads.iter().enumerate() {
         let plan = plan_of(process, thread.tid())?;
         let regs = plan.registers.general();
+        if plan.registers.has_tiles() {
+            member.puppet(index)?.use_tiles().of(thread.tid())?;
+        }
         registers.push(match &plan.blocked {
             Some(blocked) => blocked.arm(regs, &mut member.puppet(index)?).of(thread.tid())?,
             None => regs,

@@ -38,6 +38,10 @@ global_asm!(
     "syscall",
     "ud2",
     ".balign 16, 0x90",
+    // One tile instruction: the kernel then gives the thread room for tile data (r13: a tile configuration).
+    "ldtilecfg [r13]",
+    "tilezero tmm0",
+    ".balign 16, 0x90",
     "3: cmp rbx, r12",
     "jae 2b",
     "mov rax, [rbx]",
@@ -68,7 +72,20 @@ pub(crate) fn code() -> &'static [u8] {
 }
 
 /// Offset of the batch loop in [`code`]; the bare `syscall` is at 0.
-pub(crate) const LOOP: u64 = 16;
+pub(crate) const LOOP: u64 = 32;
+
+/// Offset in [`code`] of a use of AMX tiles that goes on into the batch loop.
+pub(crate) const USE_TILES: u64 = 16;
+
+/// The xcr0 bit of AMX tile data, the only feature so far that needs permission.
+pub(crate) const TILE_DATA: u64 = 18;
+
+/// The smallest tile configuration: palette 1, tile 0 of one row and four bytes.
+pub(crate) fn tile_configuration() -> [u8; 64] {
+    let mut configuration = [0; 64];
+    (configuration[0], configuration[16], configuration[48]) = (1, 4, 1);
+    configuration
+}
 
 /// Kernel-internal results of an interrupted system call (linux/errno.h).
 pub(crate) mod restart {
@@ -90,6 +107,8 @@ pub(crate) trait RegsExt {
     fn set_args(&mut self, args: [u64; 6]);
     /// Sets the registers up to run the entries from `table` to `end` by the loop in the code at `code`.
     fn enter_loop(&mut self, code: u64, table: u64, end: u64, stack: u64);
+    /// From [`RegsExt::enter_loop`], but with a use of AMX tiles first, by the configuration at this address.
+    fn enter_through_tiles(&mut self, configuration: u64);
     /// Sets the registers up to execute one system call by the instruction at `pc`.
     fn enter_call(&mut self, pc: u64, number: i64, args: [u64; 6], stack: u64);
     /// What the kernel would make of an interrupted call on the way back: the call again, from the start.
@@ -139,6 +158,11 @@ impl RegsExt for Regs {
         self.rip = code + LOOP;
         // A target may have been stopped with the direction or trap flag set.
         self.eflags &= !0x500;
+    }
+
+    fn enter_through_tiles(&mut self, configuration: u64) {
+        self.rip -= LOOP - USE_TILES;
+        self.r13 = configuration;
     }
 
     fn enter_call(&mut self, pc: u64, number: i64, args: [u64; 6], stack: u64) {

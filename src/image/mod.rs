@@ -13,6 +13,7 @@
 //! [`Tag`] and its [`Owner`]. Everything that is read is checked before it is used: lengths, checksums,
 //! versions, duplicates; nothing that an image says can make the reader panic or allocate without bound.
 
+mod bytes;
 mod codec;
 mod dir;
 mod manifest;
@@ -22,6 +23,7 @@ use std::fmt;
 
 use crate::error::{Error, ErrorKind, Result};
 
+pub(crate) use bytes::Bytes;
 pub(crate) use codec::{Decode, Encode, decode, encode};
 pub use dir::Durability;
 pub(crate) use dir::{Image, ImageWriter, Records, Segment};

@@ -212,6 +212,8 @@ pub(crate) const STATES: &[Registration] = &[
     Registration::of::<tasks::name::Name>(),
     Registration::of::<tasks::identity::ThreadPointers>(),
     Registration::of::<tasks::rseq::Rseq>(),
+    Registration::of::<tasks::membarrier::Membarrier>(),
+    Registration::of::<tasks::dynamic_features::DynamicFeatures>(),
     Registration::of::<signals::altstack::AltStack>(),
     Registration::of::<signals::actions::Actions>(),
     Registration::of::<tasks::limits::Limits>(),
@@ -231,6 +233,7 @@ pub(crate) const STATES: &[Registration] = &[
 const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<tasks::tree::Tree>(),
     RecordKind::of::<tasks::blocked::Blocked>(),
+    RecordKind::of::<tasks::cgroup::Membership>(),
     RecordKind::of::<memory::AddressSpace>(),
     RecordKind::of::<memory::SharedObject>(),
     RecordKind::of::<fds::Places>(),

@@ -138,6 +138,30 @@ pub(crate) fn rseq_configuration(tid: Pid) -> nix::Result<Option<RseqConfigurati
     Ok((rseq.pointer != 0).then_some(rseq))
 }
 
+/// PTRACE_PEEKUSER of DR7: does the task have hardware breakpoints?
+pub(crate) fn has_breakpoints(tid: Pid) -> nix::Result<bool> {
+    const DR7: usize = std::mem::offset_of!(libc::user, u_debugreg) + 7 * 8;
+    const ENABLED: u64 = 0xff;
+    let mut word = 0u64;
+    // SAFETY: data points to the word that the raw system call stores the answer in (glibc's wrapper would
+    // return it instead).
+    let asked = unsafe {
+        libc::syscall(libc::SYS_ptrace, libc::PTRACE_PEEKUSER, tid.raw(), DR7, &raw mut word)
+    };
+    check(asked).map(|_| word & ENABLED != 0)
+}
+
+/// PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG (since Linux 6.4): is it on?
+pub(crate) fn dispatches_syscalls(tid: Pid) -> nix::Result<bool> {
+    const GET_CONFIG: u32 = 0x4211;
+    // struct ptrace_sud_config: mode, selector, offset, len
+    let mut config = [0u64; 4];
+    let size = size_of_val(&config) as u64;
+    // SAFETY: addr is the size of the block that data points to.
+    unsafe { request(GET_CONFIG, tid, size, config.as_mut_ptr().cast()) }?;
+    Ok(config[0] != 0)
+}
+
 /// PTRACE_GETEVENTMSG: for a fork event, the new task's number.
 pub(crate) fn event_message(tid: Pid) -> nix::Result<u64> {
     nix::sys::ptrace::getevent(tid.nix()).map(|message| message as u64)

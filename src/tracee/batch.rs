@@ -64,6 +64,8 @@ pub(crate) mod sys {
         timer_gettime = SYS_timer_gettime;
         timer_getoverrun = SYS_timer_getoverrun;
         arch_prctl = SYS_arch_prctl;
+        getpid = SYS_getpid;
+        membarrier = SYS_membarrier;
         personality = SYS_personality;
         setresuid = SYS_setresuid;
         setresgid = SYS_setresgid;

@@ -76,6 +76,8 @@ pub(crate) struct Puppet<'t> {
     regs: Regs,
     stack: u64,
     saved: Option<Saved>,
+    /// Where the configuration is by which the next batch begins with a use of AMX tiles.
+    tiles: Option<u64>,
     /// Somebody else's SIGSTOP arrived meanwhile; it must not be lost.
     stop_arrived: bool,
 }
@@ -94,13 +96,13 @@ impl<'t> Puppet<'t> {
         memory.write(scratch.base + Scratch::FRAME, &frame.bytes)?;
         tracee.set_sigmask(SigMask::ALL)?;
         let (regs, stack) = (saved.regs, frame.stack_pointer);
-        Ok(Self { tracee, memory, tgid, scratch, regs, stack, saved: Some(saved), stop_arrived: false })
+        Ok(Self { tracee, memory, tgid, scratch, regs, stack, saved: Some(saved), tiles: None, stop_arrived: false })
     }
 
     /// Takes over a blank task, which has nothing to be put back.
     pub(crate) fn own(tracee: &'t Tracee, tgid: Pid, memory: &'t Memory, scratch: Scratch) -> Result<Self> {
         let regs = tracee.regs()?;
-        Ok(Self { tracee, memory, tgid, scratch, regs, stack: 0, saved: None, stop_arrived: false })
+        Ok(Self { tracee, memory, tgid, scratch, regs, stack: 0, saved: None, tiles: None, stop_arrived: false })
     }
 
     pub(crate) fn tracee(&self) -> &'t Tracee {
@@ -122,6 +124,17 @@ impl<'t> Puppet<'t> {
     /// Executes a batch that creates no tasks.
     pub(crate) fn run(&mut self, batch: Batch) -> Result<Answers> {
         self.run_forking(batch, |_| Ok(()))
+    }
+
+    /// Makes the thread use AMX tiles once: before that it cannot be given any tile data.
+    pub(crate) fn use_tiles(&mut self) -> Result<()> {
+        let mut batch = self.batch();
+        let configuration = batch.input(&arch::tile_configuration());
+        batch.call(sys::getpid, &[]);
+        self.tiles = Some(configuration);
+        let used = self.run(batch).map(drop);
+        self.tiles = None;
+        used
     }
 
     /// Executes a batch; `born` hears of every task that it creates, which is stopped at its first instruction.
@@ -161,6 +174,9 @@ impl<'t> Puppet<'t> {
         let end = last + (ENTRY_WORDS * 8) as u64;
         let mut regs = self.regs;
         regs.enter_loop(self.scratch.code, self.scratch.table(), end, self.stack);
+        if let Some(configuration) = self.tiles {
+            regs.enter_through_tiles(configuration);
+        }
         self.tracee.set_regs(&regs)?;
         loop {
             self.tracee.resume(Resume::Run)?;

@@ -11,12 +11,12 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{FileStat, SFlag, fstat, lstat};
 
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
-use crate::image::{Decode, Encode};
+use crate::image::{Bytes, Decode, Encode};
 
 /// A named file and what must not have changed about it.
 #[derive(Encode, Decode, Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct FileRef {
-    path: Vec<u8>,
+    path: Bytes,
     /// The type bits of its mode (S_IFMT).
     kind: u32,
     /// Of a regular file.
@@ -55,7 +55,7 @@ impl FileRef {
                 Err("its name now leads to another file")
             }
             Ok(_) => Ok(Self {
-                path: path.to_vec(),
+                path: path.to_vec().into(),
                 kind: stat.st_mode & SFlag::S_IFMT.bits(),
                 size: if stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits() {
                     stat.st_size as u64
@@ -118,7 +118,7 @@ impl FileRef {
         }
         let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
         let leads_to = std::fs::read_link(path).call("readlink")?;
-        if leads_to.as_os_str().as_bytes() != self.path {
+        if leads_to.as_os_str().as_bytes() != &*self.path {
             return conflict(format!("its path leads elsewhere: to {}", leads_to.display()));
         }
         Ok(())

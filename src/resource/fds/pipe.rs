@@ -11,7 +11,7 @@ use nix::unistd::pipe2;
 
 use super::{Builder, Collector, Description, FileKind, Probe};
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
-use crate::image::{Decode, Encode, Owner, Record, Tag};
+use crate::image::{Bytes, Decode, Encode, Owner, Record, Tag};
 
 /// One open end.
 #[derive(Encode, Decode, Debug)]
@@ -31,7 +31,7 @@ impl Record for PipeEnd {
 pub(crate) struct Pipe {
     /// In bytes, as F_GETPIPE_SZ.
     capacity: i32,
-    contents: Vec<u8>,
+    contents: Bytes,
 }
 
 impl Record for Pipe {
@@ -119,7 +119,7 @@ fn look(probe: &Probe, number: u32) -> Result<Seen> {
         no_readers: false,
         no_writers: false,
         first: outside,
-        pipe: Pipe { capacity, contents },
+        pipe: Pipe { capacity, contents: contents.into() },
     })
 }
 
@@ -158,7 +158,7 @@ impl Pipe {
                 .call("fcntl(F_SETPIPE_SZ)")
                 .hint("a capacity above fs.pipe-max-size needs CAP_SYS_RESOURCE")?;
         }
-        let mut rest = self.contents.as_slice();
+        let mut rest = &*self.contents;
         while !rest.is_empty() {
             let written = nix::unistd::write(&writer, rest).call("write")?;
             rest = rest.get(written..).unwrap_or_default();

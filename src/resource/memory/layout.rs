@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::freeze::Process;
-use crate::image::{Decode, Encode};
+use crate::image::{Bytes, Decode, Encode};
 use crate::proc::read;
 use crate::tracee::{Batch, sys};
 
@@ -11,7 +11,7 @@ use crate::tracee::{Batch, sys};
 pub(crate) struct Layout {
     /// The first eleven members of `struct prctl_mm_map`.
     addresses: [u64; 11],
-    auxv: Vec<u8>,
+    auxv: Bytes,
 }
 
 impl Layout {
@@ -30,7 +30,7 @@ impl Layout {
             s.env_start,
             s.env_end,
         ];
-        Ok(Self { addresses, auxv: read::bytes(process.pid, "auxv")? })
+        Ok(Self { addresses, auxv: read::bytes(process.pid, "auxv")?.into() })
     }
 
     /// Queues the call; `executable` is the number of a descriptor in the task.

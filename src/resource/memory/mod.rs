@@ -14,7 +14,7 @@ use nix::sys::stat::{lstat, stat};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::freeze::Process;
-use crate::image::{Decode, Encode, Record, Tag};
+use crate::image::{Bytes, Decode, Encode, Record, Tag};
 use crate::proc::smaps::{self, Mapping, VmFlags};
 use crate::proc::{Device, read};
 use crate::resource::Report;
@@ -71,13 +71,13 @@ const TRAITS: [(VmFlags, Traits); 14] = [
 #[derive(Encode, Decode, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Backing {
     /// Private anonymous memory, perhaps with a name (PR_SET_VMA_ANON_NAME).
-    Anonymous { name: Option<Vec<u8>> },
+    Anonymous { name: Option<Bytes> },
     /// A file, by its index in [`AddressSpace::files`].
     File { index: u32, shared: bool },
     /// Shared anonymous memory: the owner of the section of its [`SharedObject`].
     Shared { object: u32 },
     /// The kernel's own: vdso and vvar, by name.
-    Special { name: Vec<u8> },
+    Special { name: Bytes },
 }
 
 /// One mapping.
@@ -243,7 +243,7 @@ type Classified = std::result::Result<Backing, std::borrow::Cow<'static, str>>;
 fn classify(pid: Pid, mapping: &Mapping, files: &mut Files, objects: &mut SharedObjects) -> Classified {
     let name = mapping.name.as_slice();
     if matches!(name, b"[vdso]" | b"[vvar]" | b"[vvar_vclock]") {
-        return Ok(Backing::Special { name: name.to_vec() });
+        return Ok(Backing::Special { name: name.to_vec().into() });
     }
     if let Some(reason) = unsupported(mapping) {
         return Err(reason.into());
@@ -264,7 +264,7 @@ fn anonymous(name: &[u8]) -> Classified {
     match name {
         b"" | b"[heap]" | b"[stack]" => Ok(Backing::Anonymous { name: None }),
         _ => match name.strip_prefix(b"[anon:").and_then(|rest| rest.strip_suffix(b"]")) {
-            Some(name) => Ok(Backing::Anonymous { name: Some(name.to_vec()) }),
+            Some(name) => Ok(Backing::Anonymous { name: Some(name.to_vec().into()) }),
             None => Err("a mapping of an unknown kind".into()),
         },
     }

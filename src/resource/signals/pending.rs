@@ -5,25 +5,25 @@
 
 use crate::Pid;
 use crate::error::{NameCall, Result};
-use crate::image::{Decode, Encode, Record, Tag};
+use crate::image::{Bytes, Decode, Encode, Record, Tag};
 use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
 use crate::sys::ptrace::{SIGINFO_SIZE, SigInfo, peek_siginfo};
 use crate::tracee::{Answers, Batch, Memory, Scratch, Springboard, Tracee, sys};
 
 /// One `siginfo_t` after another.
 #[derive(Encode, Decode, Debug)]
-pub(crate) struct Queue(Vec<Vec<u8>>);
+pub(crate) struct Queue(Vec<Bytes>);
 
 impl Queue {
     fn read(tid: Pid, shared: bool) -> Result<Self> {
         let signals = peek_siginfo(tid, shared).call("ptrace(PEEKSIGINFO)")?;
-        Ok(Self(signals.iter().map(|info| info.0.to_vec()).collect()))
+        Ok(Self(signals.iter().map(|info| info.0.to_vec().into()).collect()))
     }
 
     fn infos(&self) -> impl Iterator<Item = SigInfo> {
         self.0.iter().map(|bytes| {
             let mut info = SigInfo([0; SIGINFO_SIZE]);
-            info.0.iter_mut().zip(bytes).for_each(|(slot, byte)| *slot = *byte);
+            info.0.iter_mut().zip(&**bytes).for_each(|(slot, byte)| *slot = *byte);
             info
         })
     }

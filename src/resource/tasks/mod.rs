@@ -2,9 +2,12 @@
 
 pub(crate) mod attributes;
 pub(crate) mod blocked;
+pub(crate) mod cgroup;
 pub(crate) mod credentials;
+pub(crate) mod dynamic_features;
 pub(crate) mod identity;
 pub(crate) mod limits;
+pub(crate) mod membarrier;
 pub(crate) mod name;
 pub(crate) mod proc_files;
 pub(crate) mod registers;

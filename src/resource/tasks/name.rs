@@ -1,13 +1,13 @@
 //! The name of a thread (comm): PR_SET_NAME in prctl(2).
 
 use crate::error::Result;
-use crate::image::{Decode, Encode, Record, Tag};
+use crate::image::{Bytes, Decode, Encode, Record, Tag};
 use crate::proc::{read, stat};
 use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
 use crate::tracee::{Answers, Batch, sys};
 
 #[derive(Encode, Decode, Debug)]
-pub(crate) struct Name(Vec<u8>);
+pub(crate) struct Name(Bytes);
 
 impl Record for Name {
     const TAG: Tag = Tag::new(b"NAME");
@@ -31,7 +31,7 @@ impl State for Name {
         } else {
             read::parsed(view.tid(), "stat", stat::parse)?.comm
         };
-        Ok(Some(Self(comm)))
+        Ok(Some(Self(comm.into())))
     }
 
     fn build(&self, _: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::Pid;
 use crate::error::{Context, NameCall, Result, Subject};
-use crate::image::{Decode, Encode, Record, Tag};
+use crate::image::{Bytes, Decode, Encode, Record, Tag};
 use crate::proc::read;
 use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
 use crate::tracee::{Answers, Batch};
@@ -15,7 +15,7 @@ const FILES: [&str; 4] = ["coredump_filter", "oom_score_adj", "loginuid", "autog
 
 /// What each says; none where the kernel has no such file.
 #[derive(Encode, Decode, Debug)]
-pub(crate) struct ProcFiles(Vec<Option<Vec<u8>>>);
+pub(crate) struct ProcFiles(Vec<Option<Bytes>>);
 
 impl Record for ProcFiles {
     const TAG: Tag = Tag::new(b"PROC");
@@ -23,16 +23,17 @@ impl Record for ProcFiles {
     const NAME: &'static str = "attributes in /proc";
 }
 
-fn contents(pid: Pid, name: &str) -> Option<Vec<u8>> {
+fn contents(pid: Pid, name: &str) -> Option<Bytes> {
     let text = read::bytes(pid, name).ok()?;
     let text = text.trim_ascii();
     // "/autogroup-25 nice 0": the number is the kernel's, the nice value is the user's.
-    Some(match name {
+    let wanted = match name {
         "autogroup" => text.rsplit(|byte| *byte == b' ').next()?.to_vec(),
         // Read as hexadecimal without saying so, written as any C number.
         "coredump_filter" => [b"0x", text].concat(),
         _ => text.to_vec(),
-    })
+    };
+    Some(wanted.into())
 }
 
 impl State for ProcFiles {
@@ -53,7 +54,7 @@ impl State for ProcFiles {
             let Some(wanted) = wanted else { continue };
             if contents(task.pid, name).as_ref() != Some(wanted) {
                 let path = PathBuf::from(format!("/proc/{}/{name}", task.pid));
-                std::fs::write(&path, wanted).call("write").about(|| Subject::Path(path))?;
+                std::fs::write(&path, &**wanted).call("write").about(|| Subject::Path(path))?;
             }
         }
         Ok(())

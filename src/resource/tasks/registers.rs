@@ -4,7 +4,7 @@
 
 use crate::arch::{self, REG_WORDS, Regs, RegsExt};
 use crate::error::Result;
-use crate::image::{Decode, Encode, Record, Tag};
+use crate::image::{Bytes, Decode, Encode, Record, Tag};
 use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
 use crate::sys::ptrace::SigMask;
 use crate::tracee::{Answers, Batch};
@@ -13,7 +13,7 @@ use crate::tracee::{Answers, Batch};
 pub(crate) struct Registers {
     general: [u64; REG_WORDS],
     mask: u64,
-    extended: Vec<u8>,
+    extended: Bytes,
     /// It is in a job-control stop, by this signal.
     job_stop: Option<i32>,
 }
@@ -25,6 +25,11 @@ impl Record for Registers {
 }
 
 impl Registers {
+    /// Does it hold AMX tiles? Then the thread has to use one before it can be given them.
+    pub(crate) fn has_tiles(&self) -> bool {
+        arch::xstate_in_use(&self.extended) >> arch::TILE_DATA & 1 == 1
+    }
+
     pub(crate) fn is_stopped(&self) -> bool {
         self.job_stop.is_some()
     }
@@ -45,7 +50,7 @@ impl State for Registers {
         Ok(Registers {
             general: tracee.regs()?.to_words(),
             mask: tracee.sigmask()?.0,
-            extended: tracee.xstate()?,
+            extended: tracee.xstate()?.into(),
             job_stop: view.thread.job_stop,
         })
     }
@@ -60,7 +65,7 @@ impl State for Registers {
         if regs.cs != arch::CS_64 {
             report.attribute(view.tid(), "32-bit mode", "tasks in 32-bit mode are not supported");
         }
-        asked.extended.truncate(arch::xstate_used_len(&asked.extended));
+        asked.extended.0.truncate(arch::xstate_used_len(&asked.extended));
         Ok(Some(asked))
     }
 

@@ -1,10 +1,11 @@
 //! What a task may have that cannot be brought back yet: refused by name.
 
 use crate::Pid;
-use crate::error::{Refusal, Result, Subject};
+use crate::error::{NameCall, Refusal, Result, Subject};
 use crate::freeze::Process;
 use crate::proc::read;
 use crate::resource::Report;
+use crate::sys::ptrace;
 
 /// The namespaces of a task, by their names in `/proc/PID/ns`.
 const NAMESPACES: [&str; 10] =
@@ -38,8 +39,22 @@ pub(crate) fn check(process: &Process, report: &mut Report) -> Result<()> {
     if process.stat.flags & PF_MEMALLOC_NOIO_AND_LOCAL_THROTTLE != 0 {
         report.attribute(process.pid, "I/O flusher", "PR_SET_IO_FLUSHER is not supported");
     }
+    for thread in &process.threads {
+        per_thread(thread.tid(), report)?;
+    }
     if process.stat.tty_nr != 0 {
         report.attribute(process.pid, "controlling terminal", "terminals are not supported yet");
+    }
+    Ok(())
+}
+
+fn per_thread(tid: Pid, report: &mut Report) -> Result<()> {
+    if ptrace::has_breakpoints(tid).call("ptrace(PEEKUSER)")? {
+        report.attribute(tid, "debug registers", "hardware breakpoints are not supported");
+    }
+    // Kernels without it have nothing to be refused.
+    if ptrace::dispatches_syscalls(tid).unwrap_or(false) {
+        report.attribute(tid, "syscall user dispatch", "it is not supported");
     }
     Ok(())
 }

@@ -1,0 +1,116 @@
+//! The engines that are compared: this library, and CRIU's command line where there is one.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cryosleep::{Checkpoint, Exit, Restore, Restored};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::Result;
+
+#[derive(Clone, Copy)]
+pub(crate) enum Engine {
+    Cryosleep,
+    Criu,
+}
+
+/// What a dump or a restore took: from the caller's side, and by the library's own account.
+pub(crate) struct Took {
+    pub(crate) whole: Duration,
+    /// The last one is what the library did not account for.
+    pub(crate) stages: [Duration; 4],
+}
+
+/// A process that has come back.
+pub(crate) struct Back {
+    pid: Pid,
+    /// By the library; CRIU's are waited for by number.
+    handle: Option<Restored>,
+    took: Took,
+}
+
+impl Engine {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Engine::Cryosleep => "cryosleep",
+            Engine::Criu => "criu",
+        }
+    }
+
+    /// Dumps the process, which ends it.
+    pub(crate) fn dump(self, pid: u32, images: &Path) -> Result<Took> {
+        match self {
+            Engine::Cryosleep => {
+                let started = Instant::now();
+                let stats = Checkpoint::of(pid).write_to(images)?.stats;
+                let whole = started.elapsed();
+                let other = whole.saturating_sub(stats.freezing + stats.frozen);
+                Ok(Took { whole, stages: [stats.freezing, stats.frozen, stats.memory, other] })
+            }
+            Engine::Criu => {
+                fs::create_dir(images)?;
+                criu(&["dump", "-v0", "--tree", &pid.to_string()], images)
+            }
+        }
+    }
+
+    pub(crate) fn restore(self, pid: u32, images: &Path) -> Result<Back> {
+        let (handle, took) = match self {
+            Engine::Cryosleep => {
+                let started = Instant::now();
+                let restored = Restore::from(images).run()?;
+                let whole = started.elapsed();
+                let stats = restored.stats;
+                let other = whole.saturating_sub(stats.reading + stats.building + stats.release);
+                let stages = [stats.reading, stats.building, stats.release, other];
+                (Some(restored), Took { whole, stages })
+            }
+            Engine::Criu => (None, criu(&["restore", "-v0", "--restore-detached"], images)?),
+        };
+        Ok(Back { pid: Pid::from_raw(i32::try_from(pid)?), handle, took })
+    }
+}
+
+impl Back {
+    /// Ends it, and makes sure that it had not ended by itself. Gives what the restore took.
+    pub(crate) fn end(self) -> Result<Took> {
+        kill(self.pid, Signal::SIGKILL)?;
+        let by_us = match self.handle {
+            Some(restored) => restored.wait()? == Exit::Signal(libc::SIGKILL),
+            None => matches!(waitpid(self.pid, None)?, WaitStatus::Signaled(_, Signal::SIGKILL, _)),
+        };
+        if by_us { Ok(self.took) } else { Err("the restored process did not live on".into()) }
+    }
+}
+
+/// As its users call it: a program that is started for each dump and each restore.
+fn criu(args: &[&str], images: &Path) -> Result<Took> {
+    let mut command = Command::new("criu");
+    command.args(args).arg("--images-dir").arg(images);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let started = Instant::now();
+    let status = command.status()?;
+    let whole = started.elapsed();
+    if status.success() {
+        Ok(Took { whole, stages: [Duration::ZERO; 4] })
+    } else {
+        Err(format!("criu {}: {status}", args.join(" ")).into())
+    }
+}
+
+/// Is there a `criu` that works here? Otherwise the line that says so.
+pub(crate) fn find_criu() -> Result<(), String> {
+    let runs = |arg| Command::new("criu").arg(arg).output();
+    match (runs("--version"), runs("check")) {
+        (Err(_), _) | (_, Err(_)) => Err("criu: not on PATH".into()),
+        (Ok(version), Ok(check)) if version.status.success() && check.status.success() => Ok(()),
+        (_, Ok(check)) => {
+            let said = String::from_utf8_lossy(&check.stderr).into_owned();
+            Err(format!("criu: on PATH, but `criu check` fails: {}", said.lines().last().unwrap_or_default()))
+        }
+    }
+}

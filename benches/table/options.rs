@@ -1,0 +1,72 @@
+//! What is measured, and how often.
+
+use std::path::PathBuf;
+
+use crate::Result;
+use crate::subject::{Kind, MIB};
+
+pub(crate) const HELP: &str = "\
+cargo bench [-- OPTIONS]
+  --tiny           the tiny processes only
+  --sizes LIST     sizes of memory in MiB (default 64,1024); the larger ones need three times as much RAM,
+                   and as much room on tmpfs and on disk
+  --rounds N       rounds of each case (default 5; 30 for the tiny processes)
+  --only PATTERN   only cases whose title has this in it; titles are like `1 GiB tmpfs cryosleep`
+  --tmpfs DIR      where the images on tmpfs go (default /dev/shm)
+  --disk DIR       where those on disk go (default: the target directory)";
+
+#[derive(Debug)]
+pub(crate) struct Options {
+    tiny: bool,
+    sizes: Vec<usize>,
+    rounds: Option<usize>,
+    only: String,
+    pub(crate) tmpfs: PathBuf,
+    pub(crate) disk: PathBuf,
+}
+
+impl Options {
+    /// None: help was asked for.
+    pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Self>> {
+        let mut options = Self {
+            tiny: false,
+            sizes: vec![64, 1024],
+            rounds: None,
+            only: String::new(),
+            tmpfs: "/dev/shm".into(),
+            disk: env!("CARGO_TARGET_TMPDIR").into(),
+        };
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or_else(|| format!("{arg}: its value is missing"));
+            match arg.as_str() {
+                "--bench" => {} // cargo's own
+                "--help" | "-h" => return Ok(None),
+                "--tiny" => options.tiny = true,
+                "--sizes" => {
+                    options.sizes = value()?.split(',').map(str::parse).collect::<Result<_, _>>()?;
+                }
+                "--rounds" => options.rounds = Some(value()?.parse()?),
+                "--only" => options.only = value()?,
+                "--tmpfs" => options.tmpfs = value()?.into(),
+                "--disk" => options.disk = value()?.into(),
+                _ => return Err(format!("{arg}: unknown option; --help lists them").into()),
+            }
+        }
+        Ok(Some(options))
+    }
+
+    pub(crate) fn kinds(&self) -> Vec<Kind> {
+        let sizes = if self.tiny { &[][..] } else { &self.sizes };
+        let memory = sizes.iter().map(|mib| Kind::Memory(mib * MIB));
+        [Kind::StaticC, Kind::TinyRust].into_iter().chain(memory).collect()
+    }
+
+    pub(crate) fn rounds(&self, kind: &Kind) -> usize {
+        let usual = if matches!(kind, Kind::Memory(_)) { 5 } else { 30 };
+        self.rounds.unwrap_or(usual)
+    }
+
+    pub(crate) fn wants(&self, title: &str) -> bool {
+        title.contains(&self.only)
+    }
+}

@@ -1,0 +1,195 @@
+//! The processes that are dumped and restored. Each fills memory with numbers that only depend on their
+//! place, says where it is, lets go of everything that ties it to the bench, and waits.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use memmap2::{Advice, MmapMut};
+
+use crate::Result;
+
+pub(crate) const MIB: usize = 1024 * 1024;
+
+/// What tells this program to be a subject: how much memory it is to have.
+const ROLE: &str = "CRYOSLEEP_BENCH_SUBJECT";
+/// The memory of the tiny ones: enough to show that it was restored.
+const TINY: usize = 4096;
+
+/// The same in C: no dynamic linker, no runtime, the least that a process can be.
+const STATIC_C: &str = include_str!("tiny.c");
+static STATIC_PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+
+pub(crate) enum Kind {
+    /// A static C program: what other engines are measured with.
+    StaticC,
+    /// This program, dynamically linked.
+    TinyRust,
+    /// This program with that many bytes of touched anonymous memory.
+    Memory(usize),
+}
+
+impl Kind {
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Kind::StaticC => "tiny, static C".into(),
+            Kind::TinyRust => "tiny, dynamic".into(),
+            Kind::Memory(bytes) if bytes.is_multiple_of(1024 * MIB) => {
+                format!("{} GiB", bytes / MIB / 1024)
+            }
+            Kind::Memory(bytes) => format!("{} MiB", bytes / MIB),
+        }
+    }
+
+    /// Builds what has to be built.
+    pub(crate) fn prepare(&self, dir: &Path) -> Result<()> {
+        if !matches!(self, Kind::StaticC) {
+            return Ok(());
+        }
+        let (source, program) = (dir.join("tiny.c"), dir.join("tiny"));
+        fs::write(&source, STATIC_C)?;
+        let cc = Command::new("cc").args(["-O1", "-static", "-o"]).arg(&program).arg(&source).output();
+        let built = cc.map_err(|error| format!("cc: {error}"))?;
+        if !built.status.success() {
+            return Err(format!("cc -static: {}", String::from_utf8_lossy(&built.stderr)).into());
+        }
+        STATIC_PROGRAM.get_or_init(|| program);
+        Ok(())
+    }
+
+    fn command(&self) -> Result<Command> {
+        Ok(match self {
+            Kind::StaticC => Command::new(STATIC_PROGRAM.get().ok_or("it has not been built")?),
+            Kind::TinyRust => itself(TINY)?,
+            Kind::Memory(bytes) => itself(*bytes)?,
+        })
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Kind::StaticC | Kind::TinyRust => TINY,
+            Kind::Memory(bytes) => *bytes,
+        }
+    }
+}
+
+fn itself(bytes: usize) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.env_clear().env(ROLE, bytes.to_string());
+    Ok(command)
+}
+
+/// Is this process to be a subject? With how many bytes?
+pub(crate) fn role() -> Option<usize> {
+    std::env::var(ROLE).ok()?.parse().ok()
+}
+
+/// The subject's whole life.
+pub(crate) fn live(bytes: usize) -> Result<()> {
+    nix::unistd::setsid()?;
+    close_inherited()?;
+    let memory = memory(bytes)?;
+    println!("{}", memory.as_ptr() as usize);
+    // Standard output was the bench's pipe: its end tells the bench that this is ready.
+    nix::unistd::dup2_stdout(std::io::stdin())?;
+    loop {
+        nix::unistd::pause();
+    }
+}
+
+fn close_inherited() -> Result<()> {
+    let open = fs::read_dir("/proc/self/fd")?.flatten();
+    let numbers: Vec<i32> = open.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for fd in numbers.into_iter().filter(|fd| *fd > 2) {
+        // The directory's own descriptor is closed already.
+        let _ = nix::unistd::close(fd);
+    }
+    Ok(())
+}
+
+/// Anonymous 4K pages, every word of which holds its own number.
+pub(crate) fn memory(bytes: usize) -> Result<MmapMut> {
+    let mut memory = MmapMut::map_anon(bytes)?;
+    memory.advise(Advice::NoHugePage)?;
+    fill(&mut memory, 0);
+    Ok(memory)
+}
+
+fn fill(memory: &mut [u8], first: usize) {
+    for (index, word) in memory.chunks_exact_mut(8).enumerate() {
+        word.copy_from_slice(&number(first + index).to_ne_bytes());
+    }
+}
+
+/// Looks random, so that no page is like another or compresses well, and depends on nothing but its place.
+fn number(place: usize) -> u64 {
+    let mixed = (place as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93) ^ mixed >> 29
+}
+
+/// A running subject that has said that it is ready.
+pub(crate) struct Subject {
+    child: Child,
+    contents: Contents,
+}
+
+/// What a subject's memory must hold, before and after.
+#[derive(Clone, Copy)]
+pub(crate) struct Contents {
+    address: u64,
+    len: usize,
+}
+
+impl Subject {
+    pub(crate) fn start(kind: &Kind) -> Result<Self> {
+        let mut command = kind.command()?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let child = command.spawn()?;
+        let mut subject = Self { child, contents: Contents { address: 0, len: kind.len() } };
+        let mut said = String::new();
+        subject.child.stdout.take().ok_or("no pipe")?.read_to_string(&mut said)?;
+        subject.contents.address = said.trim().parse().map_err(|_| "the subject did not get ready")?;
+        Ok(subject)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn contents(&self) -> Contents {
+        self.contents
+    }
+
+    /// Makes room for the pid, after a dump that has ended it.
+    pub(crate) fn reap(mut self) -> Result<()> {
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        // Only matters on the way out of an error: otherwise it is dead and waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Contents {
+    /// Reads all of it out of the process.
+    pub(crate) fn verify(&self, pid: u32) -> Result<()> {
+        let memory = File::open(format!("/proc/{pid}/mem"))?;
+        let (mut seen, mut expected) = (vec![0; self.len.min(MIB)], vec![0; self.len.min(MIB)]);
+        for start in (0..self.len).step_by(seen.len()) {
+            memory.read_exact_at(&mut seen, self.address + start as u64)?;
+            fill(&mut expected, start / 8);
+            if seen != expected {
+                return Err(format!("the restored memory differs in the MiB at {start:#x}").into());
+            }
+        }
+        Ok(())
+    }
+}
