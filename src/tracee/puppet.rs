@@ -20,8 +20,9 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Calls of one batch, the stopping one included.
     pub(crate) const ENTRIES: usize = 2048;
-    const FRAME: u64 = 0;
-    const TABLE: u64 = arch::FRAME_MAX.next_multiple_of(PAGE);
+    /// Below it is room for a handler: a task that we leave behind may get a signal before it is back.
+    const FRAME: u64 = 0x1_0000;
+    const TABLE: u64 = Self::FRAME + arch::FRAME_MAX.next_multiple_of(PAGE);
     const INPUT: u64 = Self::TABLE + (Self::ENTRIES * ENTRY_WORDS * 8) as u64;
     const OUTPUT: u64 = Self::INPUT + 0x4_0000;
     /// Bytes of address space that it takes.
@@ -61,9 +62,24 @@ impl Saved {
         Ok(Self { regs: tracee.regs()?, mask: tracee.sigmask()? })
     }
 
+    /// The mask comes first: as long as the registers lead to the signal frame, that brings back both.
     fn put_back(&self, tracee: &Tracee) -> Result<()> {
-        tracee.set_regs(&self.regs)?;
-        tracee.set_sigmask(self.mask)
+        tracee.set_sigmask(self.mask)?;
+        tracee.set_regs(&self.regs)
+    }
+
+    /// The registers for the signal frame. The kernel forgets there how an interrupted sleep goes on, so that
+    /// the call has to be made again under its own number.
+    fn way_back(&self, memory: &Memory) -> Regs {
+        const REACH: u64 = 9;
+        let mut regs = self.regs;
+        if regs.interrupted_call() == Some(libc::SYS_restart_syscall) {
+            let code = memory.read_vec(regs.pc().saturating_sub(REACH), REACH as usize);
+            if let Some(number) = code.ok().and_then(|code| arch::call_number_before(&code)) {
+                regs.orig_rax = number as u64;
+            }
+        }
+        regs
     }
 }
 
@@ -91,18 +107,42 @@ impl<'t> Puppet<'t> {
         scratch: Scratch,
     ) -> Result<Self> {
         let saved = Saved::of(tracee)?;
-        let frame =
-            arch::signal_frame(scratch.base + Scratch::FRAME, &saved.regs, saved.mask, &tracee.xstate()?);
-        memory.write(scratch.base + Scratch::FRAME, &frame.bytes)?;
-        tracee.set_sigmask(SigMask::ALL)?;
+        let base = scratch.base + Scratch::FRAME;
+        let frame = arch::signal_frame(base, &saved.way_back(memory), saved.mask, &tracee.xstate()?);
+        memory.write(base, &frame.bytes)?;
         let (regs, stack) = (saved.regs, frame.stack_pointer);
-        Ok(Self { tracee, memory, tgid, scratch, regs, stack, saved: Some(saved), tiles: None, stop_arrived: false })
+        // An empty batch, which ends in the frame: from here on it finds its way back by itself.
+        let mut idle = regs;
+        idle.enter_loop(scratch.code, scratch.table(), scratch.table(), stack);
+        tracee.set_regs(&idle)?;
+        tracee.set_sigmask(SigMask::ALL)?;
+        Ok(Self {
+            tracee,
+            memory,
+            tgid,
+            scratch,
+            regs,
+            stack,
+            saved: Some(saved),
+            tiles: None,
+            stop_arrived: false,
+        })
     }
 
     /// Takes over a blank task, which has nothing to be put back.
     pub(crate) fn own(tracee: &'t Tracee, tgid: Pid, memory: &'t Memory, scratch: Scratch) -> Result<Self> {
         let regs = tracee.regs()?;
-        Ok(Self { tracee, memory, tgid, scratch, regs, stack: 0, saved: None, tiles: None, stop_arrived: false })
+        Ok(Self {
+            tracee,
+            memory,
+            tgid,
+            scratch,
+            regs,
+            stack: 0,
+            saved: None,
+            tiles: None,
+            stop_arrived: false,
+        })
     }
 
     pub(crate) fn tracee(&self) -> &'t Tracee {
@@ -297,18 +337,19 @@ impl Springboard {
     pub(crate) fn call(self, tracee: &Tracee, memory: &Memory, sys: Sys, args: [u64; 6]) -> Result<u64> {
         let saved = Saved::of(tracee)?;
         let xstate = tracee.xstate()?;
-        let length = arch::signal_frame(0, &saved.regs, saved.mask, &xstate).bytes.len() as u64;
+        let way_back = saved.way_back(memory);
+        let length = arch::signal_frame(0, &way_back, saved.mask, &xstate).bytes.len() as u64;
         let base = (saved.regs.stack_pointer().wrapping_sub(arch::RED_ZONE + length)) & !63;
-        let frame = arch::signal_frame(base, &saved.regs, saved.mask, &xstate);
+        let frame = arch::signal_frame(base, &way_back, saved.mask, &xstate);
         // A program may use its stack pointer for something else: then there is no place for a way back.
         let below = memory.read_vec(base, frame.bytes.len()).ok();
         if below.is_some() {
             memory.write(base, &frame.bytes)?;
         }
-        tracee.set_sigmask(SigMask::ALL)?;
         let mut regs = saved.regs;
         regs.enter_call(self.code, sys.number, args, frame.stack_pointer);
         let result = tracee.set_regs(&regs).and_then(|()| {
+            tracee.set_sigmask(SigMask::ALL)?;
             step_to_syscall(tracee)?;
             step_to_syscall(tracee)?;
             Ok(tracee.regs()?.result())

@@ -180,7 +180,8 @@ pub(crate) fn describe(
         }
     };
     let layout = Layout::describe(process, answers.get(asked.brk)?)?;
-    let space = AddressSpace { layout, executable, files: files.list, vmas, runs: Vec::new(), guards: Vec::new() };
+    let space =
+        AddressSpace { layout, executable, files: files.list, vmas, runs: Vec::new(), guards: Vec::new() };
     Ok((!refused).then_some(space))
 }
 
