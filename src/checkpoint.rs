@@ -514,8 +514,7 @@ impl Described {
         }
         if let Some(space) = space {
             let shared = &mut self.shared;
-            let described =
-                memory::describe(
+            let described = memory::describe(
                 view.process,
                 &borrowed.mappings,
                 (&space, &answers),
@@ -545,7 +544,8 @@ impl Asked {
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
         let space = speaks.then(|| memory::ask(&mut batch));
-        let mut puppet = Puppet::borrow(view.tracee(), view.process.pid, &borrowed.memory, scratch, view.saved)?;
+        let mut puppet =
+            Puppet::borrow(view.tracee(), view.process.pid, &borrowed.memory, scratch, view.saved)?;
         let answers = puppet.run(batch)?;
         puppet.release()?;
         Ok(Self { states, space, pending, answers })

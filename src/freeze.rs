@@ -297,6 +297,8 @@ fn seize(pid: Pid, tid: Pid, clocks: &mut Clocks) -> Result<Option<Thread>> {
     let tracee = match Tracee::seize(tid, 0) {
         Ok(tracee) => tracee,
         Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(None),
+        // An earlier attempt could neither stop it nor, for that reason, let go of it.
+        Err(_) if is_ours(tid) => Tracee::attached(tid),
         Err(error) => {
             // A task that has ended since cannot be seized either.
             let now = read::of_thread(pid, tid, "stat", stat::parse);
@@ -315,6 +317,11 @@ fn seize(pid: Pid, tid: Pid, clocks: &mut Clocks) -> Result<Option<Thread>> {
         }
     }
     Ok(Some(Thread { tracee, job_stop: None, sleeper }))
+}
+
+fn is_ours(tid: Pid) -> bool {
+    let own = nix::unistd::gettid().as_raw() as u32;
+    read::parsed(tid, "status", status::parse).is_ok_and(|status| status.tracer_pid == own)
 }
 
 /// Waits until the thread has stopped for us. A signal on its way is left to be delivered afterwards.

@@ -20,8 +20,9 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Calls of one batch, the stopping one included.
     pub(crate) const ENTRIES: usize = 2048;
-    const FRAME: u64 = 0;
-    const TABLE: u64 = arch::FRAME_MAX.next_multiple_of(PAGE);
+    /// Below it is room for a handler: a task that we leave behind may get a signal before it is back.
+    const FRAME: u64 = 0x1_0000;
+    const TABLE: u64 = Self::FRAME + arch::FRAME_MAX.next_multiple_of(PAGE);
     const INPUT: u64 = Self::TABLE + (Self::ENTRIES * ENTRY_WORDS * 8) as u64;
     const OUTPUT: u64 = Self::INPUT + 0x4_0000;
     /// Bytes of address space that it takes.
@@ -320,10 +321,10 @@ impl Springboard {
         if below.is_some() {
             memory.write(base, &frame.bytes)?;
         }
-        tracee.set_sigmask(SigMask::ALL)?;
         let mut regs = saved.regs;
         regs.enter_call(self.code, sys.number, args, frame.stack_pointer);
         let result = tracee.set_regs(&regs).and_then(|()| {
+            tracee.set_sigmask(SigMask::ALL)?;
             step_to_syscall(tracee)?;
             step_to_syscall(tracee)?;
             Ok(tracee.regs()?.result())

@@ -182,7 +182,15 @@ pub(crate) fn describe(
         }
     };
     let layout = Layout::describe(process, answers.get(asked.brk)?)?;
-    let space = AddressSpace { layout, executable, files: files.list, vmas, runs: Vec::new(), vdso: vdso_sum(memory, mappings)?, guards: Vec::new() };
+    let space = AddressSpace {
+        layout,
+        executable,
+        files: files.list,
+        vmas,
+        runs: Vec::new(),
+        vdso: vdso_sum(memory, mappings)?,
+        guards: Vec::new(),
+    };
     Ok((!refused).then_some(space))
 }
 
