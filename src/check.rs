@@ -265,9 +265,9 @@ features! {
     }
     /// PAGEMAP_SCAN tells guard regions (MADV_GUARD_INSTALL) apart.
     PagemapScanGuard {
-        name: "pagemap_scan_guard_pages", criu: Some("pagemap_scan_guard_pages"), since: (6, 15), need: Unused,
+        name: "pagemap_scan_guard_pages", criu: Some("pagemap_scan_guard_pages"), since: (6, 15), need: Optional,
         source: "Documentation/admin-guide/mm/pagemap.rst",
-        hint: "needs Linux 6.15",
+        hint: "without it (Linux 6.15) guard regions, which came with Linux 6.13, are not seen and make a checkpoint fail",
         ask: |things| pagemap_scan(things, pagemap::Page::GUARD),
     }
     /// The address that a thread's end clears can be asked for (PR_GET_TID_ADDRESS).

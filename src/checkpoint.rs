@@ -18,7 +18,7 @@ use crate::resource::tasks::blocked::{self, Blocked};
 use crate::resource::tasks::cgroup::Membership;
 use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
-use crate::tracee::{Batch, Memory, Puppet, Scratch, Springboard, sys};
+use crate::tracee::{Batch, Memory, Puppet, Saved, Scratch, Springboard, sys};
 
 /// What becomes of the target when its image is complete.
 ///
@@ -357,8 +357,9 @@ impl<'f> Borrowed<'f> {
     }
 
     fn puppet<'p>(&'p self, thread: &'p Thread) -> Result<Option<Puppet<'p>>> {
-        let borrow = |(_, scratch)| Puppet::borrow(&thread.tracee, self.process.pid, &self.memory, scratch);
-        self.tools.map(borrow).transpose()
+        let Some((_, scratch)) = self.tools else { return Ok(None) };
+        let saved = Saved::of(&thread.tracee)?;
+        Puppet::borrow(&thread.tracee, self.process.pid, &self.memory, scratch, &saved).map(Some)
     }
 
     fn write_pages(
@@ -485,8 +486,9 @@ impl Described {
         speaks: bool,
         report: &mut Report,
     ) -> Result<()> {
-        let view = View { process: borrowed.process, thread };
-        match Blocked::describe(view.tid(), &thread.tracee.regs()?, thread.sleeper, &borrowed.memory) {
+        let saved = Saved::of(&thread.tracee)?;
+        let view = View { process: borrowed.process, thread, saved: &saved };
+        match Blocked::describe(view.tid(), &saved.regs, thread.sleeper, &borrowed.memory) {
             Ok(Some(sleep)) => {
                 self.records.put(Owner(view.tid().get()), &sleep)?;
                 self.sleeps.push((view.tid(), sleep));
@@ -512,8 +514,14 @@ impl Described {
         }
         if let Some(space) = space {
             let shared = &mut self.shared;
-            let described =
-                memory::describe(view.process, &borrowed.mappings, &space, &answers, shared, report)?;
+            let described = memory::describe(
+                view.process,
+                &borrowed.mappings,
+                (&space, &answers),
+                &borrowed.memory,
+                shared,
+                report,
+            )?;
             self.spaces.extend(described);
         }
         Ok(())
@@ -536,7 +544,8 @@ impl Asked {
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
         let space = speaks.then(|| memory::ask(&mut batch));
-        let mut puppet = Puppet::borrow(view.tracee(), view.process.pid, &borrowed.memory, scratch)?;
+        let mut puppet =
+            Puppet::borrow(view.tracee(), view.process.pid, &borrowed.memory, scratch, view.saved)?;
         let answers = puppet.run(batch)?;
         puppet.release()?;
         Ok(Self { states, space, pending, answers })

@@ -240,7 +240,7 @@ impl Freezing {
         let threads = self.found.entry(pid).or_default();
         let first = threads.len();
         for tid in tids {
-            if let Some(thread) = seize(*tid, &mut self.clocks)? {
+            if let Some(thread) = seize(pid, *tid, &mut self.clocks)? {
                 threads.push(thread);
             }
         }
@@ -288,8 +288,8 @@ impl Freezing {
 }
 
 /// Takes hold of one thread and tells it to stop. `None` when there is nothing (left) to hold.
-fn seize(tid: Pid, clocks: &mut Clocks) -> Result<Option<Thread>> {
-    let Ok(before) = read::parsed(tid, "stat", stat::parse) else { return Ok(None) };
+fn seize(pid: Pid, tid: Pid, clocks: &mut Clocks) -> Result<Option<Thread>> {
+    let Ok(before) = read::of_thread(pid, tid, "stat", stat::parse) else { return Ok(None) };
     if matches!(before.state, 'Z' | 'X') {
         return Ok(None);
     }
@@ -297,9 +297,11 @@ fn seize(tid: Pid, clocks: &mut Clocks) -> Result<Option<Thread>> {
     let tracee = match Tracee::seize(tid, 0) {
         Ok(tracee) => tracee,
         Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(None),
+        // An earlier attempt could neither stop it nor, for that reason, let go of it.
+        Err(_) if is_ours(tid) => Tracee::attached(tid),
         Err(error) => {
             // A task that has ended since cannot be seized either.
-            let now = read::parsed(tid, "stat", stat::parse);
+            let now = read::of_thread(pid, tid, "stat", stat::parse);
             return if now.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X')) {
                 Err(error)
             } else {
@@ -315,6 +317,11 @@ fn seize(tid: Pid, clocks: &mut Clocks) -> Result<Option<Thread>> {
         }
     }
     Ok(Some(Thread { tracee, job_stop: None, sleeper }))
+}
+
+fn is_ours(tid: Pid) -> bool {
+    let own = nix::unistd::gettid().as_raw() as u32;
+    read::parsed(tid, "status", status::parse).is_ok_and(|status| status.tracer_pid == own)
 }
 
 /// Waits until the thread has stopped for us. A signal on its way is left to be delivered afterwards.

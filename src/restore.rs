@@ -229,10 +229,11 @@ impl<'h> Restore<'h> {
         let root = blueprint.tree.root()?.pid();
         let stats = RestoreStats { reading: started.elapsed(), ..RestoreStats::default() };
         self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
+        let building = Instant::now();
         // The calling thread is the parent; the tracer ends with this call.
         let seed =
             Family::seed(blueprint.workshop, &blueprint.tree, &ready.channel).in_phase(Phase::Build)?;
-        on_own_thread(|| self.build(&blueprint, &ready, seed, stats))
+        on_own_thread(|| self.build(&blueprint, &ready, seed, (building, stats)))
     }
 
     fn build(
@@ -240,9 +241,9 @@ impl<'h> Restore<'h> {
         blueprint: &Blueprint,
         ready: &Ready<'_>,
         seed: Seed,
-        mut stats: RestoreStats,
+        (started, mut stats): (Instant, RestoreStats),
     ) -> Result<Restored> {
-        let (started, root) = (Instant::now(), blueprint.tree.root()?.pid());
+        let root = blueprint.tree.root()?.pid();
         let family = ready.build(blueprint, seed).in_phase(Phase::Build)?;
         stats.building = started.elapsed();
         stats.tasks = family.members().map(|member| member.threads.len() as u64).sum();
@@ -397,7 +398,7 @@ struct Ready<'i> {
 impl<'i> Ready<'i> {
     fn plan(blueprint: &Blueprint, image: &'i Image, options: &Restore<'_>) -> Result<Self> {
         let outer_group = outer_group(&blueprint.plan, options.session)?;
-        let mut patience = Duration::from_millis(500);
+        let mut patience = Duration::from_secs(3);
         let stand_ins = blueprint.plan.stand_ins.iter().map(|number| Pid::from(*number));
         for tid in blueprint.tree.numbers().chain(stand_ins) {
             wait_until_free(tid, &mut patience)?;

@@ -44,6 +44,16 @@ fn read_whole(path: &str) -> Result<Vec<u8>> {
     Ok(text)
 }
 
+/// Reads and parses one file of a thread. By way of its process, since `/proc/TID/stat` adds up all threads.
+pub(crate) fn of_thread<T>(
+    pid: Pid,
+    tid: Pid,
+    name: &str,
+    parse: impl FnOnce(&[u8]) -> std::result::Result<T, Malformed>,
+) -> Result<T> {
+    parsed(pid, &format!("task/{tid}/{name}"), parse).map_err(|error| error.of(tid))
+}
+
 /// Reads and parses one file of a task. Works for threads too: /proc/TID exists, though it is not listed.
 pub(crate) fn parsed<T>(
     pid: Pid,

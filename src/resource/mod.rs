@@ -15,7 +15,7 @@ use crate::Pid;
 use crate::error::{Refusal, Result, Subject};
 use crate::freeze::{Process, Thread};
 use crate::image::{Image, Owner, Record, Records, Tag};
-use crate::tracee::{Answers, Batch, Tracee};
+use crate::tracee::{Answers, Batch, Saved, Tracee};
 
 /// Whose state it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,8 @@ impl Stage {
 pub(crate) struct View<'t> {
     pub(crate) process: &'t Process,
     pub(crate) thread: &'t Thread,
+    /// Its registers and mask, which are its own only while no batch runs.
+    pub(crate) saved: &'t Saved,
 }
 
 impl<'t> View<'t> {

@@ -145,9 +145,8 @@ pub(crate) fn has_breakpoints(tid: Pid) -> nix::Result<bool> {
     let mut word = 0u64;
     // SAFETY: data points to the word that the raw system call stores the answer in (glibc's wrapper would
     // return it instead).
-    let asked = unsafe {
-        libc::syscall(libc::SYS_ptrace, libc::PTRACE_PEEKUSER, tid.raw(), DR7, &raw mut word)
-    };
+    let asked =
+        unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_PEEKUSER, tid.raw(), DR7, &raw mut word) };
     check(asked).map(|_| word & ENABLED != 0)
 }
 

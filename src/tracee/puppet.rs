@@ -20,8 +20,9 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Calls of one batch, the stopping one included.
     pub(crate) const ENTRIES: usize = 2048;
-    const FRAME: u64 = 0;
-    const TABLE: u64 = arch::FRAME_MAX.next_multiple_of(PAGE);
+    /// Below it is room for a handler: a task that we leave behind may get a signal before it is back.
+    const FRAME: u64 = 0x1_0000;
+    const TABLE: u64 = Self::FRAME + arch::FRAME_MAX.next_multiple_of(PAGE);
     const INPUT: u64 = Self::TABLE + (Self::ENTRIES * ENTRY_WORDS * 8) as u64;
     const OUTPUT: u64 = Self::INPUT + 0x4_0000;
     /// Bytes of address space that it takes.
@@ -49,22 +50,23 @@ impl Scratch {
     }
 }
 
-/// What a batch changes of a task, to be put back.
-#[derive(Clone)]
+/// What a batch changes of a task, to be put back, and what the way back without us needs.
+#[derive(Clone, Debug)]
 pub(crate) struct Saved {
     pub(crate) regs: Regs,
     pub(crate) mask: SigMask,
+    pub(crate) xstate: Vec<u8>,
 }
 
 impl Saved {
-    fn of(tracee: &Tracee) -> Result<Self> {
-        Ok(Self { regs: tracee.regs()?, mask: tracee.sigmask()? })
+    pub(crate) fn of(tracee: &Tracee) -> Result<Self> {
+        Ok(Self { regs: tracee.regs()?, mask: tracee.sigmask()?, xstate: tracee.xstate()? })
     }
+}
 
-    fn put_back(&self, tracee: &Tracee) -> Result<()> {
-        tracee.set_regs(&self.regs)?;
-        tracee.set_sigmask(self.mask)
-    }
+fn put_back(tracee: &Tracee, regs: &Regs, mask: SigMask) -> Result<()> {
+    tracee.set_regs(regs)?;
+    tracee.set_sigmask(mask)
 }
 
 /// A stopped task that executes batches. Dropping it puts the registers and the mask back.
@@ -75,7 +77,8 @@ pub(crate) struct Puppet<'t> {
     scratch: Scratch,
     regs: Regs,
     stack: u64,
-    saved: Option<Saved>,
+    /// The program's own registers and mask.
+    back: Option<(Regs, SigMask)>,
     /// Where the configuration is by which the next batch begins with a use of AMX tiles.
     tiles: Option<u64>,
     /// Somebody else's SIGSTOP arrived meanwhile; it must not be lost.
@@ -89,20 +92,31 @@ impl<'t> Puppet<'t> {
         tgid: Pid,
         memory: &'t Memory,
         scratch: Scratch,
+        saved: &Saved,
     ) -> Result<Self> {
-        let saved = Saved::of(tracee)?;
-        let frame =
-            arch::signal_frame(scratch.base + Scratch::FRAME, &saved.regs, saved.mask, &tracee.xstate()?);
-        memory.write(scratch.base + Scratch::FRAME, &frame.bytes)?;
+        let at = scratch.base + Scratch::FRAME;
+        let frame = arch::signal_frame(at, &saved.regs, saved.mask, &saved.xstate);
+        memory.write_all(&[(at, &frame.bytes)])?;
         tracee.set_sigmask(SigMask::ALL)?;
+        let back = Some((saved.regs, saved.mask));
         let (regs, stack) = (saved.regs, frame.stack_pointer);
-        Ok(Self { tracee, memory, tgid, scratch, regs, stack, saved: Some(saved), tiles: None, stop_arrived: false })
+        Ok(Self { tracee, memory, tgid, scratch, regs, stack, back, tiles: None, stop_arrived: false })
     }
 
     /// Takes over a blank task, which has nothing to be put back.
     pub(crate) fn own(tracee: &'t Tracee, tgid: Pid, memory: &'t Memory, scratch: Scratch) -> Result<Self> {
         let regs = tracee.regs()?;
-        Ok(Self { tracee, memory, tgid, scratch, regs, stack: 0, saved: None, tiles: None, stop_arrived: false })
+        Ok(Self {
+            tracee,
+            memory,
+            tgid,
+            scratch,
+            regs,
+            stack: 0,
+            back: None,
+            tiles: None,
+            stop_arrived: false,
+        })
     }
 
     pub(crate) fn tracee(&self) -> &'t Tracee {
@@ -230,7 +244,7 @@ impl<'t> Puppet<'t> {
             let sent = nix::sys::signal::kill(self.tgid.nix(), nix::sys::signal::Signal::SIGSTOP);
             sent.map_err(|errno| Error::call("kill", errno).of(self.tgid))?;
         }
-        self.saved.take().map_or(Ok(()), |saved| saved.put_back(self.tracee))
+        self.back.take().map_or(Ok(()), |(regs, mask)| put_back(self.tracee, &regs, mask))
     }
 }
 
@@ -259,10 +273,13 @@ pub(crate) struct Springboard {
 }
 
 impl Springboard {
+    /// The end of the vdso that may hold it.
+    pub(crate) const ROOM: u64 = 128;
+
     /// Installs the code in the process that `memory` shows, whose vdso is at `vdso`.
     pub(crate) fn install(memory: &Memory, vdso: Range<u64>) -> Result<Self> {
         let code = arch::code();
-        let at = vdso.end.saturating_sub((code.len() as u64).next_multiple_of(64));
+        let at = vdso.end.saturating_sub(Self::ROOM);
         let mut tail = vec![0; code.len()];
         memory.read(at, &mut tail)?;
         let installed_before = tail == code;
@@ -296,24 +313,23 @@ impl Springboard {
     /// the red zone of the task's stack, where any signal could have put one.
     pub(crate) fn call(self, tracee: &Tracee, memory: &Memory, sys: Sys, args: [u64; 6]) -> Result<u64> {
         let saved = Saved::of(tracee)?;
-        let xstate = tracee.xstate()?;
-        let length = arch::signal_frame(0, &saved.regs, saved.mask, &xstate).bytes.len() as u64;
+        let length = arch::signal_frame(0, &saved.regs, saved.mask, &saved.xstate).bytes.len() as u64;
         let base = (saved.regs.stack_pointer().wrapping_sub(arch::RED_ZONE + length)) & !63;
-        let frame = arch::signal_frame(base, &saved.regs, saved.mask, &xstate);
+        let frame = arch::signal_frame(base, &saved.regs, saved.mask, &saved.xstate);
         // A program may use its stack pointer for something else: then there is no place for a way back.
         let below = memory.read_vec(base, frame.bytes.len()).ok();
         if below.is_some() {
             memory.write(base, &frame.bytes)?;
         }
-        tracee.set_sigmask(SigMask::ALL)?;
         let mut regs = saved.regs;
         regs.enter_call(self.code, sys.number, args, frame.stack_pointer);
         let result = tracee.set_regs(&regs).and_then(|()| {
+            tracee.set_sigmask(SigMask::ALL)?;
             step_to_syscall(tracee)?;
             step_to_syscall(tracee)?;
             Ok(tracee.regs()?.result())
         });
-        saved.put_back(tracee)?;
+        put_back(tracee, &saved.regs, saved.mask)?;
         if let Some(below) = below {
             memory.write(base, &below)?;
         }

@@ -12,6 +12,6 @@ int main(void)
 			sum += count;
 		}
 	} while (!gone_yet());
-	expect(sum == count * (count + 1) / 2, "%llu of %llu", (long long)sum, (long long)count);
+	expect(sum == (count % 2 ? (count + 1) / 2 * count : count / 2 * (count + 1)), "%llu of %llu", (long long)sum, (long long)count);
 	return passed();
 }

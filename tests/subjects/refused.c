@@ -14,7 +14,7 @@ static void *count(void *sum)
 	uint64_t number = 0, total = 0;
 	while (!over)
 		total += ++number;
-	*(int *)sum = total == number * (number + 1) / 2;
+	*(int *)sum = total == (number % 2 ? (number + 1) / 2 * number : number / 2 * (number + 1));
 	return NULL;
 }
 

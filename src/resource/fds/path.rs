@@ -94,6 +94,9 @@ impl FileRef {
             Some(Errno::ENOENT | Errno::ENOTDIR) => error
                 .with_kind(ErrorKind::Conflict)
                 .with_hint("the file was there at the checkpoint: put it back"),
+            Some(Errno::EISDIR | Errno::ENXIO) => {
+                error.with_kind(ErrorKind::Conflict).with_hint("it is now a file of another type")
+            }
             Some(Errno::ELOOP) => error
                 .with_kind(ErrorKind::Conflict)
                 .with_hint("the path now leads elsewhere, through a symbolic link"),

@@ -239,6 +239,9 @@ pub(crate) struct MmBuilder<'b> {
 
 impl MmBuilder<'_> {
     pub(crate) fn build(&self, puppet: &mut Puppet<'_>, space: &AddressSpace, places: &Places) -> Result<()> {
+        if super::vdso_sum(puppet.memory(), self.blank)? != space.vdso {
+            return Err(other_kernel());
+        }
         let mut batch = puppet.batch();
         self.clear(&mut batch);
         let numbers = self.receive(puppet, &mut batch, space, places)?;
@@ -372,12 +375,7 @@ impl MmBuilder<'_> {
                 move_to(batch, park, vma.len(), vma.start);
                 Ok(())
             }
-            _ => Err(Error::new(
-                ErrorKind::Kernel,
-                "the vdso of this kernel differs from that of the checkpoint's",
-            )
-            .about(vma.subject())
-            .with_hint("restore on the kernel that the checkpoint was made on")),
+            _ => Err(other_kernel().about(vma.subject())),
         }
     }
 
@@ -454,6 +452,11 @@ impl MmBuilder<'_> {
             .check()
             .hint("locking memory is limited by RLIMIT_MEMLOCK, unless with CAP_IPC_LOCK")
     }
+}
+
+fn other_kernel() -> Error {
+    Error::new(ErrorKind::Kernel, "the vdso of this kernel differs from that of the checkpoint's")
+        .with_hint("restore on the kernel that the checkpoint was made on")
 }
 
 /// How many threads fill memory.

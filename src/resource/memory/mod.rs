@@ -19,7 +19,7 @@ use crate::proc::smaps::{self, Mapping, VmFlags};
 use crate::proc::{Device, read};
 use crate::resource::Report;
 use crate::resource::fds::FileRef;
-use crate::tracee::{Answers, Batch, Call, sys};
+use crate::tracee::{Answers, Batch, Call, Memory, Springboard, sys};
 
 pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared};
 pub(crate) use layout::Layout;
@@ -127,6 +127,8 @@ pub(crate) struct AddressSpace {
     pub(crate) files: Vec<FileRef>,
     pub(crate) vmas: Vec<Vma>,
     pub(crate) runs: Vec<Run>,
+    /// What the vdso's text sums up to: with another text no task could go on in it.
+    pub(crate) vdso: u32,
     /// Guard regions: where any access is a fault, without a mapping of their own.
     pub(crate) guards: Vec<(u64, u64)>,
 }
@@ -155,8 +157,8 @@ pub(crate) fn ask(batch: &mut Batch) -> Asked {
 pub(crate) fn describe(
     process: &Process,
     mappings: &[Mapping],
-    asked: &Asked,
-    answers: &Answers,
+    (asked, answers): (&Asked, &Answers),
+    memory: &Memory,
     objects: &mut SharedObjects,
     report: &mut Report,
 ) -> Result<Option<AddressSpace>> {
@@ -180,8 +182,24 @@ pub(crate) fn describe(
         }
     };
     let layout = Layout::describe(process, answers.get(asked.brk)?)?;
-    let space = AddressSpace { layout, executable, files: files.list, vmas, runs: Vec::new(), guards: Vec::new() };
+    let space = AddressSpace {
+        layout,
+        executable,
+        files: files.list,
+        vmas,
+        runs: Vec::new(),
+        vdso: vdso_sum(memory, mappings)?,
+        guards: Vec::new(),
+    };
     Ok((!refused).then_some(space))
+}
+
+/// A checksum of the vdso, but for its end, which may hold our springboard.
+pub(crate) fn vdso_sum(memory: &Memory, mappings: &[Mapping]) -> Result<u32> {
+    let Some(vdso) = mappings.iter().find(|mapping| mapping.name == b"[vdso]") else { return Ok(0) };
+    let text = (vdso.end - vdso.start).saturating_sub(Springboard::ROOM);
+    let text = memory.read_vec(vdso.start, text as usize)?;
+    Ok(crc32fast::hash(&text))
 }
 
 fn subject(mapping: &Mapping) -> Subject {

@@ -1,10 +1,10 @@
 //! The control groups of a process: `/proc/PID/cgroup`, cgroups(7). A new task is in those of whoever restores
 //! it; moving it is not supported yet, so they must be the same, or be of no importance to the caller.
 
+use crate::Pid;
 use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::image::{Decode, Encode, Record, Tag};
 use crate::proc::read;
-use crate::Pid;
 
 /// What becomes of the control groups that the tree was in.
 ///
@@ -37,7 +37,8 @@ impl Record for Membership {
 impl Membership {
     pub(crate) fn of(pid: Pid) -> Result<Self> {
         let text = read::bytes(pid, "cgroup")?;
-        let without_number = |line: &[u8]| line.iter().position(|byte| *byte == b':').map(|at| line[at..].to_vec());
+        let without_number =
+            |line: &[u8]| line.iter().position(|byte| *byte == b':').map(|at| line[at..].to_vec());
         let mut lines: Vec<Vec<u8>> = text.split(|byte| *byte == b'\n').filter_map(without_number).collect();
         lines.sort_unstable();
         Ok(Self(lines))

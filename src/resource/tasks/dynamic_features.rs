@@ -30,7 +30,12 @@ impl State for DynamicFeatures {
         Ok((batch.call(sys::arch_prctl, &[ARCH_GET_XCOMP_PERM, features.addr]), features))
     }
 
-    fn describe((call, features): Self::Asked, answers: &Answers, _: View<'_>, _: &mut Report) -> Result<Option<Self>> {
+    fn describe(
+        (call, features): Self::Asked,
+        answers: &Answers,
+        _: View<'_>,
+        _: &mut Report,
+    ) -> Result<Option<Self>> {
         let permitted = answers.get(call).ok().and_then(|_| answers.words(&features).first().copied());
         Ok(permitted.filter(|features| features >> TILE_DATA & 1 == 1).map(Self))
     }

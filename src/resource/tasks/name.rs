@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::image::{Bytes, Decode, Encode, Record, Tag};
-use crate::proc::{read, stat};
+use crate::proc::read;
 use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
 use crate::tracee::{Answers, Batch, sys};
 
@@ -25,12 +25,8 @@ impl State for Name {
     }
 
     fn describe((): (), _: &Answers, view: View<'_>, _: &mut Report) -> Result<Option<Self>> {
-        let leader = view.tid() == view.process.pid;
-        let comm = if leader {
-            view.process.stat.comm.clone()
-        } else {
-            read::parsed(view.tid(), "stat", stat::parse)?.comm
-        };
+        let mut comm = read::bytes(view.tid(), "comm")?;
+        comm.pop_if(|byte| *byte == b'\n');
         Ok(Some(Self(comm.into())))
     }
 

@@ -46,11 +46,10 @@ impl State for Registers {
     type Asked = Registers;
 
     fn ask(view: View<'_>, _: &mut Batch) -> Result<Registers> {
-        let tracee = view.tracee();
         Ok(Registers {
-            general: tracee.regs()?.to_words(),
-            mask: tracee.sigmask()?.0,
-            extended: tracee.xstate()?.into(),
+            general: view.saved.regs.to_words(),
+            mask: view.saved.mask.0,
+            extended: view.saved.xstate.clone().into(),
             job_stop: view.thread.job_stop,
         })
     }

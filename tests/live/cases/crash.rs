@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use cryosleep::AfterDump;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use super::{Case, Dice, ensure, helper};
@@ -22,7 +23,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "crash_of_dump_counter", test: || dump(COUNTER, ""), programs: &[COUNTER] },
     Case { name: "crash_of_dump_registers", test: || dump(REGISTERS, "spin512"), programs: &[REGISTERS] },
     Case { name: "crash_of_dump_threads", test: || dump(TASKS, "threads"), programs: &[TASKS] },
-    Case { name: "crash_of_dump_pending", test: || dump(SIGNALS, "pending"), programs: &[SIGNALS] },
+    Case { name: "crash_of_dump_pending", test: || dump(SIGNALS, "pending_others"), programs: &[SIGNALS] },
     Case { name: "crash_of_dump_altstack", test: || dump(SIGNALS, "altstack"), programs: &[SIGNALS] },
     Case { name: "crash_of_dump_poll", test: || dump(BLOCKED, "poll"), programs: &[BLOCKED] },
     Case { name: "crash_of_dump_tree", test: || dump(TASKS, "sessions"), programs: &[TASKS] },
@@ -60,7 +61,8 @@ fn dump(program: Program, part: &str) -> Outcome {
         interrupted("dump", target.pid, target.image(), whole, &mut dice)?;
         let alive = view::tree(target.pid);
         ensure(alive == all && all.iter().all(|pid| view::state(*pid) != 'Z'), || {
-            format!("round {round}: of {all:?} are left {alive:?}\n{}", view::whereabouts())
+            let said = (target.file("result"), waitpid(target.pid(), Some(WaitPidFlag::WNOHANG)));
+            format!("round {round}: of {all:?} are left {alive:?}, saying {said:?}\n{}", view::whereabouts())
         })?;
         for pid in &all {
             if view::state(*pid) == 'T' {
