@@ -2,16 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use crate::Pid;
-use crate::arch::{self, SYSCALL};
+use crate::arch::{self, RegsExt, SYSCALL};
 use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::resource::fds::Channel;
 use crate::resource::memory::{AddressSpace, Backing, Workshop};
+use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::plan::{Actor, Plan, Step};
 use crate::resource::tasks::tree::{Life, ProcessRecord, Tree};
 use crate::sys::pidfd;
-use crate::tracee::{Blank, CloneArgs, Memory, Puppet, Scratch, Seed, StubFile, Tracee, sys};
+use crate::sys::ptrace::{Resume, SigMask};
+use crate::tracee::{Blank, CloneArgs, Memory, Puppet, Scratch, Seed, Stop, StubFile, Tracee, sys};
 
 /// One process that is being restored.
 pub(crate) struct Member {
@@ -19,8 +22,8 @@ pub(crate) struct Member {
     /// The leader is first.
     pub(crate) threads: Vec<Tracee>,
     pub(crate) memory: Memory,
-    /// It comes back in a job-control stop.
-    pub(crate) stopped: bool,
+    /// It has yet to be stopped, as job control does.
+    pub(crate) to_be_stopped: bool,
     scratch: Scratch,
     /// It has already ended, as it had at the checkpoint.
     dead: bool,
@@ -82,6 +85,52 @@ impl Member {
         Ok(born)
     }
 
+    /// Puts it into a job-control stop, of which its parent is told. It still executes batches.
+    fn stop(&self, signal: i32) -> Result<()> {
+        const LIMIT: Duration = Duration::from_millis(200);
+        let leader = self.leader()?;
+        // A stop by any signal but SIGSTOP is ignored where nobody could continue it: it sleeps then.
+        let mut regs = leader.regs()?;
+        regs.enter_call(self.scratch.syscall(), sys::pause.number, [0; 6], 0);
+        leader.set_sigmask(SigMask(!(1 << (signal - 1))))?;
+        {
+            // What is made of the signal that ends a batch is up to us.
+            let mut puppet = self.puppet(0)?;
+            let mut batch = puppet.batch();
+            batch.call(sys::getpid, &[]);
+            puppet.run(batch)?;
+        }
+        leader.set_regs(&regs)?;
+        let delivered =
+            |signal| crate::sys::ptrace::deliver(leader.tid(), signal).call("ptrace(CONT)").of(leader.tid());
+        delivered(signal)?;
+        match leader.wait(LIMIT) {
+            Ok(Stop::Group(_)) => {}
+            Err(error) if error.kind() != ErrorKind::Timeout => return Err(error),
+            other => {
+                if other.is_err() {
+                    leader.interrupt()?;
+                    leader.wait_step()?;
+                }
+                nix::sys::signal::kill(self.pid.nix(), nix::sys::signal::Signal::SIGSTOP)
+                    .call("kill")
+                    .of(self.pid)?;
+                leader.resume(Resume::Run)?;
+                while leader.wait_step()? != Stop::Signal(libc::SIGSTOP) {
+                    leader.resume(Resume::Run)?;
+                }
+                delivered(libc::SIGSTOP)?;
+                leader.wait_step()?;
+            }
+        }
+        leader.set_sigmask(SigMask::ALL)?;
+        for thread in self.threads.iter().skip(1) {
+            thread.resume(Resume::Run)?;
+            thread.wait_step()?;
+        }
+        Ok(())
+    }
+
     /// The address of a `syscall` instruction in its vdso, where nothing of ours is needed any more.
     pub(crate) fn syscall_in_vdso(&self, space: &AddressSpace) -> Result<u64> {
         let vdso = space
@@ -126,7 +175,7 @@ impl Family {
             pid,
             threads: vec![tracee],
             memory,
-            stopped: false,
+            to_be_stopped: false,
             scratch,
             dead: false,
         });
@@ -209,7 +258,7 @@ impl Family {
         };
         let pid = threads.first().ok_or_else(no_root)?.tid();
         let (memory, scratch) = (Memory::open(pid)?, self.scratch);
-        self.members.push(Member { pid, threads, memory, stopped: false, scratch, dead: false });
+        self.members.push(Member { pid, threads, memory, to_be_stopped: false, scratch, dead: false });
         Ok(())
     }
 
@@ -249,6 +298,22 @@ impl Family {
         }
     }
 
+    /// Stops those that were, and makes their parents take note where they had.
+    pub(crate) fn stop(&self, tree: &Tree, stops: &BTreeMap<u32, JobStop>) -> Result<()> {
+        let of = |pid: u32| self.members.iter().find(|member| member.pid.get() == pid).ok_or_else(no_root);
+        for record in &tree.processes {
+            let Some(stop) = stops.get(&record.pid) else { continue };
+            of(record.pid)?.stop(stop.signal).of(record.pid())?;
+            if stop.seen {
+                let mut puppet = of(record.parent)?.puppet(0)?;
+                let mut batch = puppet.batch();
+                job_stop::take_note(record.pid(), &mut batch);
+                puppet.run(batch)?.check()?;
+            }
+        }
+        Ok(())
+    }
+
     /// Ends a process the way it had ended.
     fn bury(&mut self, record: &ProcessRecord, status: i32) -> Result<()> {
         let member = self.member(record.pid)?;
@@ -272,7 +337,7 @@ impl Family {
     /// Lets all of them run.
     pub(crate) fn release(mut self) -> Result<OwnedFd> {
         for member in self.members() {
-            if member.stopped {
+            if member.to_be_stopped {
                 nix::sys::signal::kill(member.pid.nix(), nix::sys::signal::Signal::SIGSTOP)
                     .call("kill")
                     .of(member.pid)?;

@@ -19,6 +19,7 @@ use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan,
 use crate::resource::signals::pending::ProcessPending;
 use crate::resource::tasks::blocked::Blocked;
 use crate::resource::tasks::cgroup::{Cgroups, Membership};
+use crate::resource::tasks::job_stop::JobStop;
 use crate::resource::tasks::plan::Plan;
 use crate::resource::tasks::registers::Registers;
 use crate::resource::tasks::tree::{Life, Tree};
@@ -272,6 +273,8 @@ struct ProcessPlan {
     states: StatesOf,
     cgroups: Membership,
     continues: Option<ProcessPending>,
+    /// Unless its parent is outside of the tree.
+    stop: Option<JobStop>,
     threads: BTreeMap<u32, ThreadPlan>,
 }
 
@@ -358,6 +361,11 @@ impl ProcessPlan {
         let owner = Owner(pid.get());
         let table: FdTable = image.require(owner)?;
         table.check()?;
+        let stop: Option<JobStop> = image.get(owner)?;
+        let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+        if stop.is_some_and(|stop| !stops.contains(&stop.signal)) {
+            return Err(Error::new(ErrorKind::Image, "it is stopped by a signal that stops nobody"));
+        }
         let mut threads = BTreeMap::new();
         for tid in tids {
             threads.insert(*tid, ThreadPlan::load(image, Pid::from(*tid)).of(Pid::from(*tid))?);
@@ -369,6 +377,7 @@ impl ProcessPlan {
             states: load_states(image, Scope::Process, pid)?,
             cgroups: image.require(owner)?,
             continues: image.get(owner)?,
+            stop,
             threads,
         })
     }
@@ -426,6 +435,10 @@ impl<'i> Ready<'i> {
                 self.build_process(member, process, blueprint).of(member.pid)?;
             }
         }
+        // Before signal actions are set, which takes away what the parents were told by these.
+        let stop_of = |(pid, process): (&u32, &ProcessPlan)| Some((*pid, process.stop?));
+        let stops: BTreeMap<u32, JobStop> = blueprint.processes.iter().filter_map(stop_of).collect();
+        family.stop(&blueprint.tree, &stops)?;
         for stage in Stage::BATCHES {
             for member in family.members() {
                 if let Some(process) = blueprint.processes.get(&member.pid.get()) {
@@ -562,7 +575,7 @@ fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Re
             state.settle(task).of(thread.tid())?;
         }
         thread.set_regs(regs)?;
-        member.stopped |= plan.registers.is_stopped();
+        member.to_be_stopped |= plan.registers.is_stopped() && process.stop.is_none();
     }
     Ok(())
 }

@@ -77,6 +77,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("sessions_and_groups", Subject::new(C("tasks"), &["sessions"])),
     ("orphans", Subject::new(C("families"), &["orphans"])),
     ("orphans_of_a_former_subreaper", Subject::new(C("families"), &["left"])),
+    ("stops_seen_and_not", Subject::new(C("families"), &["stops"])),
     ("zombies", Subject::new(C("tasks"), &["zombies"])),
     ("stopped_children", Subject::new(C("tasks"), &["stopped"])),
     ("stopped_root", Subject::new(C("counter"), &[]).stopped()),

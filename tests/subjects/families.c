@@ -36,11 +36,11 @@ static void await(_Atomic int *what)
 }
 
 // The body is the child's, which exits with 0 after it.
-#define child(body)                                                                                \
+#define child(...)                                                                                 \
 	({                                                                                         \
 		pid_t pid_ = must(fork());                                                         \
 		if (!pid_) {                                                                       \
-			body;                                                                      \
+			__VA_ARGS__;                                                                      \
 			_exit(0);                                                                  \
 		}                                                                                  \
 		pid_;                                                                              \
@@ -187,6 +187,62 @@ static int orphans(int stays_subreaper)
 	return passed();
 }
 
+// Children in job-control stops: one that we have seen, one that we have not, one with threads.
+static void *endless(void *unused)
+{
+	for (;; nap(MS))
+		shared->settled++;
+	return unused;
+}
+
+static int stops(void)
+{
+	static const int signals[] = { SIGSTOP, SIGTSTP, SIGTTIN, SIGSTOP, SIGTTOU };
+	static const int seen[] = { 1, 0, 1, 0, 1 };
+	pid_t pids[COUNT(signals)];
+	sigset_t set;
+	sigemptyset(&set);
+	sigaddset(&set, SIGCHLD);
+	must(sigprocmask(SIG_BLOCK, &set, NULL));
+	for (size_t i = 0; i < COUNT(signals); i++) {
+		pids[i] = child({
+			must(setpgid(0, 0));
+			pthread_t threads[3];
+			for (size_t j = 0; j < COUNT(threads); j++)
+				zero(pthread_create(&threads[j], NULL, endless, NULL));
+			shared->go_on[i] = 1;
+			for (;; nap(MS))
+				if (!access(in_base("enough"), F_OK))
+					_exit(i + 40);
+		});
+		await(&shared->go_on[i]);
+		must(kill(pids[i], signals[i]));
+		siginfo_t info;
+		must(waitid(P_PID, pids[i], &info, WSTOPPED | (seen[i] ? 0 : WNOWAIT)));
+		expect(info.si_status == signals[i]);
+	}
+	no_child_signal();
+	int before = shared->settled;
+	ready();
+	wait_go();
+	expect(shared->settled == before, "they run");
+	expect(sigtimedwait(&set, NULL, &(struct timespec){ 0 }) == -1, "one SIGCHLD too many");
+	for (size_t i = 0; i < COUNT(signals); i++) {
+		siginfo_t info = { 0 };
+		must(waitid(P_PID, pids[i], &info, WSTOPPED | WNOHANG));
+		expect(info.si_pid == (seen[i] ? 0 : pids[i]), "child %zu", i);
+		expect(seen[i] || info.si_status == signals[i], "%d instead of %d", info.si_status, signals[i]);
+	}
+	put_file("enough", "");
+	for (size_t i = 0; i < COUNT(signals); i++) {
+		int status;
+		must(kill(pids[i], SIGCONT));
+		expect(must(waitpid(pids[i], &status, 0)) == pids[i] && status == (int)(i + 40) << 8, "%#x", status);
+	}
+	expect(sigtimedwait(&set, NULL, &(struct timespec){ 0 }) == SIGCHLD);
+	return passed();
+}
+
 int main(int argc, char **argv)
 {
 	begin();
@@ -196,5 +252,7 @@ int main(int argc, char **argv)
 		return orphans(1);
 	if (!strcmp(argv[1], "left"))
 		return orphans(0);
+	if (!strcmp(argv[1], "stops"))
+		return stops();
 	fail("usage");
 }

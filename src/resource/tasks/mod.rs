@@ -6,6 +6,7 @@ pub(crate) mod cgroup;
 pub(crate) mod credentials;
 pub(crate) mod dynamic_features;
 pub(crate) mod identity;
+pub(crate) mod job_stop;
 pub(crate) mod limits;
 pub(crate) mod membarrier;
 pub(crate) mod name;
