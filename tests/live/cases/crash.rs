@@ -83,6 +83,18 @@ fn dump(program: Program, part: &str) -> Outcome {
     target.verdict()
 }
 
+/// Who is left when those that are being killed have gone.
+fn settled(all: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let started = Instant::now();
+    loop {
+        std::thread::sleep(Duration::from_millis(5));
+        let left: BTreeSet<u32> = others().into_iter().filter(|pid| view::state(*pid) != 'Z').collect();
+        if left.is_empty() || left == *all || started.elapsed() > Duration::from_secs(3) {
+            return left;
+        }
+    }
+}
+
 /// Nothing of the target is there, or all of it, and that is right.
 fn restore(program: Program, part: &str) -> Outcome {
     let target = Target::start(program, &[part])?;
@@ -103,9 +115,7 @@ fn restore(program: Program, part: &str) -> Outcome {
     end()?;
     for round in 0..ROUNDS {
         interrupted("restore", target.pid, target.image(), whole, &mut dice)?;
-        // What is being killed needs a moment to go.
-        std::thread::sleep(Duration::from_millis(10));
-        let left: BTreeSet<u32> = others().into_iter().filter(|pid| view::state(*pid) != 'Z').collect();
+        let left = settled(&all);
         if left.is_empty() {
             nothing_left()?;
             continue;
