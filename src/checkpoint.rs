@@ -16,6 +16,7 @@ use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
 use crate::resource::signals::pending;
 use crate::resource::tasks::blocked::{self, Blocked};
 use crate::resource::tasks::cgroup::Membership;
+use crate::resource::tasks::cpu::Processor;
 use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
 use crate::tracee::{Batch, Memory, Puppet, Saved, Scratch, Springboard, sys};
@@ -461,6 +462,7 @@ impl Described {
         };
         let tree = Tree::describe(frozen, report);
         described.records.put(Owner::IMAGE, &tree)?;
+        described.records.put(Owner::IMAGE, &Processor::here())?;
         crate::resource::tasks::sharing::check(frozen, report)?;
         let mut files = Collector::default();
         for process in borrowed {

@@ -19,6 +19,7 @@ use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan,
 use crate::resource::signals::pending::ProcessPending;
 use crate::resource::tasks::blocked::Blocked;
 use crate::resource::tasks::cgroup::{Cgroups, Membership};
+use crate::resource::tasks::cpu::{CpuCheck, Processor};
 use crate::resource::tasks::registers::Registers;
 use crate::resource::tasks::tree::{self, Life, Tree};
 use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
@@ -61,6 +62,7 @@ pub struct Restore<'h> {
     session: OuterSession,
     validation: FileValidation,
     cgroups: Cgroups,
+    cpu_check: CpuCheck,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
@@ -184,6 +186,7 @@ impl<'h> Restore<'h> {
             session: OuterSession::default(),
             validation: FileValidation::default(),
             cgroups: Cgroups::default(),
+            cpu_check: CpuCheck::default(),
             hooks: None,
         }
     }
@@ -197,6 +200,12 @@ impl<'h> Restore<'h> {
     /// What to do about the control groups that the tree was in.
     pub fn cgroups(mut self, cgroups: Cgroups) -> Self {
         self.cgroups = cgroups;
+        self
+    }
+
+    /// How the processor may differ from that of the checkpoint.
+    pub fn cpu_check(mut self, check: CpuCheck) -> Self {
+        self.cpu_check = check;
         self
     }
 
@@ -396,6 +405,7 @@ struct Ready<'i> {
 
 impl<'i> Ready<'i> {
     fn plan(blueprint: &Blueprint, image: &'i Image, options: &Restore<'_>) -> Result<Self> {
+        image.require::<Processor>(Owner::IMAGE)?.check(options.cpu_check)?;
         let outer_group = outer_group(&blueprint.plan, options.session)?;
         let mut patience = Duration::from_secs(3);
         for tid in blueprint.tree.numbers() {

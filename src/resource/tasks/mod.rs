@@ -3,6 +3,7 @@
 pub(crate) mod attributes;
 pub(crate) mod blocked;
 pub(crate) mod cgroup;
+pub(crate) mod cpu;
 pub(crate) mod credentials;
 pub(crate) mod dynamic_features;
 pub(crate) mod identity;
