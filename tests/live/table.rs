@@ -81,5 +81,6 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("threads", Subject::new(C("tasks"), &["threads"])),
     ("robust_mutexes", Subject::new(C("tasks"), &["robust"])),
     ("rseq", Subject::new(C("tasks"), &["rseq"])),
+    ("attributes", Subject::new(C("attributes"), &[])),
     ("open_fifo", blocked(&["open_fifo"])),
 ];
