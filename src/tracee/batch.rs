@@ -66,6 +66,7 @@ pub(crate) mod sys {
         arch_prctl = SYS_arch_prctl;
         getpid = SYS_getpid;
         membarrier = SYS_membarrier;
+        seccomp = SYS_seccomp;
         personality = SYS_personality;
         setresuid = SYS_setresuid;
         setresgid = SYS_setresgid;

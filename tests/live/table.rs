@@ -83,5 +83,10 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("threads", Subject::new(C("tasks"), &["threads"])),
     ("robust_mutexes", Subject::new(C("tasks"), &["robust"])),
     ("rseq", Subject::new(C("tasks"), &["rseq"])),
+    ("seccomp_shared", Subject::new(C("seccomp"), &["shared"])),
+    ("seccomp_different", Subject::new(C("seccomp"), &["different"])),
+    ("seccomp_deadly", Subject::new(C("seccomp"), &["deadly"])),
+    ("seccomp_dropped", Subject::new(C("seccomp"), &["dropped"])),
+    ("seccomp_strict", Subject::new(C("seccomp"), &["strict"])),
     ("open_fifo", blocked(&["open_fifo"])),
 ];

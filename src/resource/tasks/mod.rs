@@ -13,6 +13,7 @@ pub(crate) mod proc_files;
 pub(crate) mod registers;
 pub(crate) mod rseq;
 pub(crate) mod scheduling;
+pub(crate) mod seccomp;
 pub(crate) mod sharing;
 pub(crate) mod tree;
 pub(crate) mod unsupported;
