@@ -227,6 +227,7 @@ pub(crate) const STATES: &[Registration] = &[
     Registration::of::<signals::actions::Actions>(),
     Registration::of::<tasks::limits::Limits>(),
     Registration::of::<tasks::scheduling::Scheduling>(),
+    Registration::of::<tasks::mempolicy::MemoryPolicy>(),
     Registration::of::<tasks::proc_files::ProcFiles>(),
     Registration::of::<tasks::seccomp::SharedFilters>(),
     Registration::of::<tasks::seccomp::Seccomp>(),

@@ -88,5 +88,6 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("seccomp_deadly", Subject::new(C("seccomp"), &["deadly"])),
     ("seccomp_dropped", Subject::new(C("seccomp"), &["dropped"])),
     ("seccomp_strict", Subject::new(C("seccomp"), &["strict"])),
+    ("memory_policies", Subject::new(C("numa"), &["threads"])),
     ("open_fifo", blocked(&["open_fifo"])),
 ];

@@ -8,6 +8,7 @@ pub(crate) mod dynamic_features;
 pub(crate) mod identity;
 pub(crate) mod limits;
 pub(crate) mod membarrier;
+pub(crate) mod mempolicy;
 pub(crate) mod name;
 pub(crate) mod proc_files;
 pub(crate) mod registers;

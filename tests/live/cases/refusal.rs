@@ -11,6 +11,7 @@ use crate::{Outcome, cell, view};
 
 const REFUSED: Program = Program::C("refused");
 const COUNTER: Program = Program::StaticC("counter");
+const NUMA: Program = Program::C("numa");
 const SECCOMP: Program = Program::C("seccomp");
 const TASKS: Program = Program::C("tasks");
 
@@ -21,6 +22,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "timeout_of_vfork_parent", test: vfork_parent, programs: &[TASKS] },
     Case { name: "refusal_of_seccomp_listener", test: seccomp_listener, programs: &[SECCOMP] },
     Case { name: "refusal_of_seccomp_without_privilege", test: seccomp_unprivileged, programs: &[SECCOMP] },
+    Case { name: "refusal_of_mapping_policy", test: mapping_policy, programs: &[NUMA] },
     Case { name: "stop_after_dump", test: stop_after_dump, programs: &[TASKS] },
 ];
 
@@ -93,12 +95,21 @@ fn vfork_parent() -> Outcome {
 }
 
 fn seccomp_listener() -> Outcome {
-    let target = Target::start(SECCOMP, &["listener"])?;
+    is_refused(SECCOMP, "listener", &["seccomp", "listener"])
+}
+
+fn mapping_policy() -> Outcome {
+    is_refused(NUMA, "mapping", &["mapping", "memory policy", "mbind"])
+}
+
+/// The checkpoint is refused in these words, and the target goes on.
+fn is_refused(program: Program, argument: &str, words: &[&str]) -> Outcome {
+    let target = Target::start(program, &[argument])?;
     let error = match Checkpoint::of(target.pid).write_to(target.image()) {
         Ok(_) => return Err("it was dumped".into()),
         Err(error) => error.to_string(),
     };
-    ensure(error.contains("seccomp") && error.contains("listener"), || error)?;
+    ensure(words.iter().all(|word| error.contains(word)), || error)?;
     target.go()?;
     target.verdict()
 }
