@@ -328,7 +328,12 @@ impl<'f> Borrowed<'f> {
     fn borrow(process: &'f Process) -> Result<Self> {
         let memory = Memory::open(process.pid)?;
         let mappings = memory::mappings(process.pid)?;
+        let vdso = mappings.iter().find(|mapping| mapping.name == b"[vdso]");
+        let vdso = vdso.map(|mapping| mapping.start..mapping.end);
         for thread in &process.threads {
+            if let Some(vdso) = &vdso {
+                Springboard::bring_home(&thread.tracee, &memory, vdso)?;
+            }
             rseq::leave_critical_section(&thread.tracee, &memory)?;
             blocked::call_again(&thread.tracee, thread.sleeper, &memory)?;
         }
@@ -336,15 +341,14 @@ impl<'f> Borrowed<'f> {
         if unsupported::can_be_asked(process)
             && let Some(speaker) = process.threads.first()
         {
-            let vdso =
-                borrowed.mappings.iter().find(|mapping| mapping.name == b"[vdso]").ok_or_else(|| {
-                    Error::new(
-                        ErrorKind::Unsupported,
-                        "it has no vdso, from which system calls could be executed",
-                    )
-                })?;
+            let vdso = vdso.ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Unsupported,
+                    "it has no vdso, from which system calls could be executed",
+                )
+            })?;
             borrowed.continues = pending::continues(speaker.tid())?;
-            let springboard = Springboard::install(&borrowed.memory, vdso.start..vdso.end)?;
+            let springboard = Springboard::install(&borrowed.memory, vdso)?;
             match springboard.map_scratch(&speaker.tracee, &borrowed.memory) {
                 Ok(scratch) => borrowed.tools = Some((springboard, scratch)),
                 Err(error) => {
