@@ -17,7 +17,7 @@ use crate::resource::signals::pending;
 use crate::resource::tasks::blocked::{self, Blocked};
 use crate::resource::tasks::cgroup::Membership;
 use crate::resource::tasks::cpu::Processor;
-use crate::resource::tasks::{rseq, tree::Tree, unsupported};
+use crate::resource::tasks::{mempolicy, rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
 use crate::tracee::{Batch, Memory, Puppet, Saved, Scratch, Springboard, sys};
 
@@ -511,7 +511,8 @@ impl Described {
             }
             asked = Asked::of(view, speaks, borrowed, scratch)?;
         }
-        let Asked { states, space, answers, .. } = asked;
+        let Asked { states, space, answers, refused, .. } = asked;
+        refused.into_iter().for_each(|refusal| report.refuse(refusal));
         for describe in states {
             let refused = describe(&answers, view, report, &mut self.records);
             if let Err(error) = refused {
@@ -540,6 +541,8 @@ struct Asked {
     space: Option<memory::Asked>,
     pending: pending::Snapshot,
     answers: crate::tracee::Answers,
+    /// What is refused of its mappings.
+    refused: Vec<crate::error::Refusal>,
 }
 
 impl Asked {
@@ -553,7 +556,9 @@ impl Asked {
         let mut puppet =
             Puppet::borrow(view.tracee(), view.process.pid, &borrowed.memory, scratch, view.saved)?;
         let answers = puppet.run(batch)?;
+        let refused =
+            if speaks { mempolicy::of_mappings(&mut puppet, &borrowed.mappings)? } else { Vec::new() };
         puppet.release()?;
-        Ok(Self { states, space, pending, answers })
+        Ok(Self { states, space, pending, answers, refused })
     }
 }

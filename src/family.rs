@@ -112,8 +112,11 @@ impl Family {
     }
 
     /// The root, blank: from the thread that traces the whole family.
-    pub(crate) fn found(workshop: Workshop, seed: Seed) -> Result<Self> {
-        let Blank { tracee, pidfd } = seed.adopt()?;
+    /// `filtered`: some of its tasks have system call filters, which must not apply to what they do for us.
+    pub(crate) fn found(workshop: Workshop, seed: Seed, filtered: bool) -> Result<Self> {
+        let blank = seed.adopt()?;
+        let suspended = if filtered { blank.suspend_seccomp() } else { Ok(()) };
+        let Blank { tracee, pidfd } = blank;
         let (pid, scratch) = (tracee.tid(), workshop.scratch());
         let mut family = Self { members: Vec::new(), pidfd: Some(pidfd), scratch };
         let memory = Memory::open(pid)?;
@@ -126,7 +129,7 @@ impl Family {
             scratch,
             dead: false,
         });
-        Ok(family)
+        suspended.map(|()| family)
     }
 
     /// Lets the root work.

@@ -9,6 +9,7 @@ use crate::proc::read;
 use crate::proc::stat::{self, Stat};
 use crate::proc::status::{self, Status};
 use crate::resource::tasks::blocked::{Clocks, Sleeper};
+use crate::resource::tasks::seccomp::{self, Suspended};
 use crate::sys;
 use crate::tracee::{Stop, Tracee};
 
@@ -40,6 +41,7 @@ pub(crate) struct Process {
     pub(crate) threads: Vec<Thread>,
     pub(crate) stat: Stat,
     pub(crate) status: Status,
+    pub(crate) seccomp: Suspended,
 }
 
 impl Process {
@@ -264,10 +266,13 @@ impl Freezing {
         for pid in &self.order {
             let mut threads = found.remove(pid).unwrap_or_default();
             threads.sort_by_key(|thread| (thread.tid() != *pid, thread.tid()));
-            let described = read::parsed(*pid, "stat", stat::parse)
-                .and_then(|stat| Ok((stat, read::parsed(*pid, "status", status::parse)?)));
+            let described = read::parsed(*pid, "stat", stat::parse).and_then(|stat| {
+                Ok((stat, read::parsed(*pid, "status", status::parse)?, seccomp::suspend(&threads)?))
+            });
             match described {
-                Ok((stat, status)) => frozen.processes.push(Process { pid: *pid, threads, stat, status }),
+                Ok((stat, status, seccomp)) => {
+                    frozen.processes.push(Process { pid: *pid, threads, stat, status, seccomp });
+                }
                 Err(error) => {
                     // Back into the guard with it: the error must not leave it stopped.
                     found.insert(*pid, threads);

@@ -334,6 +334,21 @@ impl Blueprint {
     }
 }
 
+impl Blueprint {
+    fn suspends_seccomp(&self) -> bool {
+        let of_threads = |process: &ProcessPlan| {
+            process
+                .threads
+                .values()
+                .flat_map(|thread| &thread.states)
+                .any(|(_, state)| state.suspends_seccomp())
+        };
+        self.processes.values().any(|process| {
+            of_threads(process) || process.states.iter().any(|(_, state)| state.suspends_seccomp())
+        })
+    }
+}
+
 /// A number that no process uses, so that the way in does not stand in the way.
 fn lowest_unused<'t>(tables: impl Iterator<Item = &'t FdTable>) -> i32 {
     let used: std::collections::BTreeSet<i32> =
@@ -424,7 +439,7 @@ impl<'i> Ready<'i> {
 
     fn build(&self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
         sleep_precisely();
-        let mut family = Family::found(blueprint.workshop, seed)?;
+        let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
         family.with_root(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;

@@ -12,7 +12,7 @@ use nix::sys::stat::Mode;
 use super::{Stop, Tracee};
 use crate::Pid;
 use crate::arch;
-use crate::error::{Error, ErrorKind, NameCall, Result};
+use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::sys::ptrace::SigMask;
 
 /// linux/sched.h `struct clone_args`.
@@ -128,6 +128,17 @@ impl Seed {
                 Err(Error::new(ErrorKind::Kernel, format!("the stub stopped by {stop:?}")).of(self.pid))
             }
         }
+    }
+}
+
+impl Blank {
+    /// System call filters do not apply to it, nor to the tasks that it makes from now on.
+    pub(crate) fn suspend_seccomp(&self) -> Result<()> {
+        let suspended = self.tracee.suspend_seccomp_beside(OPTIONS);
+        suspended.hint(
+            "system call filters can only be restored with CAP_SYS_ADMIN in the initial user namespace, and by a \
+             caller without filters of its own",
+        )
     }
 }
 

@@ -82,5 +82,11 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("robust_mutexes", Subject::new(C("tasks"), &["robust"])),
     ("rseq", Subject::new(C("tasks"), &["rseq"])),
     ("attributes", Subject::new(C("attributes"), &[])),
+    ("seccomp_shared", Subject::new(C("seccomp"), &["shared"])),
+    ("seccomp_different", Subject::new(C("seccomp"), &["different"])),
+    ("seccomp_deadly", Subject::new(C("seccomp"), &["deadly"])),
+    ("seccomp_dropped", Subject::new(C("seccomp"), &["dropped"])),
+    ("seccomp_strict", Subject::new(C("seccomp"), &["strict"])),
+    ("memory_policies", Subject::new(C("numa"), &["threads"])),
     ("open_fifo", blocked(&["open_fifo"])),
 ];
