@@ -245,6 +245,7 @@ pub(crate) const STATES: &[Registration] = &[
 const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<tasks::tree::Tree>(),
     RecordKind::of::<tasks::cpu::Processor>(),
+    RecordKind::of::<tasks::job_stop::JobStop>(),
     RecordKind::of::<tasks::blocked::Blocked>(),
     RecordKind::of::<tasks::cgroup::Membership>(),
     RecordKind::of::<memory::AddressSpace>(),
