@@ -418,7 +418,7 @@ features! {
     }
     /// Keeping a task's seccomp filters from applying to what it is made to do (PTRACE_O_SUSPEND_SECCOMP).
     SuspendSeccomp {
-        name: "seccomp_suspend", criu: Some("seccomp_suspend"), since: (4, 3), need: Unused,
+        name: "seccomp_suspend", criu: Some("seccomp_suspend"), since: (4, 3), need: Optional,
         source: "ptrace(2)",
         hint: "needs CAP_SYS_ADMIN in the initial user namespace, and CONFIG_CHECKPOINT_RESTORE",
         ask: |things| Ok(probe::suspend_seccomp(things.stopped()?.pid())?),

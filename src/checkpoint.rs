@@ -16,9 +16,10 @@ use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
 use crate::resource::signals::pending;
 use crate::resource::tasks::blocked::{self, Blocked};
 use crate::resource::tasks::cgroup::Membership;
+use crate::resource::tasks::cpu::Processor;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::{self, JobStop};
-use crate::resource::tasks::{rseq, tree::Tree, unsupported};
+use crate::resource::tasks::{mempolicy, rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
 use crate::tracee::{Batch, Memory, Puppet, Saved, Scratch, Springboard, sys};
 
@@ -330,7 +331,12 @@ impl<'f> Borrowed<'f> {
     fn borrow(process: &'f Process) -> Result<Self> {
         let memory = Memory::open(process.speaker())?;
         let mappings = memory::mappings(process.speaker())?;
+        let vdso = mappings.iter().find(|mapping| mapping.name == b"[vdso]");
+        let vdso = vdso.map(|mapping| mapping.start..mapping.end);
         for thread in &process.threads {
+            if let Some(vdso) = &vdso {
+                Springboard::bring_home(&thread.tracee, &memory, vdso)?;
+            }
             rseq::leave_critical_section(&thread.tracee, &memory)?;
             blocked::call_again(&thread.tracee, thread.sleeper, &memory)?;
         }
@@ -338,15 +344,14 @@ impl<'f> Borrowed<'f> {
         if unsupported::can_be_asked(process)
             && let Some(speaker) = process.threads.first()
         {
-            let vdso =
-                borrowed.mappings.iter().find(|mapping| mapping.name == b"[vdso]").ok_or_else(|| {
-                    Error::new(
-                        ErrorKind::Unsupported,
-                        "it has no vdso, from which system calls could be executed",
-                    )
-                })?;
+            let vdso = vdso.ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Unsupported,
+                    "it has no vdso, from which system calls could be executed",
+                )
+            })?;
             borrowed.continues = pending::continues(speaker.tid())?;
-            let springboard = Springboard::install(&borrowed.memory, vdso.start..vdso.end)?;
+            let springboard = Springboard::install(&borrowed.memory, vdso)?;
             match springboard.map_scratch(&speaker.tracee, &borrowed.memory) {
                 Ok(scratch) => borrowed.tools = Some((springboard, scratch)),
                 Err(error) => {
@@ -479,6 +484,7 @@ impl Described {
         };
         let tree = Tree::describe(frozen, report);
         described.records.put(Owner::IMAGE, &tree)?;
+        described.records.put(Owner::IMAGE, &Processor::here())?;
         crate::resource::tasks::sharing::check(frozen, report)?;
         let mut files = Collector::default();
         for process in borrowed {
@@ -533,7 +539,8 @@ impl Described {
             }
             asked = Asked::of(view, speaks, borrowed, scratch)?;
         }
-        let Asked { states, space, answers, .. } = asked;
+        let Asked { states, space, answers, refused, .. } = asked;
+        refused.into_iter().for_each(|refusal| report.refuse(refusal));
         for describe in states {
             let refused = describe(&answers, view, report, &mut self.records);
             if let Err(error) = refused {
@@ -562,6 +569,8 @@ struct Asked {
     space: Option<memory::Asked>,
     pending: pending::Snapshot,
     answers: crate::tracee::Answers,
+    /// What is refused of its mappings.
+    refused: Vec<crate::error::Refusal>,
 }
 
 impl Asked {
@@ -575,7 +584,9 @@ impl Asked {
         let mut puppet =
             Puppet::borrow(view.tracee(), view.process.pid, &borrowed.memory, scratch, view.saved)?;
         let answers = puppet.run(batch)?;
+        let refused =
+            if speaks { mempolicy::of_mappings(&mut puppet, &borrowed.mappings)? } else { Vec::new() };
         puppet.release()?;
-        Ok(Self { states, space, pending, answers })
+        Ok(Self { states, space, pending, answers, refused })
     }
 }

@@ -94,7 +94,9 @@ impl Member {
         let leader = self.threads.remove(0);
         let tid = leader.tid();
         // We cannot let go of a zombie whose threads live: it must not take them with it when we end.
-        crate::sys::ptrace::set_options(tid, 0).call("ptrace(SETOPTIONS)").of(tid)?;
+        // Nor may a filter judge its last call, where we have the privilege to prevent that.
+        let options = crate::sys::ptrace::set_options(tid, crate::sys::ptrace::SUSPEND_SECCOMP);
+        options.or_else(|_| crate::sys::ptrace::set_options(tid, 0)).call("ptrace(SETOPTIONS)").of(tid)?;
         let mut regs = leader.regs()?;
         regs.enter_call(syscall, sys::exit.number, [code, 0, 0, 0, 0, 0], 0);
         leader.set_regs(&regs)?;
@@ -188,8 +190,11 @@ impl Family {
     }
 
     /// The root, blank: from the thread that traces the whole family.
-    pub(crate) fn found(workshop: Workshop, seed: Seed) -> Result<Self> {
-        let Blank { tracee, pidfd } = seed.adopt()?;
+    /// `filtered`: some of its tasks have system call filters, which must not apply to what they do for us.
+    pub(crate) fn found(workshop: Workshop, seed: Seed, filtered: bool) -> Result<Self> {
+        let blank = seed.adopt()?;
+        let suspended = if filtered { blank.suspend_seccomp() } else { Ok(()) };
+        let Blank { tracee, pidfd } = blank;
         let (pid, scratch) = (tracee.tid(), workshop.scratch());
         let mut family = Self { members: Vec::new(), nameless: BTreeMap::new(), pidfd: Some(pidfd), scratch };
         let memory = Memory::open(pid)?;
@@ -202,7 +207,7 @@ impl Family {
             scratch,
             dead: false,
         });
-        Ok(family)
+        suspended.map(|()| family)
     }
 
     /// Lets the root work.

@@ -9,6 +9,7 @@ use crate::proc::read;
 use crate::proc::stat::{self, Stat};
 use crate::proc::status::{self, Status};
 use crate::resource::tasks::blocked::{Clocks, Sleeper};
+use crate::resource::tasks::seccomp::{self, Suspended};
 use crate::sys;
 use crate::tracee::{Stop, Tracee};
 
@@ -40,6 +41,7 @@ pub(crate) struct Process {
     pub(crate) threads: Vec<Thread>,
     pub(crate) stat: Stat,
     pub(crate) status: Status,
+    pub(crate) seccomp: Suspended,
 }
 
 impl Process {
@@ -281,10 +283,12 @@ impl Freezing {
                     // The one thing that is the leader's own.
                     stat.exit_signal = read::parsed(*pid, "stat", stat::parse)?.exit_signal;
                 }
-                Ok((stat, read::parsed(speaker, "status", status::parse)?))
+                Ok((stat, read::parsed(speaker, "status", status::parse)?, seccomp::suspend(&threads)?))
             });
             match described {
-                Ok((stat, status)) => frozen.processes.push(Process { pid: *pid, threads, stat, status }),
+                Ok((stat, status, seccomp)) => {
+                    frozen.processes.push(Process { pid: *pid, threads, stat, status, seccomp });
+                }
                 Err(error) => {
                     // Back into the guard with it: the error must not leave it stopped.
                     found.insert(*pid, threads);

@@ -19,6 +19,7 @@ use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan,
 use crate::resource::signals::pending::ProcessPending;
 use crate::resource::tasks::blocked::Blocked;
 use crate::resource::tasks::cgroup::{Cgroups, Membership};
+use crate::resource::tasks::cpu::{CpuCheck, Processor};
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::JobStop;
 use crate::resource::tasks::plan::Plan;
@@ -64,6 +65,7 @@ pub struct Restore<'h> {
     session: OuterSession,
     validation: FileValidation,
     cgroups: Cgroups,
+    cpu_check: CpuCheck,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
@@ -187,6 +189,7 @@ impl<'h> Restore<'h> {
             session: OuterSession::default(),
             validation: FileValidation::default(),
             cgroups: Cgroups::default(),
+            cpu_check: CpuCheck::default(),
             hooks: None,
         }
     }
@@ -200,6 +203,12 @@ impl<'h> Restore<'h> {
     /// What to do about the control groups that the tree was in.
     pub fn cgroups(mut self, cgroups: Cgroups) -> Self {
         self.cgroups = cgroups;
+        self
+    }
+
+    /// How the processor may differ from that of the checkpoint.
+    pub fn cpu_check(mut self, check: CpuCheck) -> Self {
+        self.cpu_check = check;
         self
     }
 
@@ -332,6 +341,21 @@ impl Blueprint {
     }
 }
 
+impl Blueprint {
+    fn suspends_seccomp(&self) -> bool {
+        let of_threads = |process: &ProcessPlan| {
+            process
+                .threads
+                .values()
+                .flat_map(|thread| &thread.states)
+                .any(|(_, state)| state.suspends_seccomp())
+        };
+        self.processes.values().any(|process| {
+            of_threads(process) || process.states.iter().any(|(_, state)| state.suspends_seccomp())
+        })
+    }
+}
+
 /// A number that no process uses, so that the way in does not stand in the way.
 fn lowest_unused<'t>(tables: impl Iterator<Item = &'t FdTable>) -> i32 {
     let used: std::collections::BTreeSet<i32> =
@@ -422,6 +446,7 @@ struct Ready<'i> {
 
 impl<'i> Ready<'i> {
     fn plan(blueprint: &Blueprint, image: &'i Image, options: &Restore<'_>) -> Result<Self> {
+        image.require::<Processor>(Owner::IMAGE)?.check(options.cpu_check)?;
         let outer_group = outer_group(&blueprint.plan, options.session)?;
         let mut patience = Duration::from_secs(3);
         let stand_ins = blueprint.plan.stand_ins.iter().map(|number| Pid::from(*number));
@@ -441,7 +466,7 @@ impl<'i> Ready<'i> {
 
     fn build(&self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
         sleep_precisely();
-        let mut family = Family::found(blueprint.workshop, seed)?;
+        let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
         family.with_root(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;

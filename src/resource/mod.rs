@@ -104,6 +104,8 @@ pub(crate) trait State: Record + Send + Sync {
     const SCOPE: Scope;
     /// When it is built.
     const STAGE: Stage;
+    /// A task that has it can only be worked on under PTRACE_O_SUSPEND_SECCOMP.
+    const SUSPENDS_SECCOMP: bool = false;
     /// What `ask` keeps for `describe`.
     type Asked: 'static;
 
@@ -136,6 +138,7 @@ pub(crate) type Describe = Box<dyn FnOnce(&Answers, View<'_>, &mut Report, &mut 
 pub(crate) trait Rebuild: Debug + Send + Sync {
     fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()>;
     fn settle(&self, task: Rebuilt<'_>) -> Result<()>;
+    fn suspends_seccomp(&self) -> bool;
 }
 
 impl<S: State> Rebuild for S {
@@ -145,6 +148,10 @@ impl<S: State> Rebuild for S {
 
     fn settle(&self, task: Rebuilt<'_>) -> Result<()> {
         State::settle(self, task)
+    }
+
+    fn suspends_seccomp(&self) -> bool {
+        S::SUSPENDS_SECCOMP
     }
 }
 
@@ -220,7 +227,10 @@ pub(crate) const STATES: &[Registration] = &[
     Registration::of::<signals::actions::Actions>(),
     Registration::of::<tasks::limits::Limits>(),
     Registration::of::<tasks::scheduling::Scheduling>(),
+    Registration::of::<tasks::mempolicy::MemoryPolicy>(),
     Registration::of::<tasks::proc_files::ProcFiles>(),
+    Registration::of::<tasks::seccomp::SharedFilters>(),
+    Registration::of::<tasks::seccomp::Seccomp>(),
     Registration::of::<tasks::credentials::Credentials>(),
     Registration::of::<tasks::attributes::Attributes<false>>(),
     Registration::of::<tasks::attributes::Attributes<true>>(),
@@ -234,6 +244,7 @@ pub(crate) const STATES: &[Registration] = &[
 /// Records that are not the state of one task.
 const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<tasks::tree::Tree>(),
+    RecordKind::of::<tasks::cpu::Processor>(),
     RecordKind::of::<tasks::job_stop::JobStop>(),
     RecordKind::of::<tasks::dead_leader::DeadLeader>(),
     RecordKind::of::<tasks::blocked::Blocked>(),

@@ -181,6 +181,33 @@ pub(crate) fn set_options(tid: Pid, options: u32) -> nix::Result<()> {
     unsafe { request(libc::PTRACE_SETOPTIONS, tid, 0, options as usize as *mut libc::c_void) }.map(drop)
 }
 
+/// PTRACE_SECCOMP_GET_FILTER (since Linux 4.4): the program of the filter with this number, the oldest being 0, an
+/// instruction a word; none when there are fewer, or none at all.
+pub(crate) fn seccomp_filter(tid: Pid, number: usize) -> nix::Result<Option<Vec<u64>>> {
+    const GET_FILTER: u32 = 0x420c;
+    let number = number as u64;
+    // SAFETY: without a buffer only the length is told.
+    let len = match unsafe { request(GET_FILTER, tid, number, std::ptr::null_mut()) } {
+        Ok(len) => len as usize,
+        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::EINVAL) => return Ok(None),
+        Err(errno) => return Err(errno),
+    };
+    let mut program = vec![0u64; len];
+    // SAFETY: data points to room for as many 8-byte instructions as the stopped task's filter has.
+    unsafe { request(GET_FILTER, tid, number, program.as_mut_ptr().cast()) }?;
+    Ok(Some(program))
+}
+
+/// PTRACE_SECCOMP_GET_METADATA (since Linux 4.16): the flags of the filter with this number.
+pub(crate) fn seccomp_flags(tid: Pid, number: usize) -> nix::Result<u64> {
+    const GET_METADATA: u32 = 0x420d;
+    let mut metadata = [number as u64, 0];
+    let size = size_of_val(&metadata) as u64;
+    // SAFETY: addr is the size of the block that data points to.
+    unsafe { request(GET_METADATA, tid, size, metadata.as_mut_ptr().cast()) }?;
+    Ok(metadata[1])
+}
+
 /// PTRACE_INTERRUPT.
 pub(crate) fn interrupt(tid: Pid) -> nix::Result<()> {
     // SAFETY: INTERRUPT takes integers only.

@@ -69,6 +69,9 @@ pub(crate) mod sys {
         arch_prctl = SYS_arch_prctl;
         getpid = SYS_getpid;
         membarrier = SYS_membarrier;
+        get_mempolicy = SYS_get_mempolicy;
+        set_mempolicy = SYS_set_mempolicy;
+        seccomp = SYS_seccomp;
         personality = SYS_personality;
         setresuid = SYS_setresuid;
         setresgid = SYS_setresgid;

@@ -12,7 +12,7 @@ use nix::sys::stat::Mode;
 use super::{Stop, Tracee};
 use crate::Pid;
 use crate::arch;
-use crate::error::{Error, ErrorKind, NameCall, Result};
+use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::sys::ptrace::SigMask;
 
 /// linux/sched.h `struct clone_args`.
@@ -131,6 +131,17 @@ impl Seed {
     }
 }
 
+impl Blank {
+    /// System call filters do not apply to it, nor to the tasks that it makes from now on.
+    pub(crate) fn suspend_seccomp(&self) -> Result<()> {
+        let suspended = self.tracee.suspend_seccomp_beside(OPTIONS);
+        suspended.hint(
+            "system call filters can only be restored with CAP_SYS_ADMIN in the initial user namespace, and by a \
+             caller without filters of its own",
+        )
+    }
+}
+
 /// Tasks that are being restored die with their tracer, and so do those that they make.
 const OPTIONS: i32 = libc::PTRACE_O_EXITKILL
     | libc::PTRACE_O_TRACECLONE
@@ -181,10 +192,12 @@ fn vfork_exec(pid: Pid, stub: &OwnedFd, gift: &OwnedFd, number: RawFd) -> Result
         ..CloneArgs::default()
     };
     let argv = [c"cryosleep".as_ptr() as u64, 0];
-    let no_env = [0u64];
     let failed: i64 = 0;
-    let table: [[u64; arch::ENTRY_WORDS]; 6] = [
+    let parent = nix::unistd::gettid().as_raw() as u64;
+    let mut table: [[u64; arch::ENTRY_WORDS]; 8] = [
         [libc::SYS_prctl as u64, libc::PR_SET_PDEATHSIG as u64, libc::SIGKILL as u64, 0, 0, 0, 0, 0],
+        [libc::SYS_getppid as u64, 0, 0, 0, 0, 0, 0, 0],
+        [libc::SYS_tgkill as u64, 0, parent, 0, 0, 0, 0, 0],
         [
             libc::SYS_close_range as u64,
             0,
@@ -201,7 +214,7 @@ fn vfork_exec(pid: Pid, stub: &OwnedFd, gift: &OwnedFd, number: RawFd) -> Result
             stub.as_raw_fd() as u64,
             c"".as_ptr() as u64,
             argv.as_ptr() as u64,
-            no_env.as_ptr() as u64,
+            0,
             libc::AT_EMPTY_PATH as u64,
             0,
             (&raw const failed) as u64,
@@ -209,10 +222,18 @@ fn vfork_exec(pid: Pid, stub: &OwnedFd, gift: &OwnedFd, number: RawFd) -> Result
         [libc::SYS_exit_group as u64, 127, 0, 0, 0, 0, 0, 0],
         [0; arch::ENTRY_WORDS],
     ];
+    // A parent that was gone before the child asked for its death signal leaves an orphan for ever. So is the
+    // child's parent (still) the process that has our thread? If not, tgkill's error becomes an environment that
+    // execveat cannot read, and the child ends.
+    let base = (&raw mut table) as u64;
+    let word = |entry: usize, word: usize| base + ((entry * arch::ENTRY_WORDS + word) * 8) as u64;
+    let (asked, checked) = (word(2, 1), word(5, 4));
+    table[1][7] = asked;
+    table[2][7] = checked;
     let result = with_signals_blocked(|| {
         // SAFETY: see `clone_and_run`: the table ends in exit_group; everything it points to outlives the
         // call, since a vfork parent waits until the child has executed another program or ended.
-        unsafe { clone_and_run(&args, table.as_ptr().cast()) }
+        unsafe { clone_and_run(&args, (&raw mut table).cast()) }
     });
     if result < 0 {
         return Err(Error::call("clone3", Errno::from_raw(-result as i32)));

@@ -62,11 +62,26 @@ impl Saved {
     pub(crate) fn of(tracee: &Tracee) -> Result<Self> {
         Ok(Self { regs: tracee.regs()?, mask: tracee.sigmask()?, xstate: tracee.xstate()? })
     }
+
+    /// The frame by which the task finds back without us. The kernel forgets there how an interrupted sleep
+    /// goes on, so that the call has to be made again under its own number.
+    fn frame(&self, base: u64, memory: &Memory) -> arch::Frame {
+        const REACH: u64 = 9;
+        let mut regs = self.regs;
+        if regs.interrupted_call() == Some(libc::SYS_restart_syscall) {
+            let code = memory.read_vec(regs.pc().saturating_sub(REACH), REACH as usize);
+            if let Some(number) = code.ok().and_then(|code| arch::call_number_before(&code)) {
+                regs.orig_rax = number as u64;
+            }
+        }
+        arch::signal_frame(base, &regs, self.mask, &self.xstate)
+    }
 }
 
+/// The mask comes first: as long as the registers lead to the signal frame, that brings back both.
 fn put_back(tracee: &Tracee, regs: &Regs, mask: SigMask) -> Result<()> {
-    tracee.set_regs(regs)?;
-    tracee.set_sigmask(mask)
+    tracee.set_sigmask(mask)?;
+    tracee.set_regs(regs)
 }
 
 /// A stopped task that executes batches. Dropping it puts the registers and the mask back.
@@ -95,11 +110,15 @@ impl<'t> Puppet<'t> {
         saved: &Saved,
     ) -> Result<Self> {
         let at = scratch.base + Scratch::FRAME;
-        let frame = arch::signal_frame(at, &saved.regs, saved.mask, &saved.xstate);
+        let frame = saved.frame(at, memory);
         memory.write_all(&[(at, &frame.bytes)])?;
-        tracee.set_sigmask(SigMask::ALL)?;
         let back = Some((saved.regs, saved.mask));
         let (regs, stack) = (saved.regs, frame.stack_pointer);
+        // An empty batch, which ends in the frame: the mask only changes when the way back is there.
+        let mut idle = regs;
+        idle.enter_loop(scratch.code, scratch.table(), scratch.table(), stack);
+        tracee.set_regs(&idle)?;
+        tracee.set_sigmask(SigMask::ALL)?;
         Ok(Self { tracee, memory, tgid, scratch, regs, stack, back, tiles: None, stop_arrived: false })
     }
 
@@ -276,6 +295,21 @@ impl Springboard {
     /// The end of the vdso that may hold it.
     pub(crate) const ROOM: u64 = 128;
 
+    /// Brings a task home that a checkpoint left in the middle of a batch when it was killed: what it still had
+    /// to do is over, what is left is the way back. Its stack pointer leads to the signal frame all the time.
+    pub(crate) fn bring_home(tracee: &Tracee, memory: &Memory, vdso: &Range<u64>) -> Result<()> {
+        let mut regs = tracee.regs()?;
+        let at = vdso.end.saturating_sub(Self::ROOM);
+        if !(at..vdso.end).contains(&regs.pc()) || memory.read_vec(at, arch::code().len())? != arch::code() {
+            return Ok(());
+        }
+        let stack = regs.stack_pointer();
+        regs.enter_loop(at, 0, 0, stack);
+        tracee.set_regs(&regs)?;
+        step_to_syscall(tracee)?;
+        step_to_syscall(tracee)
+    }
+
     /// Installs the code in the process that `memory` shows, whose vdso is at `vdso`.
     pub(crate) fn install(memory: &Memory, vdso: Range<u64>) -> Result<Self> {
         let code = arch::code();
@@ -313,9 +347,9 @@ impl Springboard {
     /// the red zone of the task's stack, where any signal could have put one.
     pub(crate) fn call(self, tracee: &Tracee, memory: &Memory, sys: Sys, args: [u64; 6]) -> Result<u64> {
         let saved = Saved::of(tracee)?;
-        let length = arch::signal_frame(0, &saved.regs, saved.mask, &saved.xstate).bytes.len() as u64;
+        let length = saved.frame(0, memory).bytes.len() as u64;
         let base = (saved.regs.stack_pointer().wrapping_sub(arch::RED_ZONE + length)) & !63;
-        let frame = arch::signal_frame(base, &saved.regs, saved.mask, &saved.xstate);
+        let frame = saved.frame(base, memory);
         // A program may use its stack pointer for something else: then there is no place for a way back.
         let below = memory.read_vec(base, frame.bytes.len()).ok();
         if below.is_some() {

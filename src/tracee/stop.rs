@@ -101,6 +101,17 @@ impl Tracee {
         self.tid
     }
 
+    /// PTRACE_O_SUSPEND_SECCOMP of a stopped task that was seized without options, until it is detached.
+    pub(crate) fn suspend_seccomp(&self) -> Result<()> {
+        self.suspend_seccomp_beside(0)
+    }
+
+    /// The same of a task that was seized with these options.
+    pub(crate) fn suspend_seccomp_beside(&self, options: i32) -> Result<()> {
+        let options = (options | libc::PTRACE_O_TRACESYSGOOD) as u32 | ptrace::SUSPEND_SECCOMP;
+        ptrace::set_options(self.tid, options).call("ptrace(SETOPTIONS)").map_err(|error| error.of(self.tid))
+    }
+
     pub(crate) fn interrupt(&self) -> Result<()> {
         ptrace::interrupt(self.tid).call("ptrace(INTERRUPT)").map_err(|error| error.of(self.tid))
     }

@@ -50,7 +50,7 @@ fn inside(name: &str) -> Outcome {
         let subject = table::SUBJECTS.iter().find(|(other, _)| *other == subject);
         let mode = modes::MODES.iter().find(|(other, _)| *other == mode);
         if let (Some((_, subject)), Some((_, mode))) = (subject, mode) {
-            return subject.test(*mode);
+            return subject.run(*mode);
         }
     }
     match cases::all().find(|case| case.name == name) {

@@ -19,20 +19,11 @@ pub(crate) struct Subject {
     stopped: bool,
     /// It makes and reaps processes all the time: only those that stay are compared.
     churns: bool,
-    /// What the library does not do yet: a test that passes all the same says so by failing.
-    lacking: Option<&'static str>,
 }
 
 impl Subject {
     pub(crate) const fn new(program: Program, args: &'static [&'static str]) -> Self {
-        Self {
-            program,
-            args,
-            settle: Duration::from_millis(60),
-            stopped: false,
-            churns: false,
-            lacking: None,
-        }
+        Self { program, args, settle: Duration::from_millis(60), stopped: false, churns: false }
     }
 
     pub(crate) const fn settle(mut self, millis: u64) -> Self {
@@ -42,11 +33,6 @@ impl Subject {
 
     pub(crate) const fn stopped(mut self) -> Self {
         self.stopped = true;
-        self
-    }
-
-    pub(crate) const fn lacking(mut self, what: &'static str) -> Self {
-        self.lacking = Some(what);
         self
     }
 
@@ -80,18 +66,6 @@ pub(crate) const MODES: [(&str, Mode); 5] = [
 ];
 
 impl Subject {
-    /// The outcome that the test reports.
-    pub(crate) fn test(&self, mode: Mode) -> Outcome {
-        let outcome = self.run(mode);
-        match (self.lacking, mode) {
-            (None, _) | (_, Mode::Control) => outcome,
-            (Some(what), _) => match outcome {
-                Ok(()) => Err(format!("it works now: {what}")),
-                Err(_) => Err(format!("skip: {what}")),
-            },
-        }
-    }
-
     /// What it looks like now; at once it may be on its way back into a call that changes its signal mask.
     fn compare(&self, before: &view::View, target: &Target) -> Outcome {
         const TRIES: u32 = 25;
@@ -106,7 +80,7 @@ impl Subject {
         Err(changed.join("\n"))
     }
 
-    fn run(&self, mode: Mode) -> Outcome {
+    pub(crate) fn run(&self, mode: Mode) -> Outcome {
         let mut target = Target::start(self.program, self.args)?;
         std::thread::sleep(self.settle);
         if self.stopped {

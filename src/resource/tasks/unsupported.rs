@@ -5,6 +5,7 @@ use crate::error::{NameCall, Refusal, Result, Subject};
 use crate::freeze::Process;
 use crate::proc::read;
 use crate::resource::Report;
+use crate::resource::tasks::seccomp;
 use crate::sys::ptrace;
 
 /// The namespaces of a task, by their names in `/proc/PID/ns`.
@@ -31,8 +32,8 @@ pub(crate) fn check(process: &Process, report: &mut Report) -> Result<()> {
             );
         }
     }
-    if process.status.seccomp != 0 {
-        report.attribute(process.pid, "seccomp", "system call filters are not supported yet");
+    if !can_be_asked(process) {
+        report.refuse(seccomp::refusal(process.pid));
     }
     // PR_SET_IO_FLUSHER shows in the flags only: reading it by prctl(2) needs CAP_SYS_RESOURCE.
     const PF_MEMALLOC_NOIO_AND_LOCAL_THROTTLE: u32 = 0x0018_0000;
@@ -61,5 +62,5 @@ fn per_thread(tid: Pid, report: &mut Report) -> Result<()> {
 
 /// Can the tasks of this process execute system calls for us?
 pub(crate) fn can_be_asked(process: &Process) -> bool {
-    process.status.seccomp == 0
+    process.seccomp.possible
 }

@@ -83,6 +83,18 @@ fn dump(program: Program, part: &str) -> Outcome {
     target.verdict()
 }
 
+/// Who is left when those that are being killed have gone.
+fn settled(all: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let started = Instant::now();
+    loop {
+        std::thread::sleep(Duration::from_millis(5));
+        let left: BTreeSet<u32> = others().into_iter().filter(|pid| view::state(*pid) != 'Z').collect();
+        if left.is_empty() || left == *all || started.elapsed() > Duration::from_secs(3) {
+            return left;
+        }
+    }
+}
+
 /// Nothing of the target is there, or all of it, and that is right.
 fn restore(program: Program, part: &str) -> Outcome {
     let target = Target::start(program, &[part])?;
@@ -103,14 +115,19 @@ fn restore(program: Program, part: &str) -> Outcome {
     end()?;
     for round in 0..ROUNDS {
         interrupted("restore", target.pid, target.image(), whole, &mut dice)?;
-        // What is being killed needs a moment to go.
-        std::thread::sleep(Duration::from_millis(10));
-        let left: BTreeSet<u32> = others().into_iter().filter(|pid| view::state(*pid) != 'Z').collect();
+        let left = settled(&all);
         if left.is_empty() {
             nothing_left()?;
             continue;
         }
-        ensure(left == all, || {
+        // The release of a tree is one detach after the other: a kill in between ends those that are not free
+        // yet. But nothing may be left that is not ready.
+        let ready = |pid: &u32| {
+            let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            exe.starts_with(crate::cell::scratch()) && status.contains("TracerPid:\t0\n")
+        };
+        ensure(left == all || all.len() > 1 && left.iter().all(ready), || {
             format!("round {round}: of {all:?} are left {left:?}\n{}", view::whereabouts())
         })?;
         complete += 1;

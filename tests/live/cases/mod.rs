@@ -28,12 +28,16 @@ const HELPER: &str = "CRYOSLEEP_HELPER";
 
 /// Another process that checkpoints or restores: the test binary in this role.
 fn helper(role: &str, pid: u32, image: &Path) -> Result<Child, String> {
-    Command::new(std::env::current_exe().map_err(|e| e.to_string())?)
-        .env(HELPER, role)
-        .arg(pid.to_string())
-        .arg(image)
-        .spawn()
-        .map_err(|e| e.to_string())
+    helper_by(&[], role, pid, image)?.spawn().map_err(|e| e.to_string())
+}
+
+/// The same, to be started by a command that executes it.
+fn helper_by(through: &[&str], role: &str, pid: u32, image: &Path) -> Result<Command, String> {
+    let own = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut words = through.iter().map(|word| std::ffi::OsString::from(*word)).chain([own.into_os_string()]);
+    let mut command = Command::new(words.next().unwrap_or_default());
+    command.args(words).env(HELPER, role).arg(pid.to_string()).arg(image);
+    Ok(command)
 }
 
 /// What a helper does. Exit code 0: done; 2: refused; 1: another error.

@@ -11,6 +11,8 @@ use crate::{Outcome, cell, view};
 
 const REFUSED: Program = Program::C("refused");
 const COUNTER: Program = Program::StaticC("counter");
+const NUMA: Program = Program::C("numa");
+const SECCOMP: Program = Program::C("seccomp");
 const TASKS: Program = Program::C("tasks");
 
 pub(super) const CASES: &[Case] = &[
@@ -18,6 +20,9 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "refusal_of_relatives", test: relatives, programs: &[COUNTER] },
     Case { name: "refusal_of_what_is_no_process", test: no_process, programs: &[TASKS] },
     Case { name: "timeout_of_vfork_parent", test: vfork_parent, programs: &[TASKS] },
+    Case { name: "refusal_of_seccomp_listener", test: seccomp_listener, programs: &[SECCOMP] },
+    Case { name: "refusal_of_seccomp_without_privilege", test: seccomp_unprivileged, programs: &[SECCOMP] },
+    Case { name: "refusal_of_mapping_policy", test: mapping_policy, programs: &[NUMA] },
     Case { name: "stop_after_dump", test: stop_after_dump, programs: &[TASKS] },
 ];
 
@@ -85,6 +90,41 @@ fn vfork_parent() -> Outcome {
     };
     ensure(error.kind() == ErrorKind::Timeout, || error.to_string())?;
     ensure(started.elapsed() < 3 * limit, || format!("after {:?}", started.elapsed()))?;
+    target.go()?;
+    target.verdict()
+}
+
+fn seccomp_listener() -> Outcome {
+    is_refused(SECCOMP, "listener", &["seccomp", "listener"])
+}
+
+fn mapping_policy() -> Outcome {
+    is_refused(NUMA, "mapping", &["mapping", "memory policy", "mbind"])
+}
+
+/// The checkpoint is refused in these words, and the target goes on.
+fn is_refused(program: Program, argument: &str, words: &[&str]) -> Outcome {
+    let target = Target::start(program, &[argument])?;
+    let error = match Checkpoint::of(target.pid).write_to(target.image()) {
+        Ok(_) => return Err("it was dumped".into()),
+        Err(error) => error.to_string(),
+    };
+    ensure(words.iter().all(|word| error.contains(word)), || error)?;
+    target.go()?;
+    target.verdict()
+}
+
+/// Without CAP_SYS_ADMIN filters cannot be suspended; nothing may be executed by a task that they would kill.
+fn seccomp_unprivileged() -> Outcome {
+    let target = Target::start(SECCOMP, &["deadly"])?;
+    let dump =
+        super::helper_by(&["setpriv", "--bounding-set", "-sys_admin"], "dump", target.pid, target.image())?
+            .stdout(std::process::Stdio::piped())
+            .output()
+            .map_err(|e| format!("skip: setpriv: {e}"))?;
+    let said = String::from_utf8_lossy(&dump.stdout).into_owned();
+    let named = said.contains("seccomp") && said.contains("CAP_SYS_ADMIN");
+    ensure(dump.status.code() == Some(1) && named, || format!("{}: {said}", dump.status))?;
     target.go()?;
     target.verdict()
 }
