@@ -19,6 +19,7 @@ use crate::resource::tasks::cgroup::Membership;
 use crate::resource::tasks::cpu::Processor;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::{self, JobStop};
+use crate::resource::tasks::sharing::{self, Sharing};
 use crate::resource::tasks::{mempolicy, rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
 use crate::tracee::{Batch, Memory, Puppet, Saved, Scratch, Springboard, sys};
@@ -485,11 +486,14 @@ impl Described {
         let tree = Tree::describe(frozen, report);
         described.records.put(Owner::IMAGE, &tree)?;
         described.records.put(Owner::IMAGE, &Processor::here())?;
-        crate::resource::tasks::sharing::check(frozen, report)?;
+        let sharing = sharing::describe(frozen, &tree, report)?;
         let mut files = Collector::default();
         for process in borrowed {
-            described.process(process, report).of(process.process.pid)?;
-            files.table(process.process, report, &mut described.records)?;
+            let shared = sharing.get(&process.process.pid.get()).copied().unwrap_or_default();
+            described.process(process, shared, report).of(process.process.pid)?;
+            if shared.files.is_none() {
+                files.table(process.process, report, &mut described.records)?;
+            }
             for (child, stop) in process.stops_of(frozen)? {
                 described.records.put(Owner(child.get()), &stop)?;
             }
@@ -498,9 +502,14 @@ impl Described {
         Ok(described)
     }
 
-    fn process(&mut self, borrowed: &Borrowed<'_>, report: &mut Report) -> Result<()> {
+    fn process(&mut self, borrowed: &Borrowed<'_>, shared: Sharing, report: &mut Report) -> Result<()> {
         let process = borrowed.process;
-        if let Some(places) = Places::describe(process, report)? {
+        if shared != Sharing::default() {
+            self.records.put(Owner(process.pid.get()), &shared)?;
+        }
+        if shared.places.is_none()
+            && let Some(places) = Places::describe(process, report)?
+        {
             self.records.put(Owner(process.pid.get()), &places)?;
         }
         self.records.put(Owner(process.pid.get()), &Membership::of(process.speaker())?)?;

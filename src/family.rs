@@ -12,6 +12,7 @@ use crate::resource::fds::Channel;
 use crate::resource::memory::{AddressSpace, Backing, Workshop};
 use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::plan::{Actor, Plan, Step};
+use crate::resource::tasks::sharing::Sharing;
 use crate::resource::tasks::tree::{Life, ProcessRecord, Tree};
 use crate::sys::pidfd;
 use crate::sys::ptrace::{Resume, SigMask};
@@ -225,7 +226,13 @@ impl Family {
     }
 
     /// Makes all processes of the tree, in their sessions and groups; the dead die.
-    pub(crate) fn grow(&mut self, tree: &Tree, plan: &Plan, outer_group: Option<u32>) -> Result<()> {
+    pub(crate) fn grow(
+        &mut self,
+        tree: &Tree,
+        plan: &Plan,
+        sharing: &BTreeMap<u32, Sharing>,
+        outer_group: Option<u32>,
+    ) -> Result<()> {
         let own = nix::unistd::getpgrp().as_raw() as u32;
         if let Some(group) = outer_group.filter(|group| *group != own) {
             // Before it has children, who are in it too.
@@ -235,7 +242,7 @@ impl Family {
         }
         for step in &plan.steps {
             match *step {
-                Step::Bear { parent, child } => self.bear(parent, child, tree)?,
+                Step::Bear { parent, child } => self.bear(parent, child, tree, sharing)?,
                 Step::StartSession(who) => self.call(who, sys::setsid, &[]).map(drop)?,
                 Step::JoinGroup(who, group) => {
                     self.call(who, sys::setpgid, &[0, u64::from(group)]).map(drop)?;
@@ -268,14 +275,25 @@ impl Family {
         puppet.run(batch)?.get(call).of(member.pid)
     }
 
-    fn bear(&mut self, parent: Actor, child: Actor, tree: &Tree) -> Result<()> {
+    fn bear(
+        &mut self,
+        parent: Actor,
+        child: Actor,
+        tree: &Tree,
+        sharing: &BTreeMap<u32, Sharing>,
+    ) -> Result<()> {
         let parent = self.number(parent)?;
         let threads = match child {
             Actor::Number(number) => {
                 let record = tree.processes.iter().find(|record| record.pid == number);
                 // Nobody is told of the end of a stand-in.
                 let exit_signal = record.map_or(0, |record| record.exit_signal);
-                self.member(parent)?.clone(&[number], 0, u64::from(exit_signal))?
+                let of = |pid| (pid, sharing.get(&pid).copied().unwrap_or_default());
+                let flags = Sharing::clone_flags(of(number), of(parent)).ok_or_else(|| {
+                    Error::new(ErrorKind::Image, "it shares with somebody else than its parent")
+                        .of(Pid::from(number))
+                })?;
+                self.member(parent)?.clone(&[number], flags, u64::from(exit_signal))?
             }
             Actor::Nameless(index) => {
                 let threads = self.bear_nameless(parent, tree)?;

@@ -24,6 +24,7 @@ use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::JobStop;
 use crate::resource::tasks::plan::Plan;
 use crate::resource::tasks::registers::Registers;
+use crate::resource::tasks::sharing::Sharing;
 use crate::resource::tasks::tree::{Life, Tree};
 use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
 use crate::sys::wait::Ended;
@@ -279,7 +280,9 @@ impl<'h> Restore<'h> {
 struct ProcessPlan {
     space: AddressSpace,
     places: Places,
-    table: FdTable,
+    /// Unless it is that of its parent.
+    table: Option<FdTable>,
+    sharing: Sharing,
     states: StatesOf,
     cgroups: Membership,
     continues: Option<ProcessPending>,
@@ -328,7 +331,7 @@ impl Blueprint {
         for process in processes.values() {
             shared.check(&process.space, &workshop)?;
         }
-        let channel_number = lowest_unused(processes.values().map(|process| &process.table));
+        let channel_number = lowest_unused(processes.values().filter_map(|process| process.table.as_ref()));
         Ok(Self { tree, plan, processes, shared, workshop, channel_number })
     }
 }
@@ -386,8 +389,12 @@ fn load_states(image: &Image, scope: Scope, owner: Pid) -> Result<StatesOf> {
 impl ProcessPlan {
     fn load(image: &Image, pid: Pid, tids: &[u32]) -> Result<Self> {
         let owner = Owner(pid.get());
-        let table: FdTable = image.require(owner)?;
-        table.check()?;
+        let sharing: Sharing = image.get(owner)?.unwrap_or_default();
+        let table: Option<FdTable> = match sharing.files {
+            Some(_) => None,
+            None => Some(image.require(owner)?),
+        };
+        table.iter().try_for_each(FdTable::check)?;
         let stop: Option<JobStop> = image.get(owner)?;
         let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
         if stop.is_some_and(|stop| !stops.contains(&stop.signal)) {
@@ -399,8 +406,9 @@ impl ProcessPlan {
         }
         Ok(Self {
             space: memory::load(image, pid)?,
-            places: image.require(owner)?,
+            places: image.require(Owner(sharing.places.unwrap_or(pid.get())))?,
             table,
+            sharing,
             states: load_states(image, Scope::Process, pid)?,
             cgroups: image.require(owner)?,
             continues: image.get(owner)?,
@@ -470,7 +478,14 @@ impl<'i> Ready<'i> {
         family.with_root(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
-        family.grow(&blueprint.tree, &blueprint.plan, self.outer_group)?;
+        let sharing = blueprint.processes.iter().map(|(pid, process)| (*pid, process.sharing)).collect();
+        family.grow(&blueprint.tree, &blueprint.plan, &sharing, self.outer_group)?;
+        for member in family.members_mut() {
+            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                self.build_memory(member, process, blueprint).of(member.pid)?;
+            }
+        }
+        // Those who share an fd table need it empty until they have all their mappings.
         for member in family.members_mut() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {
                 self.build_process(member, process, blueprint).of(member.pid)?;
@@ -495,7 +510,7 @@ impl<'i> Ready<'i> {
         Ok(family)
     }
 
-    fn build_process(&self, member: &mut Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
+    fn build_memory(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
         let blank = memory::mappings(member.pid)?;
         let builder = MmBuilder {
             workshop: blueprint.workshop,
@@ -505,18 +520,27 @@ impl<'i> Ready<'i> {
             image: self.image,
             blank: &blank,
         };
+        builder.build(&mut member.puppet(0)?, &process.space, &process.places)
+    }
+
+    fn build_process(&self, member: &mut Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
         let scratch = blueprint.workshop.scratch();
         {
             let mut puppet = member.puppet(0)?;
-            builder.build(&mut puppet, &process.space, &process.places)?;
-            process.table.install(
-                &self.channel,
-                |number| self.files.description(number),
-                |batch| puppet.run(batch)?.check().hint("RLIMIT_NOFILE limits how high descriptors can be"),
-                || Batch::new(scratch),
-            )?;
+            if let Some(table) = &process.table {
+                table.install(
+                    &self.channel,
+                    |number| self.files.description(number),
+                    |batch| {
+                        puppet.run(batch)?.check().hint("RLIMIT_NOFILE limits how high descriptors can be")
+                    },
+                    || Batch::new(scratch),
+                )?;
+            }
             let mut batch = puppet.batch();
-            batch.call(sys::close, &[self.channel.number() as u64]);
+            if process.table.is_some() {
+                batch.call(sys::close, &[self.channel.number() as u64]);
+            }
             // From here on PTRACE_O_EXITKILL alone looks after orphans; the signal would outlast the release.
             batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
             if let Some((leader, _)) = &process.dead_leader {

@@ -247,6 +247,7 @@ const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<tasks::cpu::Processor>(),
     RecordKind::of::<tasks::job_stop::JobStop>(),
     RecordKind::of::<tasks::dead_leader::DeadLeader>(),
+    RecordKind::of::<tasks::sharing::Sharing>(),
     RecordKind::of::<tasks::blocked::Blocked>(),
     RecordKind::of::<tasks::cgroup::Membership>(),
     RecordKind::of::<memory::AddressSpace>(),
