@@ -106,8 +106,7 @@ impl Program {
             Program::Shell(_) => command.arg("sh").arg(self.source()),
             Program::Python(_) => command.arg("python3").arg(self.source()),
             Program::Java(name) => {
-                // Without the file in /tmp that jps(1) reads: it is removed while it is mapped.
-                command.args(["java", "-XX:-UsePerfData", "-cp"]).arg(self.binary()).args(arguments);
+                command.args(["java", "-cp"]).arg(self.binary()).args(arguments);
                 command.arg(name);
                 return command;
             }
