@@ -16,6 +16,8 @@ use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
 use crate::resource::signals::pending;
 use crate::resource::tasks::blocked::{self, Blocked};
 use crate::resource::tasks::cgroup::Membership;
+use crate::resource::tasks::cpu::Processor;
+use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::{mempolicy, rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
 use crate::tracee::{Batch, Memory, Puppet, Saved, Scratch, Springboard, sys};
@@ -406,6 +408,26 @@ impl<'f> Borrowed<'f> {
         self.process
     }
 
+    /// Asks it about those of its children that are stopped.
+    fn stops_of(&self, frozen: &Frozen) -> Result<Vec<(Pid, JobStop)>> {
+        let Some(speaker) = self.process.threads.first() else { return Ok(Vec::new()) };
+        let own = |child: &&Process| child.stat.ppid == self.process.pid.get() && child.is_stopped();
+        let stopped: Vec<&Process> = frozen.processes.iter().filter(own).collect();
+        let mut stops = Vec::new();
+        for some in stopped.chunks(256) {
+            let Some(mut puppet) = self.puppet(speaker)? else { break };
+            let mut batch = puppet.batch();
+            let asked: Vec<_> =
+                some.iter().filter_map(|child| job_stop::Asked::of(child, &mut batch)).collect();
+            let answers = puppet.run(batch)?;
+            puppet.release()?;
+            for one in asked {
+                stops.push(one.describe(&answers)?);
+            }
+        }
+        Ok(stops)
+    }
+
     /// Makes the process wait for children of its own that have been killed.
     fn wait_for(&self, children: &[Pid]) -> Result<()> {
         let Some(speaker) = self.process.threads.first().filter(|_| !children.is_empty()) else {
@@ -461,11 +483,15 @@ impl Described {
         };
         let tree = Tree::describe(frozen, report);
         described.records.put(Owner::IMAGE, &tree)?;
+        described.records.put(Owner::IMAGE, &Processor::here())?;
         crate::resource::tasks::sharing::check(frozen, report)?;
         let mut files = Collector::default();
         for process in borrowed {
             described.process(process, report).of(process.process.pid)?;
             files.table(process.process, report, &mut described.records)?;
+            for (child, stop) in process.stops_of(frozen)? {
+                described.records.put(Owner(child.get()), &stop)?;
+            }
         }
         files.finish(report, &mut described.records)?;
         Ok(described)

@@ -1,15 +1,20 @@
 //! Restore: the tasks themselves, from the first blank one to the moment when all of them run.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use crate::Pid;
-use crate::arch::{self, SYSCALL};
+use crate::arch::{self, RegsExt, SYSCALL};
 use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::resource::fds::Channel;
 use crate::resource::memory::{AddressSpace, Backing, Workshop};
-use crate::resource::tasks::tree::{Birth, Life, Plan, ProcessRecord, Tree};
+use crate::resource::tasks::job_stop::{self, JobStop};
+use crate::resource::tasks::plan::{Actor, Plan, Step};
+use crate::resource::tasks::tree::{Life, ProcessRecord, Tree};
 use crate::sys::pidfd;
-use crate::tracee::{Blank, CloneArgs, Memory, Puppet, Scratch, Seed, StubFile, Tracee, sys};
+use crate::sys::ptrace::{Resume, SigMask};
+use crate::tracee::{Blank, CloneArgs, Memory, Puppet, Scratch, Seed, Stop, StubFile, Tracee, sys};
 
 /// One process that is being restored.
 pub(crate) struct Member {
@@ -17,8 +22,8 @@ pub(crate) struct Member {
     /// The leader is first.
     pub(crate) threads: Vec<Tracee>,
     pub(crate) memory: Memory,
-    /// It comes back in a job-control stop.
-    pub(crate) stopped: bool,
+    /// It has yet to be stopped, as job control does.
+    pub(crate) to_be_stopped: bool,
     scratch: Scratch,
     /// It has already ended, as it had at the checkpoint.
     dead: bool,
@@ -80,6 +85,52 @@ impl Member {
         Ok(born)
     }
 
+    /// Puts it into a job-control stop, of which its parent is told. It still executes batches.
+    fn stop(&self, signal: i32) -> Result<()> {
+        const LIMIT: Duration = Duration::from_millis(200);
+        let leader = self.leader()?;
+        // A stop by any signal but SIGSTOP is ignored where nobody could continue it: it sleeps then.
+        let mut regs = leader.regs()?;
+        regs.enter_call(self.scratch.syscall(), sys::pause.number, [0; 6], 0);
+        leader.set_sigmask(SigMask(!(1 << (signal - 1))))?;
+        {
+            // What is made of the signal that ends a batch is up to us.
+            let mut puppet = self.puppet(0)?;
+            let mut batch = puppet.batch();
+            batch.call(sys::getpid, &[]);
+            puppet.run(batch)?;
+        }
+        leader.set_regs(&regs)?;
+        let delivered =
+            |signal| crate::sys::ptrace::deliver(leader.tid(), signal).call("ptrace(CONT)").of(leader.tid());
+        delivered(signal)?;
+        match leader.wait(LIMIT) {
+            Ok(Stop::Group(_)) => {}
+            Err(error) if error.kind() != ErrorKind::Timeout => return Err(error),
+            other => {
+                if other.is_err() {
+                    leader.interrupt()?;
+                    leader.wait_step()?;
+                }
+                nix::sys::signal::kill(self.pid.nix(), nix::sys::signal::Signal::SIGSTOP)
+                    .call("kill")
+                    .of(self.pid)?;
+                leader.resume(Resume::Run)?;
+                while leader.wait_step()? != Stop::Signal(libc::SIGSTOP) {
+                    leader.resume(Resume::Run)?;
+                }
+                delivered(libc::SIGSTOP)?;
+                leader.wait_step()?;
+            }
+        }
+        leader.set_sigmask(SigMask::ALL)?;
+        for thread in self.threads.iter().skip(1) {
+            thread.resume(Resume::Run)?;
+            thread.wait_step()?;
+        }
+        Ok(())
+    }
+
     /// The address of a `syscall` instruction in its vdso, where nothing of ours is needed any more.
     pub(crate) fn syscall_in_vdso(&self, space: &AddressSpace) -> Result<u64> {
         let vdso = space
@@ -100,6 +151,8 @@ impl Member {
 /// All tasks that are being restored. Dropping it ends them all, unless they have been released.
 pub(crate) struct Family {
     members: Vec<Member>,
+    /// The numbers that stand-ins got which may have any.
+    nameless: BTreeMap<usize, u32>,
     pidfd: Option<OwnedFd>,
     scratch: Scratch,
 }
@@ -118,14 +171,14 @@ impl Family {
         let suspended = if filtered { blank.suspend_seccomp() } else { Ok(()) };
         let Blank { tracee, pidfd } = blank;
         let (pid, scratch) = (tracee.tid(), workshop.scratch());
-        let mut family = Self { members: Vec::new(), pidfd: Some(pidfd), scratch };
+        let mut family = Self { members: Vec::new(), nameless: BTreeMap::new(), pidfd: Some(pidfd), scratch };
         let memory = Memory::open(pid)?;
         memory.write(workshop.code(), arch::code())?;
         family.members.push(Member {
             pid,
             threads: vec![tracee],
             memory,
-            stopped: false,
+            to_be_stopped: false,
             scratch,
             dead: false,
         });
@@ -146,31 +199,23 @@ impl Family {
         self.members.iter_mut().filter(|member| !member.dead)
     }
 
-    /// Makes all processes of the tree, each by its own parent, in their sessions and groups; the dead die.
+    /// Makes all processes of the tree, in their sessions and groups; the dead die.
     pub(crate) fn grow(&mut self, tree: &Tree, plan: &Plan, outer_group: Option<u32>) -> Result<()> {
-        for record in tree.processes.iter().filter(|record| !record.threads().is_empty()) {
-            let births = plan.births.get(&record.pid).map(Vec::as_slice).unwrap_or_default();
-            self.bear(record, births, tree, true)?;
-            if record.session == record.pid {
-                self.call(record, sys::setsid, &[])?;
-            }
-            self.bear(record, births, tree, false)?;
+        let own = nix::unistd::getpgrp().as_raw() as u32;
+        if let Some(group) = outer_group.filter(|group| *group != own) {
+            // Before it has children, who are in it too.
+            let root = Actor::Number(tree.root()?.pid);
+            self.call(root, sys::setpgid, &[0, u64::from(group)])
+                .hint("the group that the tree was in is gone")?;
         }
-        if let (Some(group), Ok(root)) = (outer_group, tree.root()) {
-            let own = nix::unistd::getpgrp().as_raw() as u32;
-            if group != own {
-                self.call(root, sys::setpgid, &[0, u64::from(group)])
-                    .hint("the group that the tree was in is gone")?;
-            }
-        }
-        // Groups exist once their leaders have made them.
-        for leaders in [true, false] {
-            let joins = |record: &&ProcessRecord| {
-                let known = tree.processes.iter().any(|other| other.pid == record.group);
-                known && record.session != record.pid && (record.group == record.pid) == leaders
-            };
-            for record in tree.processes.iter().filter(joins) {
-                self.call(record, sys::setpgid, &[0, u64::from(record.group)])?;
+        for step in &plan.steps {
+            match *step {
+                Step::Bear { parent, child } => self.bear(parent, child, tree)?,
+                Step::StartSession(who) => self.call(who, sys::setsid, &[]).map(drop)?,
+                Step::JoinGroup(who, group) => {
+                    self.call(who, sys::setpgid, &[0, u64::from(group)]).map(drop)?;
+                }
+                Step::Retire { stand_in, parent, heir } => self.retire(stand_in, parent, heir)?,
             }
         }
         tree.processes.iter().try_for_each(|record| match record.life {
@@ -183,28 +228,91 @@ impl Family {
         self.members.iter_mut().find(|member| member.pid.get() == pid).ok_or_else(no_root)
     }
 
-    fn call(&mut self, record: &ProcessRecord, call: crate::tracee::Sys, args: &[u64]) -> Result<()> {
-        let member = self.member(record.pid)?;
-        let mut puppet = member.puppet(0)?;
-        let mut batch = puppet.batch();
-        batch.call(call, args);
-        puppet.run(batch)?.check().of(record.pid())
+    fn number(&self, actor: Actor) -> Result<u32> {
+        match actor {
+            Actor::Number(number) => Ok(number),
+            Actor::Nameless(index) => self.nameless.get(&index).copied().ok_or_else(no_root),
+        }
     }
 
-    fn bear(
-        &mut self,
-        parent: &ProcessRecord,
-        births: &[Birth],
-        tree: &Tree,
-        before_setsid: bool,
-    ) -> Result<()> {
-        let scratch = self.scratch;
-        for birth in births.iter().filter(|birth| birth.before_setsid == before_setsid) {
-            let record = tree.processes.iter().find(|record| record.pid == birth.pid).ok_or_else(no_root)?;
-            let born = self.member(parent.pid)?.clone(&[birth.pid], 0, u64::from(record.exit_signal))?;
-            let pid = record.pid();
-            let memory = Memory::open(pid)?;
-            self.members.push(Member { pid, threads: born, memory, stopped: false, scratch, dead: false });
+    fn call(&mut self, who: Actor, call: crate::tracee::Sys, args: &[u64]) -> Result<u64> {
+        let member = self.member(self.number(who)?)?;
+        let mut puppet = member.puppet(0)?;
+        let mut batch = puppet.batch();
+        let call = batch.call(call, args);
+        puppet.run(batch)?.get(call).of(member.pid)
+    }
+
+    fn bear(&mut self, parent: Actor, child: Actor, tree: &Tree) -> Result<()> {
+        let parent = self.number(parent)?;
+        let threads = match child {
+            Actor::Number(number) => {
+                let record = tree.processes.iter().find(|record| record.pid == number);
+                // Nobody is told of the end of a stand-in.
+                let exit_signal = record.map_or(0, |record| record.exit_signal);
+                self.member(parent)?.clone(&[number], 0, u64::from(exit_signal))?
+            }
+            Actor::Nameless(index) => {
+                let threads = self.bear_nameless(parent, tree)?;
+                let number = threads.first().map_or(0, |thread| thread.tid().get());
+                self.nameless.insert(index, number);
+                threads
+            }
+        };
+        let pid = threads.first().ok_or_else(no_root)?.tid();
+        let (memory, scratch) = (Memory::open(pid)?, self.scratch);
+        self.members.push(Member { pid, threads, memory, to_be_stopped: false, scratch, dead: false });
+        Ok(())
+    }
+
+    /// A child with a number that nobody else is going to need.
+    fn bear_nameless(&mut self, parent: u32, tree: &Tree) -> Result<Vec<Tracee>> {
+        let needed: BTreeSet<u32> = tree.numbers().map(Pid::get).collect();
+        let limit = crate::proc::read::pid_limit()?;
+        let unneeded = |number: &u32| !needed.contains(number);
+        for number in (limit / 2..limit).rev().filter(unneeded) {
+            match self.member(parent)?.clone(&[number], 0, 0) {
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                born => return born,
+            }
+        }
+        Err(Error::new(ErrorKind::Conflict, "no pid is free"))
+    }
+
+    /// Ends a stand-in, and makes its parent wait for it.
+    fn retire(&mut self, stand_in: Actor, parent: Actor, heir: Option<u32>) -> Result<()> {
+        let pid = self.number(stand_in)?;
+        let subreaper = |on: u64| [libc::PR_SET_CHILD_SUBREAPER as u64, on];
+        if let Some(heir) = heir {
+            self.call(Actor::Number(heir), sys::prctl, &subreaper(1))?;
+        }
+        let member = self.member(pid)?;
+        let leader = member.leader()?;
+        crate::tracee::last_call(leader, member.scratch.syscall(), sys::exit_group, [0; 6], 0)?;
+        leader.wait_death(true)?;
+        self.members.retain(|member| member.pid.get() != pid);
+        if let Some(heir) = heir {
+            self.call(Actor::Number(heir), sys::prctl, &subreaper(0))?;
+        }
+        let options = (libc::WNOHANG | libc::__WALL) as u64;
+        match self.call(parent, sys::wait4, &[u64::from(pid), 0, options, 0])? {
+            waited if waited == u64::from(pid) => Ok(()),
+            _ => Err(Error::new(ErrorKind::Kernel, "a stand-in does not end").of(Pid::from(pid))),
+        }
+    }
+
+    /// Stops those that were, and makes their parents take note where they had.
+    pub(crate) fn stop(&self, tree: &Tree, stops: &BTreeMap<u32, JobStop>) -> Result<()> {
+        let of = |pid: u32| self.members.iter().find(|member| member.pid.get() == pid).ok_or_else(no_root);
+        for record in &tree.processes {
+            let Some(stop) = stops.get(&record.pid) else { continue };
+            of(record.pid)?.stop(stop.signal).of(record.pid())?;
+            if stop.seen {
+                let mut puppet = of(record.parent)?.puppet(0)?;
+                let mut batch = puppet.batch();
+                job_stop::take_note(record.pid(), &mut batch);
+                puppet.run(batch)?.check()?;
+            }
         }
         Ok(())
     }
@@ -232,7 +340,7 @@ impl Family {
     /// Lets all of them run.
     pub(crate) fn release(mut self) -> Result<OwnedFd> {
         for member in self.members() {
-            if member.stopped {
+            if member.to_be_stopped {
                 nix::sys::signal::kill(member.pid.nix(), nix::sys::signal::Signal::SIGSTOP)
                     .call("kill")
                     .of(member.pid)?;

@@ -82,6 +82,7 @@ pub use image::Durability;
 pub use pid::Pid;
 pub use resource::fds::FileValidation;
 pub use resource::tasks::cgroup::Cgroups;
+pub use resource::tasks::cpu::CpuCheck;
 pub use restore::{Exit, OuterSession, Restore, RestoreStats, Restored};
 
 /// The README's example compiles.

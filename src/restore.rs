@@ -19,8 +19,11 @@ use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan,
 use crate::resource::signals::pending::ProcessPending;
 use crate::resource::tasks::blocked::Blocked;
 use crate::resource::tasks::cgroup::{Cgroups, Membership};
+use crate::resource::tasks::cpu::{CpuCheck, Processor};
+use crate::resource::tasks::job_stop::JobStop;
+use crate::resource::tasks::plan::Plan;
 use crate::resource::tasks::registers::Registers;
-use crate::resource::tasks::tree::{self, Life, Tree};
+use crate::resource::tasks::tree::{Life, Tree};
 use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
 use crate::sys::wait::Ended;
 use crate::tracee::{Batch, Seed, call_at, sys};
@@ -61,6 +64,7 @@ pub struct Restore<'h> {
     session: OuterSession,
     validation: FileValidation,
     cgroups: Cgroups,
+    cpu_check: CpuCheck,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
@@ -184,6 +188,7 @@ impl<'h> Restore<'h> {
             session: OuterSession::default(),
             validation: FileValidation::default(),
             cgroups: Cgroups::default(),
+            cpu_check: CpuCheck::default(),
             hooks: None,
         }
     }
@@ -197,6 +202,12 @@ impl<'h> Restore<'h> {
     /// What to do about the control groups that the tree was in.
     pub fn cgroups(mut self, cgroups: Cgroups) -> Self {
         self.cgroups = cgroups;
+        self
+    }
+
+    /// How the processor may differ from that of the checkpoint.
+    pub fn cpu_check(mut self, check: CpuCheck) -> Self {
+        self.cpu_check = check;
         self
     }
 
@@ -271,6 +282,8 @@ struct ProcessPlan {
     states: StatesOf,
     cgroups: Membership,
     continues: Option<ProcessPending>,
+    /// Unless its parent is outside of the tree.
+    stop: Option<JobStop>,
     threads: BTreeMap<u32, ThreadPlan>,
 }
 
@@ -286,7 +299,7 @@ struct ThreadPlan {
 /// The whole image, decoded and checked: nothing in it is looked up again.
 struct Blueprint {
     tree: Tree,
-    plan: tree::Plan,
+    plan: Plan,
     processes: BTreeMap<u32, ProcessPlan>,
     shared: SharedPlan,
     workshop: Workshop,
@@ -372,6 +385,11 @@ impl ProcessPlan {
         let owner = Owner(pid.get());
         let table: FdTable = image.require(owner)?;
         table.check()?;
+        let stop: Option<JobStop> = image.get(owner)?;
+        let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+        if stop.is_some_and(|stop| !stops.contains(&stop.signal)) {
+            return Err(Error::new(ErrorKind::Image, "it is stopped by a signal that stops nobody"));
+        }
         let mut threads = BTreeMap::new();
         for tid in tids {
             threads.insert(*tid, ThreadPlan::load(image, Pid::from(*tid)).of(Pid::from(*tid))?);
@@ -383,6 +401,7 @@ impl ProcessPlan {
             states: load_states(image, Scope::Process, pid)?,
             cgroups: image.require(owner)?,
             continues: image.get(owner)?,
+            stop,
             threads,
         })
     }
@@ -411,9 +430,11 @@ struct Ready<'i> {
 
 impl<'i> Ready<'i> {
     fn plan(blueprint: &Blueprint, image: &'i Image, options: &Restore<'_>) -> Result<Self> {
+        image.require::<Processor>(Owner::IMAGE)?.check(options.cpu_check)?;
         let outer_group = outer_group(&blueprint.plan, options.session)?;
         let mut patience = Duration::from_secs(3);
-        for tid in blueprint.tree.numbers() {
+        let stand_ins = blueprint.plan.stand_ins.iter().map(|number| Pid::from(*number));
+        for tid in blueprint.tree.numbers().chain(stand_ins) {
             wait_until_free(tid, &mut patience)?;
         }
         let mut opened = Opened::new(options.validation);
@@ -439,6 +460,10 @@ impl<'i> Ready<'i> {
                 self.build_process(member, process, blueprint).of(member.pid)?;
             }
         }
+        // Before signal actions are set, which takes away what the parents were told by these.
+        let stop_of = |(pid, process): (&u32, &ProcessPlan)| Some((*pid, process.stop?));
+        let stops: BTreeMap<u32, JobStop> = blueprint.processes.iter().filter_map(stop_of).collect();
+        family.stop(&blueprint.tree, &stops)?;
         for stage in Stage::BATCHES {
             for member in family.members() {
                 if let Some(process) = blueprint.processes.get(&member.pid.get()) {
@@ -486,7 +511,7 @@ impl<'i> Ready<'i> {
 }
 
 /// Which group the root joins, when it is one from outside.
-fn outer_group(plan: &tree::Plan, policy: OuterSession) -> Result<Option<u32>> {
+fn outer_group(plan: &Plan, policy: OuterSession) -> Result<Option<u32>> {
     let Some(session) = plan.outer_session else { return Ok(None) };
     let own = nix::unistd::getsid(None).call("getsid")?.as_raw() as u32;
     match policy {
@@ -575,7 +600,7 @@ fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Re
             state.settle(task).of(thread.tid())?;
         }
         thread.set_regs(regs)?;
-        member.stopped |= plan.registers.is_stopped();
+        member.to_be_stopped |= plan.registers.is_stopped() && process.stop.is_none();
     }
     Ok(())
 }

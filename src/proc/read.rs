@@ -104,6 +104,15 @@ pub(crate) fn parents() -> Result<Vec<(Pid, Pid)>> {
     Ok(all)
 }
 
+/// All pids are lower than this.
+pub(crate) fn pid_limit() -> Result<u32> {
+    let path = "/proc/sys/kernel/pid_max";
+    let text = read_whole(path).map_err(|error| error.about(Subject::Path(path.into())))?;
+    let number = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
+    number
+        .ok_or_else(|| Error::new(ErrorKind::Kernel, "unexpected contents").about(Subject::Path(path.into())))
+}
+
 fn numbered(path: &str) -> Result<Vec<Pid>> {
     let entries = std::fs::read_dir(path).call("open");
     let entries = entries.map_err(|error| error.about(Subject::Path(path.into())))?;

@@ -244,6 +244,8 @@ pub(crate) const STATES: &[Registration] = &[
 /// Records that are not the state of one task.
 const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<tasks::tree::Tree>(),
+    RecordKind::of::<tasks::cpu::Processor>(),
+    RecordKind::of::<tasks::job_stop::JobStop>(),
     RecordKind::of::<tasks::blocked::Blocked>(),
     RecordKind::of::<tasks::cgroup::Membership>(),
     RecordKind::of::<memory::AddressSpace>(),

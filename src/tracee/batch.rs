@@ -56,6 +56,8 @@ pub(crate) mod sys {
         pwrite64 = SYS_pwrite64;
         userfaultfd = SYS_userfaultfd;
         wait4 = SYS_wait4;
+        waitid = SYS_waitid;
+        pause = SYS_pause;
         exit_group = SYS_exit_group;
         tgkill = SYS_tgkill;
         clone3 = SYS_clone3;

@@ -3,13 +3,16 @@
 pub(crate) mod attributes;
 pub(crate) mod blocked;
 pub(crate) mod cgroup;
+pub(crate) mod cpu;
 pub(crate) mod credentials;
 pub(crate) mod dynamic_features;
 pub(crate) mod identity;
+pub(crate) mod job_stop;
 pub(crate) mod limits;
 pub(crate) mod membarrier;
 pub(crate) mod mempolicy;
 pub(crate) mod name;
+pub(crate) mod plan;
 pub(crate) mod proc_files;
 pub(crate) mod registers;
 pub(crate) mod rseq;

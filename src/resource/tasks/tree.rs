@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::plan::{self, Plan};
 use crate::Pid;
 use crate::error::{Error, ErrorKind, Refusal, Result, Subject};
 use crate::freeze::{Frozen, Process, Zombie};
 use crate::image::{Decode, Encode, Record, Tag};
+use crate::proc::{read, stat};
 use crate::resource::Report;
 
 /// The whole tree, parents before children, the root first.
@@ -62,7 +64,8 @@ impl Tree {
         let mut processes: Vec<_> = living.collect();
         processes.extend(frozen.zombies.iter().map(Self::dead));
         let tree = Self { processes };
-        if let Err(reason) = tree.plan() {
+        let planned = tree.plan().and_then(|plan| none_outside(&tree, &plan));
+        if let Err(reason) = planned {
             let pid = reason.pid().unwrap_or(Pid::from(tree.processes.first().map_or(0, |root| root.pid)));
             let subject = reason.subject().cloned().unwrap_or(Subject::Task);
             report.refuse(
@@ -116,7 +119,7 @@ impl Tree {
             .map(Pid::from)
     }
 
-    /// Checks the tree and finds the order in which it can be made.
+    /// Checks the tree and finds out how it can be made.
     pub(crate) fn plan(&self) -> Result<Plan> {
         let root = self.root()?;
         let mut known: BTreeMap<u32, &ProcessRecord> = BTreeMap::new();
@@ -142,89 +145,30 @@ impl Tree {
             }
             known.insert(process.pid, process);
         }
-        let mut plan = Plan { outer_session: None, outer_group: None, births: BTreeMap::new() };
-        if root.session != root.pid {
-            plan.outer_session = Some(root.session);
-        }
-        for process in self.processes.iter().skip(1) {
-            plan.births.entry(process.parent).or_default().push(self.birth(process, &known)?);
-        }
-        for process in &self.processes {
-            self.check_group(process, &known, &mut plan)?;
-        }
-        Ok(plan)
-    }
-
-    /// A session is only joined by being born into it.
-    fn birth(&self, process: &ProcessRecord, known: &BTreeMap<u32, &ProcessRecord>) -> Result<Birth> {
-        let parent = known.get(&process.parent).ok_or_else(|| Error::new(ErrorKind::Image, "no parent"))?;
-        let before_setsid = match (process.session, parent.session) {
-            (own, _) if own == process.pid => false,
-            (own, parents) if own == parents => false,
-            (own, parents) if parents == parent.pid && self.session_at_birth(parent, known) == Some(own) => {
-                true
-            }
-            _ => {
-                let reason = "it belongs to a session that its parent has never been in";
-                return Err(Error::new(ErrorKind::Unsupported, reason)
-                    .of(process.pid())
-                    .about(Subject::Attribute("session")));
-            }
-        };
-        Ok(Birth { pid: process.pid, before_setsid })
-    }
-
-    /// The session that a process was in before it started its own.
-    fn session_at_birth(
-        &self,
-        process: &ProcessRecord,
-        known: &BTreeMap<u32, &ProcessRecord>,
-    ) -> Option<u32> {
-        known.get(&process.parent).map(|parent| parent.session)
-    }
-
-    fn check_group(
-        &self,
-        process: &ProcessRecord,
-        known: &BTreeMap<u32, &ProcessRecord>,
-        plan: &mut Plan,
-    ) -> Result<()> {
-        let unsupported = |reason| {
-            Err(Error::new(ErrorKind::Unsupported, reason)
-                .of(process.pid())
-                .about(Subject::Attribute("process group")))
-        };
-        match known.get(&process.group) {
-            Some(leader) if leader.session == process.session => Ok(()),
-            Some(_) => unsupported("its group's leader is in another session"),
-            None if Some(process.session) == plan.outer_session
-                && plan.outer_group.is_none_or(|g| g == process.group) =>
-            {
-                plan.outer_group = Some(process.group);
-                Ok(())
-            }
-            None => unsupported("its group's leader has ended, or is not in the tree"),
-        }
+        plan::of(self, root, known, &tasks)
     }
 }
 
-/// How a tree is made.
-#[derive(Debug)]
-pub(crate) struct Plan {
-    /// The session that the tree is in but does not lead.
-    pub(crate) outer_session: Option<u32>,
-    /// The same for a process group.
-    pub(crate) outer_group: Option<u32>,
-    /// The children of each process, in order.
-    pub(crate) births: BTreeMap<u32, Vec<Birth>>,
-}
-
-/// One child to be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Birth {
-    pub(crate) pid: u32,
-    /// It left its parent's session behind, because it was there first.
-    pub(crate) before_setsid: bool,
+/// A session or group whose leader is not in the tree can be made again if all of it is in the tree.
+fn none_outside(tree: &Tree, plan: &Plan) -> Result<()> {
+    if plan.stand_ins.is_empty() {
+        return Ok(());
+    }
+    let known: BTreeSet<Pid> = tree.processes.iter().map(ProcessRecord::pid).collect();
+    for (pid, _) in read::parents()?.into_iter().filter(|(pid, _)| !known.contains(pid)) {
+        let Ok(stat) = read::parsed(pid, "stat", stat::parse) else { continue };
+        let number = [pid.get(), stat.session.max(0) as u32, stat.pgrp.max(0) as u32];
+        let Some(number) = number.iter().find(|number| plan.stand_ins.contains(number)) else { continue };
+        let member = tree.processes.iter().find(|p| p.session == *number || p.group == *number);
+        let (what, name) = match member {
+            Some(member) if member.session == *number => ("session", "session"),
+            _ => ("group", "process group"),
+        };
+        let reason = format!("{what} {number} is not the tree's own: process {pid} is in it too");
+        let error = Error::new(ErrorKind::Unsupported, reason).about(Subject::Attribute(name));
+        return Err(error.of(member.map_or(pid, ProcessRecord::pid)));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -241,24 +185,6 @@ mod tests {
             life: Life::Threads(vec![pid]),
             name: Vec::new(),
         }
-    }
-
-    #[test]
-    fn sessions_and_groups() {
-        let tree = Tree {
-            processes: vec![
-                process(10, 1, 10, 5),
-                process(11, 10, 11, 11),
-                process(12, 11, 10, 5),
-                process(13, 11, 11, 11),
-            ],
-        };
-        let plan = tree.plan().unwrap();
-        assert_eq!(plan.outer_session, Some(5));
-        assert_eq!(
-            plan.births[&11],
-            [Birth { pid: 12, before_setsid: true }, Birth { pid: 13, before_setsid: false }]
-        );
     }
 
     #[test]

@@ -1,0 +1,258 @@
+// Families whose elders have gone: orphans at a subreaper, sessions and groups without their leaders.
+#include "subject.h"
+
+struct member {
+	pid_t pid, parent, group, session;
+};
+
+static struct {
+	_Atomic int settled;
+	_Atomic pid_t pids[16]; // by role
+	_Atomic int go_on[16];
+} *shared;
+
+static struct member self(void)
+{
+	return (struct member){ getpid(), getppid(), getpgrp(), getsid(0) };
+}
+
+// Waits until it has this parent, and then for the test; checks that it is who it was.
+static void settle(pid_t parent)
+{
+	while (getppid() != parent)
+		nap(MS);
+	struct member before = self();
+	shared->settled++;
+	wait_go();
+	struct member after = self();
+	expect(!memcmp(&before, &after, sizeof before), "pid %d->%d parent %d->%d group %d->%d session %d->%d",
+	       before.pid, after.pid, before.parent, after.parent, before.group, after.group, before.session, after.session);
+}
+
+static void await(_Atomic int *what)
+{
+	while (!*what)
+		nap(MS);
+}
+
+// The body is the child's, which exits with 0 after it.
+#define child(...)                                                                                 \
+	({                                                                                         \
+		pid_t pid_ = must(fork());                                                         \
+		if (!pid_) {                                                                       \
+			__VA_ARGS__;                                                                      \
+			_exit(0);                                                                  \
+		}                                                                                  \
+		pid_;                                                                              \
+	})
+
+static void reap(pid_t pid)
+{
+	join_child(pid);
+}
+
+static void no_child_signal(void)
+{
+	sigset_t set;
+	sigemptyset(&set);
+	sigaddset(&set, SIGCHLD);
+	while (sigtimedwait(&set, NULL, &(struct timespec){ 0 }) > 0)
+		;
+}
+
+static int orphans(int stays_subreaper)
+{
+	pid_t root = getpid();
+	sigset_t set;
+	sigemptyset(&set);
+	sigaddset(&set, SIGCHLD);
+	must(sigprocmask(SIG_BLOCK, &set, NULL)); // one too many would be seen as pending
+	must(prctl(PR_SET_CHILD_SUBREAPER, 1));
+	int members = 0;
+
+	// A session whose leader has gone: two of its children, one in a group of its own, and a grandchild.
+	reap(child({
+		must(setsid());
+		child({
+			pid_t own = getpid();
+			pid_t deeper = child(settle(own));
+			settle(root);
+			join_child(deeper);
+		});
+		child({
+			must(setpgid(0, 0));
+			settle(root);
+		});
+	}));
+	members += 3;
+
+	// A session whose leader lives: a grandchild of his has come to us.
+	child({
+		must(setsid());
+		reap(child(child(settle(root))));
+		settle(root);
+	});
+	members += 2;
+
+	// A group in our session whose leader has gone.
+	pid_t leader = child({
+		must(setpgid(0, 0));
+		await(&shared->go_on[0]);
+	});
+	while (getpgid(leader) != leader)
+		nap(MS);
+	for (int i = 0; i < 2; i++)
+		child({
+			must(setpgid(0, leader));
+			settle(root);
+		});
+	members += 2;
+
+	// A group whose leader has left it.
+	pid_t left = child({
+		must(setpgid(0, 0));
+		await(&shared->go_on[1]);
+		must(setpgid(0, getpgid(root)));
+		settle(root);
+	});
+	while (getpgid(left) != left)
+		nap(MS);
+	child({
+		must(setpgid(0, left));
+		shared->go_on[1] = 1;
+		settle(root);
+	});
+	members += 2;
+
+	// One of a lost session that has ended itself, and stays a zombie.
+	reap(child({
+		must(setsid());
+		shared->pids[0] = child({
+			while (getppid() != root)
+				nap(MS);
+			_exit(9);
+		});
+	}));
+
+	// A session whose leader is a zombie.
+	pid_t dead = shared->pids[1] = child({
+		must(setsid());
+		child(settle(root));
+		_exit(11);
+	});
+	members++;
+
+	// The orphans of one lost session, at two ancestors.
+	pid_t reaper = child({
+		pid_t own = getpid();
+		must(prctl(PR_SET_CHILD_SUBREAPER, 1));
+		reap(child({
+			must(setsid());
+			child(settle(own));
+			shared->pids[2] = child({
+				while (getppid() != own)
+					nap(MS);
+				child(settle(root));
+				await(&shared->go_on[2]);
+			});
+		}));
+		must(prctl(PR_SET_CHILD_SUBREAPER, 0));
+		shared->go_on[2] = 1;
+		reap(shared->pids[2]);
+		settle(root);
+		expect(must(wait(NULL)) > 0);
+	});
+	(void)reaper;
+	members += 3;
+
+	shared->go_on[0] = 1;
+	while (shared->settled < members)
+		nap(MS);
+	reap(leader);
+	must(waitid(P_PID, shared->pids[0], NULL, WEXITED | WNOWAIT));
+	must(waitid(P_PID, dead, NULL, WEXITED | WNOWAIT));
+	no_child_signal();
+	if (!stays_subreaper)
+		must(prctl(PR_SET_CHILD_SUBREAPER, 0));
+	ready();
+	wait_go();
+	int subreaper, status;
+	must(prctl(PR_GET_CHILD_SUBREAPER, &subreaper));
+	expect(subreaper == stays_subreaper);
+	expect(must(waitpid(shared->pids[0], &status, WNOHANG)) == shared->pids[0] && status == 9 << 8);
+	expect(must(waitpid(dead, &status, WNOHANG)) == dead && status == 11 << 8);
+	pid_t got;
+	while ((got = wait(&status)) > 0)
+		expect(status == 0, "%d ended by %#x", got, status);
+	return passed();
+}
+
+// Children in job-control stops: one that we have seen, one that we have not, one with threads.
+static void *endless(void *unused)
+{
+	for (;; nap(MS))
+		shared->settled++;
+	return unused;
+}
+
+static int stops(void)
+{
+	static const int signals[] = { SIGSTOP, SIGTSTP, SIGTTIN, SIGSTOP, SIGTTOU };
+	static const int seen[] = { 1, 0, 1, 0, 1 };
+	pid_t pids[COUNT(signals)];
+	sigset_t set;
+	sigemptyset(&set);
+	sigaddset(&set, SIGCHLD);
+	must(sigprocmask(SIG_BLOCK, &set, NULL));
+	for (size_t i = 0; i < COUNT(signals); i++) {
+		pids[i] = child({
+			must(setpgid(0, 0));
+			pthread_t threads[3];
+			for (size_t j = 0; j < COUNT(threads); j++)
+				zero(pthread_create(&threads[j], NULL, endless, NULL));
+			shared->go_on[i] = 1;
+			for (;; nap(MS))
+				if (!access(in_base("enough"), F_OK))
+					_exit(i + 40);
+		});
+		await(&shared->go_on[i]);
+		must(kill(pids[i], signals[i]));
+		siginfo_t info;
+		must(waitid(P_PID, pids[i], &info, WSTOPPED | (seen[i] ? 0 : WNOWAIT)));
+		expect(info.si_status == signals[i]);
+	}
+	no_child_signal();
+	int before = shared->settled;
+	ready();
+	wait_go();
+	expect(shared->settled == before, "they run");
+	expect(sigtimedwait(&set, NULL, &(struct timespec){ 0 }) == -1, "one SIGCHLD too many");
+	for (size_t i = 0; i < COUNT(signals); i++) {
+		siginfo_t info = { 0 };
+		must(waitid(P_PID, pids[i], &info, WSTOPPED | WNOHANG));
+		expect(info.si_pid == (seen[i] ? 0 : pids[i]), "child %zu", i);
+		expect(seen[i] || info.si_status == signals[i], "%d instead of %d", info.si_status, signals[i]);
+	}
+	put_file("enough", "");
+	for (size_t i = 0; i < COUNT(signals); i++) {
+		int status;
+		must(kill(pids[i], SIGCONT));
+		expect(must(waitpid(pids[i], &status, 0)) == pids[i] && status == (int)(i + 40) << 8, "%#x", status);
+	}
+	expect(sigtimedwait(&set, NULL, &(struct timespec){ 0 }) == SIGCHLD);
+	return passed();
+}
+
+int main(int argc, char **argv)
+{
+	begin();
+	expect(argc == 2);
+	shared = must(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	if (!strcmp(argv[1], "orphans"))
+		return orphans(1);
+	if (!strcmp(argv[1], "left"))
+		return orphans(0);
+	if (!strcmp(argv[1], "stops"))
+		return stops();
+	fail("usage");
+}
