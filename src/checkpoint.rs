@@ -17,6 +17,7 @@ use crate::resource::signals::pending;
 use crate::resource::tasks::blocked::{self, Blocked};
 use crate::resource::tasks::cgroup::Membership;
 use crate::resource::tasks::cpu::Processor;
+use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::{mempolicy, rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
@@ -328,8 +329,8 @@ impl<'f> Borrowed<'f> {
     }
 
     fn borrow(process: &'f Process) -> Result<Self> {
-        let memory = Memory::open(process.pid)?;
-        let mappings = memory::mappings(process.pid)?;
+        let memory = Memory::open(process.speaker())?;
+        let mappings = memory::mappings(process.speaker())?;
         let vdso = mappings.iter().find(|mapping| mapping.name == b"[vdso]");
         let vdso = vdso.map(|mapping| mapping.start..mapping.end);
         for thread in &process.threads {
@@ -374,7 +375,7 @@ impl<'f> Borrowed<'f> {
         pages: &mut PageWriter<'_>,
         image: &mut ImageWriter,
     ) -> Result<()> {
-        let pid = self.process.pid;
+        let pid = self.process.speaker();
         let Some(speaker) = self.process.threads.first() else { return Ok(()) };
         let mut write = |file: &std::fs::File, offset: u64, ranges: &[std::ops::Range<u64>]| match self
             .puppet(speaker)?
@@ -502,7 +503,10 @@ impl Described {
         if let Some(places) = Places::describe(process, report)? {
             self.records.put(Owner(process.pid.get()), &places)?;
         }
-        self.records.put(Owner(process.pid.get()), &Membership::of(process.pid)?)?;
+        self.records.put(Owner(process.pid.get()), &Membership::of(process.speaker())?)?;
+        if let Some(leader) = DeadLeader::describe(process)? {
+            self.records.put(Owner(process.pid.get()), &leader)?;
+        }
         for (index, thread) in process.threads.iter().enumerate() {
             self.thread(borrowed, thread, index == 0, report).of(thread.tid())?;
         }

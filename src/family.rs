@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::Pid;
 use crate::arch::{self, RegsExt, SYSCALL};
 use crate::error::{Context, Error, ErrorKind, NameCall, Result};
+use crate::proc::{read, stat};
 use crate::resource::fds::Channel;
 use crate::resource::memory::{AddressSpace, Backing, Workshop};
 use crate::resource::tasks::job_stop::{self, JobStop};
@@ -83,6 +84,30 @@ impl Member {
             answers.get(call).map_err(|error| crate::tracee::explain_clone(error, Pid::from(*number)))?;
         }
         Ok(born)
+    }
+
+    /// Its leader ends by a call at this address, as it had ended; the other threads remain.
+    pub(crate) fn end_leader(&mut self, syscall: u64, code: u64) -> Result<()> {
+        if self.threads.is_empty() {
+            return Err(no_root());
+        }
+        let leader = self.threads.remove(0);
+        let tid = leader.tid();
+        // We cannot let go of a zombie whose threads live: it must not take them with it when we end.
+        // Nor may a filter judge its last call, where we have the privilege to prevent that.
+        let options = crate::sys::ptrace::set_options(tid, crate::sys::ptrace::SUSPEND_SECCOMP);
+        options.or_else(|_| crate::sys::ptrace::set_options(tid, 0)).call("ptrace(SETOPTIONS)").of(tid)?;
+        let mut regs = leader.regs()?;
+        regs.enter_call(syscall, sys::exit.number, [code, 0, 0, 0, 0, 0], 0);
+        leader.set_regs(&regs)?;
+        leader.resume(Resume::Run)?;
+        for _ in 0..100_000 {
+            match read::parsed(tid, "stat", stat::parse)?.state {
+                'Z' => return Ok(()),
+                _ => std::thread::sleep(Duration::from_micros(20)),
+            }
+        }
+        Err(Error::new(ErrorKind::Timeout, "its leader does not end").of(tid))
     }
 
     /// Puts it into a job-control stop, of which its parent is told. It still executes batches.

@@ -61,6 +61,12 @@ impl Process {
         Ok(())
     }
 
+    /// The thread that is asked for what all share. By its number /proc shows that, too: of a leader that has
+    /// ended it shows nothing any more.
+    pub(crate) fn speaker(&self) -> Pid {
+        self.threads.first().map_or(self.pid, Thread::tid)
+    }
+
     /// It is in a job-control stop.
     pub(crate) fn is_stopped(&self) -> bool {
         self.threads.iter().any(|thread| thread.job_stop.is_some())
@@ -271,8 +277,13 @@ impl Freezing {
         for pid in &self.order {
             let mut threads = found.remove(pid).unwrap_or_default();
             threads.sort_by_key(|thread| (thread.tid() != *pid, thread.tid()));
-            let described = read::parsed(*pid, "stat", stat::parse).and_then(|stat| {
-                Ok((stat, read::parsed(*pid, "status", status::parse)?, seccomp::suspend(&threads)?))
+            let speaker = threads.first().map_or(*pid, Thread::tid);
+            let described = read::parsed(speaker, "stat", stat::parse).and_then(|mut stat| {
+                if speaker != *pid {
+                    // The one thing that is the leader's own.
+                    stat.exit_signal = read::parsed(*pid, "stat", stat::parse)?.exit_signal;
+                }
+                Ok((stat, read::parsed(speaker, "status", status::parse)?, seccomp::suspend(&threads)?))
             });
             match described {
                 Ok((stat, status, seccomp)) => {

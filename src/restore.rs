@@ -20,6 +20,7 @@ use crate::resource::signals::pending::ProcessPending;
 use crate::resource::tasks::blocked::Blocked;
 use crate::resource::tasks::cgroup::{Cgroups, Membership};
 use crate::resource::tasks::cpu::{CpuCheck, Processor};
+use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::JobStop;
 use crate::resource::tasks::plan::Plan;
 use crate::resource::tasks::registers::Registers;
@@ -282,6 +283,8 @@ struct ProcessPlan {
     states: StatesOf,
     cgroups: Membership,
     continues: Option<ProcessPending>,
+    /// The leader, if it has ended, and what it does all the same until then.
+    dead_leader: Option<(DeadLeader, StatesOf)>,
     /// Unless its parent is outside of the tree.
     stop: Option<JobStop>,
     threads: BTreeMap<u32, ThreadPlan>,
@@ -401,9 +404,22 @@ impl ProcessPlan {
             states: load_states(image, Scope::Process, pid)?,
             cgroups: image.require(owner)?,
             continues: image.get(owner)?,
+            dead_leader: dead_leader(image, pid, tids)?,
             stop,
             threads,
         })
+    }
+}
+
+/// It has the identity of the others: all that still shows of it.
+fn dead_leader(image: &Image, pid: Pid, tids: &[u32]) -> Result<Option<(DeadLeader, StatesOf)>> {
+    match tids.first() {
+        Some(first) if *first != pid.get() => {
+            let mut states = load_states(image, Scope::Thread, Pid::from(*first))?;
+            states.retain(|(stage, _)| *stage == Stage::Identity);
+            Ok(Some((image.require(Owner(pid.get()))?, states)))
+        }
+        _ => Ok(None),
     }
 }
 
@@ -503,6 +519,10 @@ impl<'i> Ready<'i> {
             batch.call(sys::close, &[self.channel.number() as u64]);
             // From here on PTRACE_O_EXITKILL alone looks after orphans; the signal would outlast the release.
             batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
+            if let Some((leader, _)) = &process.dead_leader {
+                let name = batch.input(&[&leader.name[..], b"\0"].concat());
+                batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
+            }
             puppet.run(batch)?.check()?;
         }
         let others = process.threads.keys().copied().filter(|tid| *tid != member.pid.get());
@@ -553,7 +573,11 @@ fn wait_until_free(tid: Pid, patience: &mut Duration) -> Result<()> {
 fn run_stage(member: &Member, process: &ProcessPlan, stage: Stage) -> Result<()> {
     for (index, thread) in member.threads.iter().enumerate() {
         let tid = thread.tid();
-        let own = process.threads.get(&tid.get()).map(|thread| thread.states.as_slice()).unwrap_or_default();
+        let own = match (process.threads.get(&tid.get()), &process.dead_leader) {
+            (Some(thread), _) => thread.states.as_slice(),
+            (None, Some((_, states))) => states.as_slice(),
+            (None, None) => &[],
+        };
         let shared = if index == 0 { process.states.as_slice() } else { &[] };
         let states: Vec<_> = own.iter().chain(shared).filter(|(at, _)| *at == stage).collect();
         if states.is_empty() {
@@ -577,7 +601,9 @@ fn run_stage(member: &Member, process: &ProcessPlan, stage: Stage) -> Result<()>
 /// Puts blocked threads back into their calls, removes the workshop, sets the registers.
 fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Result<()> {
     let mut registers: Vec<Regs> = Vec::new();
-    for (index, thread) in member.threads.iter().enumerate() {
+    // A dead leader has nothing to go back to.
+    let dead = usize::from(process.dead_leader.is_some());
+    for (index, thread) in member.threads.iter().enumerate().skip(dead) {
         let plan = plan_of(process, thread.tid())?;
         let regs = plan.registers.general();
         if plan.registers.has_tiles() {
@@ -593,7 +619,7 @@ fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Re
     let syscall = member.syscall_in_vdso(&process.space)?;
     let leader = member.leader()?;
     call_at(leader, syscall, sys::munmap, [range.start, range.end - range.start, 0, 0, 0, 0])?;
-    for (thread, regs) in member.threads.iter().zip(&registers) {
+    for (thread, regs) in member.threads.iter().skip(dead).zip(&registers) {
         let task = Rebuilt { pid: member.pid, tracee: thread };
         let plan = plan_of(process, thread.tid())?;
         for (_, state) in plan.states.iter().filter(|(stage, _)| *stage == Stage::Release) {
@@ -602,7 +628,7 @@ fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Re
         thread.set_regs(regs)?;
         member.to_be_stopped |= plan.registers.is_stopped() && process.stop.is_none();
     }
-    Ok(())
+    process.dead_leader.iter().try_for_each(|(leader, _)| member.end_leader(syscall, leader.code()))
 }
 
 fn plan_of(process: &ProcessPlan, tid: Pid) -> Result<&ThreadPlan> {

@@ -246,6 +246,7 @@ const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<tasks::tree::Tree>(),
     RecordKind::of::<tasks::cpu::Processor>(),
     RecordKind::of::<tasks::job_stop::JobStop>(),
+    RecordKind::of::<tasks::dead_leader::DeadLeader>(),
     RecordKind::of::<tasks::blocked::Blocked>(),
     RecordKind::of::<tasks::cgroup::Membership>(),
     RecordKind::of::<memory::AddressSpace>(),

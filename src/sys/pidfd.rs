@@ -13,6 +13,15 @@ pub(crate) fn open(pid: Pid) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// The same of a thread (PIDFD_THREAD, since Linux 6.9), unless it is a leader.
+pub(crate) fn open_thread(tid: Pid, no_leader: bool) -> nix::Result<OwnedFd> {
+    let flags = if no_leader { libc::O_EXCL } else { 0 };
+    // SAFETY: the call takes integers only.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, tid.raw(), flags) })?;
+    // SAFETY: the kernel just gave us this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
 /// pidfd_getfd(2) (since Linux 5.6): our own descriptor of the task's open file description. Close-on-exec.
 pub(crate) fn get_fd(pidfd: BorrowedFd<'_>, fd: RawFd) -> nix::Result<OwnedFd> {
     // SAFETY: the call takes integers only.

@@ -58,6 +58,7 @@ pub(crate) mod sys {
         wait4 = SYS_wait4;
         waitid = SYS_waitid;
         pause = SYS_pause;
+        exit = SYS_exit;
         exit_group = SYS_exit_group;
         tgkill = SYS_tgkill;
         clone3 = SYS_clone3;

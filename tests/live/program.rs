@@ -27,6 +27,8 @@ pub(crate) enum Program {
     Shell(&'static str),
     /// tests/subjects/NAME.py
     Python(&'static str),
+    /// tests/subjects/NAME.java; its arguments are those of the JVM.
+    Java(&'static str),
 }
 
 impl Program {
@@ -35,6 +37,7 @@ impl Program {
             Program::C(name) | Program::StaticC(name) => format!("{name}.c"),
             Program::Shell(name) => format!("{name}.sh"),
             Program::Python(name) => format!("{name}.py"),
+            Program::Java(name) => format!("{name}.java"),
         };
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/subjects").join(name)
     }
@@ -43,7 +46,9 @@ impl Program {
     fn binary(self) -> PathBuf {
         match self {
             Program::StaticC(name) => cell::scratch().join(format!("{name}-static")),
-            Program::C(name) | Program::Shell(name) | Program::Python(name) => cell::scratch().join(name),
+            Program::C(name) | Program::Shell(name) | Program::Python(name) | Program::Java(name) => {
+                cell::scratch().join(name)
+            }
         }
     }
 
@@ -60,39 +65,53 @@ impl Program {
             Program::C(_) => &[],
             Program::StaticC(_) => &["-static"],
             Program::Shell(_) | Program::Python(_) => return Ok(()),
+            Program::Java(_) => {
+                let mut javac = Command::new("javac");
+                javac.arg("-d").arg(self.binary()).arg(self.source());
+                return Self::compiled_by(javac);
+            }
         };
-        let gcc = Command::new("gcc")
-            .args([
-                "-std=gnu17",
-                "-O1",
-                "-g",
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-                "-Wno-unused-function",
-                "-Wno-format-zero-length",
-                "-Wno-missing-field-initializers",
-            ])
-            .args(["-pthread", "-o"])
-            .arg(self.binary())
-            .arg(self.source())
-            .args(linking)
-            .output();
-        match gcc {
-            Err(error) => Err(format!("skip: gcc: {error}")),
+        let mut gcc = Command::new("gcc");
+        gcc.args([
+            "-std=gnu17",
+            "-O1",
+            "-g",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-Wno-unused-function",
+            "-Wno-format-zero-length",
+            "-Wno-missing-field-initializers",
+        ])
+        .args(["-pthread", "-o"])
+        .arg(self.binary())
+        .arg(self.source())
+        .args(linking);
+        Self::compiled_by(gcc)
+    }
+
+    fn compiled_by(mut compiler: Command) -> Outcome {
+        match compiler.output() {
+            Err(error) => Err(format!("skip: {compiler:?}: {error}")),
             Ok(output) if output.status.success() => Ok(()),
             Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
         }
     }
 
     /// In a session of its own: a tree that is in the test's session could only be restored into it.
-    fn command(self) -> Command {
+    fn command(self, arguments: &[&str]) -> Command {
         let mut command = Command::new("setsid");
         match self {
             Program::C(_) | Program::StaticC(_) => command.arg(self.binary()),
             Program::Shell(_) => command.arg("sh").arg(self.source()),
             Program::Python(_) => command.arg("python3").arg(self.source()),
+            Program::Java(name) => {
+                command.args(["java", "-cp"]).arg(self.binary()).args(arguments);
+                command.arg(name);
+                return command;
+            }
         };
+        command.args(arguments);
         command
     }
 }
@@ -125,9 +144,8 @@ impl Target {
         let dir = cell::lab().join(name);
         fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
         let log = File::create(dir.join("log")).map_err(|e| e.to_string())?;
-        let mut command = program.command();
+        let mut command = program.command(args);
         command
-            .args(args)
             .current_dir(&dir)
             .env_clear()
             .envs(std::env::vars().filter(|(name, _)| name == "PATH" || name == "HOME"))

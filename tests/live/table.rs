@@ -76,6 +76,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("orphans", Subject::new(C("families"), &["orphans"])),
     ("orphans_of_a_former_subreaper", Subject::new(C("families"), &["left"])),
     ("stops_seen_and_not", Subject::new(C("families"), &["stops"])),
+    ("dead_leaders", Subject::new(C("families"), &["leaderless"])),
     ("zombies", Subject::new(C("tasks"), &["zombies"])),
     ("stopped_children", Subject::new(C("tasks"), &["stopped"])),
     ("stopped_root", Subject::new(C("counter"), &[]).stopped()),

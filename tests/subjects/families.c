@@ -243,6 +243,59 @@ static int stops(void)
 	return passed();
 }
 
+// Leaders that have ended while their threads live on: that of the root, and that of a child.
+static pid_t child_without_leader;
+
+static void *of_child(void *number)
+{
+	pid_t pid = getpid(), parent = getppid();
+	shared->settled++;
+	wait_go();
+	expect(getpid() == pid && getppid() == parent);
+	expect(must(open("/dev/null", O_RDONLY)) > 2);
+	syscall(SYS_exit, 7); // the last one's is that of the process, since Linux 5.17
+	return number;
+}
+
+static void *of_root(void *memory)
+{
+	char state = 0;
+	while (state != 'Z') {
+		FILE *stat = fopen("/proc/self/stat", "r");
+		expect(stat && fscanf(stat, "%*d (%*[^)]) %c", &state) == 1);
+		fclose(stat);
+		nap(MS);
+	}
+	while (shared->settled < 3)
+		nap(MS);
+	nap(20 * MS);
+	pid_t pid = getpid(), tid = gettid();
+	ready();
+	wait_go();
+	expect(getpid() == pid && gettid() == tid && pid != tid);
+	expect_painted(memory, 6 << 20, 7);
+	int status;
+	expect(must(waitpid(child_without_leader, &status, 0)) == child_without_leader && status == 7 << 8, "%#x", status);
+	exit(passed());
+}
+
+static int leaderless(void)
+{
+	child_without_leader = child({
+		pthread_t threads[3];
+		for (long i = 0; i < 3; i++)
+			zero(pthread_create(&threads[i], NULL, of_child, (void *)i));
+		must(prctl(PR_SET_NAME, "the late"));
+		syscall(SYS_exit, 5);
+	});
+	void *memory = must(mmap(NULL, 6 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	paint(memory, 6 << 20, 7);
+	pthread_t thread;
+	zero(pthread_create(&thread, NULL, of_root, memory));
+	syscall(SYS_exit, 3);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	begin();
@@ -254,5 +307,7 @@ int main(int argc, char **argv)
 		return orphans(0);
 	if (!strcmp(argv[1], "stops"))
 		return stops();
+	if (!strcmp(argv[1], "leaderless"))
+		return leaderless();
 	fail("usage");
 }

@@ -26,9 +26,9 @@ impl Record for Places {
 impl Places {
     pub(crate) fn describe(process: &Process, report: &mut Report) -> Result<Option<Self>> {
         let mut place = |name: &'static str| -> Result<Option<FileRef>> {
-            let way = format!("/proc/{}/{name}", process.pid);
+            let way = format!("/proc/{}/{name}", process.speaker());
             let stat = stat(way.as_str()).call("stat")?;
-            let path = read::link(process.pid, name)?;
+            let path = read::link(process.speaker(), name)?;
             match FileRef::describe(&path, &stat) {
                 Ok(file) => Ok(Some(file)),
                 Err(reason) => {

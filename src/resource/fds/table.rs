@@ -62,9 +62,10 @@ impl Collector {
         records: &mut Records,
     ) -> Result<()> {
         let mut slots = Vec::new();
-        let pidfd = sys::pidfd::open(process.pid).call("pidfd_open")?;
-        for fd in open_fds(process.pid)? {
-            let described = self.slot(process.pid, &pidfd, fd, report, records);
+        let pidfd =
+            sys::pidfd::open_thread(process.speaker(), process.leader_is_dead()).call("pidfd_open")?;
+        for fd in open_fds(process.speaker())? {
+            let described = self.slot(process.speaker(), &pidfd, fd, report, records);
             let at = || Subject::Fd { fd, what: String::new() };
             slots.push(described.of(process.pid).about(at)?);
         }

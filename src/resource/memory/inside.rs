@@ -18,9 +18,13 @@ use crate::tracee::{Puppet, sys};
 const WRITE: u64 = 4 * 1024 * 1024;
 const BATCH: u64 = 64 * 1024 * 1024;
 
-/// May this process write a large file of ours? A limit on file sizes would also send it a signal.
+/// May this process write a large file of ours? A limit on file sizes would also send it a signal. What a process
+/// without a leader has got cannot be looked at before Linux 6.9.
 pub(crate) fn is_possible(process: &Process) -> bool {
-    let limits = read::parsed(process.pid, "limits", limits::parse);
+    if process.leader_is_dead() {
+        return false;
+    }
+    let limits = read::parsed(process.speaker(), "limits", limits::parse);
     limits.is_ok_and(|limits| limits[libc::RLIMIT_FSIZE as usize].soft == u64::MAX)
 }
 

@@ -30,7 +30,7 @@ impl Layout {
             s.env_start,
             s.env_end,
         ];
-        Ok(Self { addresses, auxv: read::bytes(process.pid, "auxv")?.into() })
+        Ok(Self { addresses, auxv: read::bytes(process.speaker(), "auxv")?.into() })
     }
 
     /// Queues the call; `executable` is the number of a descriptor in the task.

@@ -166,7 +166,7 @@ pub(crate) fn describe(
     let mut vmas = Vec::with_capacity(mappings.len());
     let mut refused = false;
     for mapping in mappings.iter().filter(|mapping| mapping.name != b"[vsyscall]") {
-        match classify(process.pid, mapping, &mut files, objects) {
+        match classify(process.speaker(), mapping, &mut files, objects) {
             Ok(backing) => vmas.push(vma(mapping, backing)),
             Err(reason) => {
                 refused = true;
@@ -174,7 +174,7 @@ pub(crate) fn describe(
             }
         }
     }
-    let executable = match executable(process.pid)? {
+    let executable = match executable(process.speaker())? {
         Ok(executable) => executable,
         Err(reason) => {
             report.attribute(process.pid, "executable", reason);

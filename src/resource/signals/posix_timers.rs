@@ -46,7 +46,7 @@ impl State for PosixTimers {
     type Asked = Vec<Asked>;
 
     fn ask(view: View<'_>, batch: &mut Batch) -> Result<Vec<Asked>> {
-        let timers = read::parsed(view.process.pid, "timers", timers::parse)?;
+        let timers = read::parsed(view.process.speaker(), "timers", timers::parse)?;
         let ask = |timer: PosixTimer| {
             let time = batch.output(32);
             let get = batch.call(sys::timer_gettime, &[timer.id as u64, time.addr]);

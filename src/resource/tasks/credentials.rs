@@ -60,8 +60,8 @@ impl State for Credentials {
 
     fn describe(securebits: Call, answers: &Answers, view: View<'_>, _: &mut Report) -> Result<Option<Self>> {
         let securebits = answers.get(securebits)? as u32;
-        let leader = view.tid() == view.process.pid;
-        let status = match leader {
+        let speaks = view.tid() == view.process.speaker();
+        let status = match speaks {
             true => view.process.status.clone(),
             false => read::parsed(view.tid(), "status", status::parse)?,
         };

@@ -32,7 +32,7 @@ impl State for Limits {
     }
 
     fn describe((): (), _: &Answers, view: View<'_>, _: &mut Report) -> Result<Option<Self>> {
-        read_limits(view.process.pid).map(|limits| Some(Self(limits)))
+        read_limits(view.process.speaker()).map(|limits| Some(Self(limits)))
     }
 
     fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {

@@ -5,6 +5,7 @@ pub(crate) mod blocked;
 pub(crate) mod cgroup;
 pub(crate) mod cpu;
 pub(crate) mod credentials;
+pub(crate) mod dead_leader;
 pub(crate) mod dynamic_features;
 pub(crate) mod identity;
 pub(crate) mod job_stop;

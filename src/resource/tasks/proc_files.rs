@@ -46,7 +46,7 @@ impl State for ProcFiles {
     }
 
     fn describe((): (), _: &Answers, view: View<'_>, _: &mut Report) -> Result<Option<Self>> {
-        Ok(Some(Self(FILES.iter().map(|name| contents(view.process.pid, name)).collect())))
+        Ok(Some(Self(FILES.iter().map(|name| contents(view.process.speaker(), name)).collect())))
     }
 
     fn settle(&self, task: Rebuilt<'_>) -> Result<()> {

@@ -9,6 +9,8 @@
 //!   and the program may have had neither since (a container's filters are older than its loss of capabilities).
 //! * a checkpointer that is killed in the middle of a batch leaves the rest of it to the target's filters.
 //!
+//! A sleep that was interrupted goes on by restart_syscall(2), as after any stop: a filter has to allow that call.
+//!
 //! Filters that all threads of a process have in common are installed by SECCOMP_FILTER_FLAG_TSYNC, so that they are
 //! one object again: a later TSYNC by the program depends on it. What only some of the threads share becomes copies.
 

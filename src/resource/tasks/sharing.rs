@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 
 use crate::Pid;
 use crate::error::{NameCall, Result};
-use crate::freeze::Frozen;
+use crate::freeze::{Frozen, Process};
 use crate::resource::Report;
 use crate::sys::{Compare, kcmp};
 
@@ -22,7 +22,7 @@ const BETWEEN_THREADS: [(Compare, &str); 2] =
 /// Refuses both, for now.
 pub(crate) fn check(frozen: &Frozen, report: &mut Report) -> Result<()> {
     for (what, name) in BETWEEN_PROCESSES {
-        let mut pids: Vec<Pid> = frozen.processes.iter().map(|process| process.pid).collect();
+        let mut pids: Vec<Pid> = frozen.processes.iter().map(Process::speaker).collect();
         let mut failed = None;
         let mut order = |a: &Pid, b: &Pid| {
             kcmp(*a, *b, what).unwrap_or_else(|errno| {

@@ -39,7 +39,7 @@ pub(crate) struct ProcessRecord {
 /// Does it live?
 #[derive(Encode, Decode, Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Life {
-    /// It runs these threads, the leader among them.
+    /// It runs these threads; the leader is the first unless it has ended.
     Threads(Vec<u32>),
     /// It has ended with this wait status, and nobody has waited for it.
     Zombie(i32),
@@ -58,9 +58,15 @@ impl ProcessRecord {
     }
 }
 
+impl ProcessRecord {
+    pub(crate) fn leader_is_dead(&self) -> bool {
+        self.threads().first() != Some(&self.pid)
+    }
+}
+
 impl Tree {
     pub(crate) fn describe(frozen: &Frozen, report: &mut Report) -> Self {
-        let living = frozen.processes.iter().map(|process| Self::living(process, report));
+        let living = frozen.processes.iter().map(Self::living);
         let mut processes: Vec<_> = living.collect();
         processes.extend(frozen.zombies.iter().map(Self::dead));
         let tree = Self { processes };
@@ -76,10 +82,7 @@ impl Tree {
         tree
     }
 
-    fn living(process: &Process, report: &mut Report) -> ProcessRecord {
-        if process.leader_is_dead() {
-            report.attribute(process.pid, "thread group", "its leader has ended while other threads live on");
-        }
+    fn living(process: &Process) -> ProcessRecord {
         let mut threads: Vec<u32> = process.threads.iter().map(|thread| thread.tid().get()).collect();
         threads.sort_unstable_by_key(|tid| (*tid != process.pid.get(), *tid));
         ProcessRecord {
@@ -112,7 +115,7 @@ impl Tree {
 
     /// The numbers of all its tasks, the dead ones included.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = Pid> + '_ {
-        let dead = |process: &ProcessRecord| process.threads().is_empty().then_some(process.pid);
+        let dead = |process: &ProcessRecord| process.leader_is_dead().then_some(process.pid);
         self.processes
             .iter()
             .flat_map(move |process| process.threads().iter().copied().chain(dead(process)))
@@ -133,13 +136,11 @@ impl Tree {
                 return image("a dead process has a child");
             }
             match &process.life {
-                Life::Threads(threads) if !threads.contains(&process.pid) => {
-                    return image("it has no leader");
-                }
+                Life::Threads(threads) if threads.is_empty() => return image("it lives without a thread"),
                 Life::Zombie(_) if process.pid == root.pid => return image("the root of the tree is dead"),
                 _ => {}
             }
-            let own = process.threads().iter().chain(process.threads().is_empty().then_some(&process.pid));
+            let own = process.threads().iter().chain(process.leader_is_dead().then_some(&process.pid));
             if own.into_iter().any(|tid| !tasks.insert(*tid)) {
                 return image("a task is there twice");
             }

@@ -17,7 +17,7 @@ pub(crate) fn check(process: &Process, report: &mut Report) -> Result<()> {
     let own = Pid::from(std::process::id());
     for name in NAMESPACES {
         let way = format!("ns/{name}");
-        let (theirs, ours) = (read::link(process.pid, &way), read::link(own, &way));
+        let (theirs, ours) = (read::link(process.speaker(), &way), read::link(own, &way));
         // pid_for_children has no link in a process whose own is empty; older kernels lack some.
         if let (Ok(theirs), Ok(ours)) = (theirs, ours)
             && theirs != ours
