@@ -84,8 +84,7 @@ impl Subject {
         let mut target = Target::start(self.program, self.args)?;
         std::thread::sleep(self.settle);
         if self.stopped {
-            target.signal(Signal::SIGSTOP)?;
-            std::thread::sleep(Duration::from_millis(20));
+            target.stop()?;
         }
         let rounds = match mode {
             Mode::Control => 0,

@@ -209,14 +209,34 @@ impl Target {
         kill(self.pid(), signal).map_err(|errno| format!("kill: {errno}"))
     }
 
+    /// Stops it, and waits until all of it is: a signal that is still pending can be seen from outside.
+    pub(crate) fn stop(&self) -> Outcome {
+        self.signal(Signal::SIGSTOP)?;
+        self.until("stopped", || view::states(self.pid).into_iter().all(|state| state == 'T'))
+    }
+
     pub(crate) fn dump(&self, after: AfterDump) -> Result<Dumped, String> {
         Checkpoint::of(self.pid).after(after).write_to(&self.image).map_err(|error| error.to_string())
     }
 
     /// Dumps it, makes sure that it is gone, restores it.
     pub(crate) fn dump_and_restore(&mut self) -> Outcome {
+        let restore = |target: &Self| {
+            let restored = Restore::from(&target.image).run().map_err(|error| error.to_string())?;
+            let (pid, _pidfd) = restored.detach();
+            if pid.get() == target.pid { Ok(()) } else { Err(format!("restored as {pid}")) }
+        };
+        self.leave_and_return(|target| target.dump(AfterDump::Kill).map(drop), restore)
+    }
+
+    /// The same, by what can do it.
+    pub(crate) fn leave_and_return(
+        &mut self,
+        dump: impl FnOnce(&Self) -> Outcome,
+        restore: impl FnOnce(&Self) -> Outcome,
+    ) -> Outcome {
         let dumping = Instant::now();
-        self.dump(AfterDump::Kill)?;
+        dump(self)?;
         let dumped = Instant::now();
         reap(self.pid());
         if let Some(survivor) = fs::read_dir("/proc/").ok().and_then(|_| {
@@ -225,11 +245,10 @@ impl Target {
             return Err(format!("{survivor} is still there after the dump: {}", view::whereabouts()));
         }
         let restoring = Instant::now();
-        let restored = Restore::from(&self.image).run().map_err(|error| error.to_string())?;
+        restore(self)?;
         self.gone.min += restoring - dumped;
         self.gone.max += dumping.elapsed();
-        let (pid, _pidfd) = restored.detach();
-        if pid.get() == self.pid { Ok(()) } else { Err(format!("restored as {pid}")) }
+        Ok(())
     }
 
     /// Allows it to go on and to check itself.

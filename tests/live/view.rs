@@ -250,6 +250,12 @@ pub(crate) fn state(pid: u32) -> char {
     field(&format!("/proc/{pid}"), 3).chars().next().unwrap_or('X')
 }
 
+/// Those of all its threads.
+pub(crate) fn states(pid: u32) -> Vec<char> {
+    let tids = numbers(&format!("/proc/{pid}/task")).into_iter();
+    tids.filter_map(|tid| field(&format!("/proc/{pid}/task/{tid}"), 3).chars().next()).collect()
+}
+
 /// For a test that hangs: where every task of the namespace is.
 pub(crate) fn whereabouts() -> String {
     let describe = |at: String| {

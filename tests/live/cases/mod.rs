@@ -1,6 +1,7 @@
 //! What is not a subject in modes: refusals, crashes, conflicts, and the process that hosts the library.
 
 mod crash;
+pub(crate) mod criu;
 mod host;
 mod image;
 mod real;
