@@ -64,14 +64,12 @@ fn dump(program: Program, part: &str) -> Outcome {
             let said = (target.file("result"), waitpid(target.pid(), Some(WaitPidFlag::WNOHANG)));
             format!("round {round}: of {all:?} are left {alive:?}, saying {said:?}\n{}", view::whereabouts())
         })?;
-        for pid in &all {
-            if view::state(*pid) == 'T' {
-                stopped += 1;
-                kill(Pid::from_raw(*pid as i32), Signal::SIGCONT).map_err(|e| e.to_string())?;
-            }
-        }
+        stopped += continue_stopped(&all)?;
     }
     println!("stopped {stopped} times in {ROUNDS} rounds of {whole:?}");
+    // A task that was in the middle of a batch stops at its end, perhaps only now.
+    std::thread::sleep(Duration::from_millis(50));
+    continue_stopped(&all)?;
     std::thread::sleep(Duration::from_millis(20));
     for pid in view::tree(target.pid) {
         let state = view::state(pid);
@@ -81,6 +79,14 @@ fn dump(program: Program, part: &str) -> Outcome {
     target.dump(AfterDump::Resume)?;
     target.go()?;
     target.verdict()
+}
+
+/// Sends SIGCONT to those that are stopped; says how many.
+fn continue_stopped(all: &BTreeSet<u32>) -> Result<u32, String> {
+    let stopped = all.iter().filter(|pid| view::state(**pid) == 'T');
+    stopped
+        .map(|pid| kill(Pid::from_raw(*pid as i32), Signal::SIGCONT).map(|()| 1).map_err(|e| e.to_string()))
+        .sum()
 }
 
 /// Who is left when those that are being killed have gone.
