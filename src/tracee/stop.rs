@@ -66,13 +66,17 @@ impl Pause {
     }
 
     fn wait(&mut self) {
+        // The task may be waiting for this very processor: after a few looks it has to be given away.
+        const LOOKS: u32 = 6;
         self.looks += 1;
-        match self.looks {
-            0..30 => std::hint::spin_loop(),
-            30..100 => std::thread::sleep(Duration::from_micros(5)),
-            100..200 => std::thread::sleep(Duration::from_micros(50)),
-            _ => std::thread::sleep(Duration::from_millis(1)),
+        if self.looks < LOOKS {
+            return std::hint::spin_loop();
         }
+        std::thread::sleep(match self.waited().as_micros() {
+            0..1_000 => Duration::from_micros(3),
+            1_000..10_000 => Duration::from_micros(50),
+            _ => Duration::from_millis(1),
+        });
     }
 }
 
