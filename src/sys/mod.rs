@@ -8,6 +8,7 @@ pub(crate) mod ptrace;
 pub(crate) mod sched;
 pub(crate) mod uffd;
 pub(crate) mod wait;
+pub(crate) mod xattr;
 
 use std::os::fd::{AsRawFd, RawFd};
 

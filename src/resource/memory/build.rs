@@ -11,7 +11,7 @@ use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 use crate::image::{Image, Owner};
 use crate::proc::smaps::Mapping;
-use crate::resource::fds::{Channel, FileRef, FileValidation, Places};
+use crate::resource::fds::{Channel, FileRef, Finder, Places};
 use crate::sys::{PAGE, pidfd, uffd};
 use crate::tracee::{Batch, Puppet, Scratch, sys};
 
@@ -160,20 +160,16 @@ pub(crate) fn prepare_shared(
 }
 
 /// Files that restored tasks need, each opened (and checked) once.
+#[derive(Default)]
 pub(crate) struct Opened {
-    validation: FileValidation,
     files: BTreeMap<(FileRef, i32), OwnedFd>,
 }
 
 impl Opened {
-    pub(crate) fn new(validation: FileValidation) -> Self {
-        Self { validation, files: BTreeMap::new() }
-    }
-
-    fn open(&mut self, file: &FileRef, flags: OFlag) -> Result<()> {
+    fn open(&mut self, file: &FileRef, flags: OFlag, finder: &Finder) -> Result<()> {
         let key = (file.clone(), flags.bits());
         if let std::collections::btree_map::Entry::Vacant(slot) = self.files.entry(key) {
-            slot.insert(file.open(flags, self.validation)?);
+            slot.insert(finder.open(file, flags)?);
         }
         Ok(())
     }
@@ -184,8 +180,8 @@ impl Opened {
     }
 
     /// Opens everything that one process needs, before there is any task.
-    pub(crate) fn open_for(&mut self, space: &AddressSpace, places: &Places) -> Result<()> {
-        needs(space, places).into_iter().try_for_each(|(file, flags)| self.open(file, flags))
+    pub(crate) fn open_for(&mut self, space: &AddressSpace, places: &Places, finder: &Finder) -> Result<()> {
+        needs(space, places).into_iter().try_for_each(|(file, flags)| self.open(file, flags, finder))
     }
 }
 

@@ -322,12 +322,12 @@ fn mapped_file(pid: Pid, mapping: &Mapping) -> std::result::Result<FileRef, std:
     let way = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
     let actual = if same { Ok(named) } else { stat(way.as_str()) };
     let actual = actual.map_err(|_| "the mapped file is not the one that its name leads to")?;
-    FileRef::describe(&mapping.name, &actual).map_err(Into::into)
+    FileRef::named(&mapping.name, &actual).map_err(Into::into)
 }
 
 fn executable(pid: Pid) -> Result<std::result::Result<FileRef, &'static str>> {
     let stat = stat(format!("/proc/{pid}/exe").as_str()).call("stat").of(pid)?;
-    Ok(FileRef::describe(&read::link(pid, "exe")?, &stat))
+    Ok(FileRef::named(&read::link(pid, "exe")?, &stat))
 }
 
 impl AddressSpace {
