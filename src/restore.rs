@@ -237,7 +237,7 @@ impl<'h> Restore<'h> {
         let started = Instant::now();
         let image = Image::open(&self.dir).in_phase(Phase::Read)?;
         let blueprint = Blueprint::load(&image).in_phase(Phase::Read)?;
-        let mut ready = Ready::plan(&blueprint, &image, &self).in_phase(Phase::Plan)?;
+        let ready = Ready::plan(&blueprint, &image, &self).in_phase(Phase::Plan)?;
         let root = blueprint.tree.root()?.pid();
         let stats = RestoreStats { reading: started.elapsed(), ..RestoreStats::default() };
         self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
@@ -245,18 +245,20 @@ impl<'h> Restore<'h> {
         // The calling thread is the parent; the tracer ends with this call.
         let seed =
             Family::seed(blueprint.workshop, &blueprint.tree, &ready.channel).in_phase(Phase::Build)?;
-        on_own_thread(|| self.build(&blueprint, &mut ready, seed, (building, stats)))
+        on_own_thread(|| self.build(&blueprint, ready, seed, (building, stats)))
     }
 
     fn build(
         &mut self,
         blueprint: &Blueprint,
-        ready: &mut Ready<'_>,
+        mut ready: Ready<'_>,
         seed: Seed,
         (started, mut stats): (Instant, RestoreStats),
     ) -> Result<Restored> {
         let root = blueprint.tree.root()?.pid();
         let family = ready.build(blueprint, seed).in_phase(Phase::Build)?;
+        // What only we have open must not be there any more when they run: an end of a pipe, for one.
+        drop(ready);
         stats.building = started.elapsed();
         stats.tasks = family.members().map(|member| member.threads.len() as u64).sum();
         stats.bytes_restored = blueprint.bytes();

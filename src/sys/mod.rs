@@ -79,5 +79,13 @@ pub(crate) fn file_owner(file: impl std::os::fd::AsFd) -> nix::Result<i32> {
     Errno::result(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETOWN) })
 }
 
+/// ioctl(2) FIONREAD: how many bytes wait to be read.
+pub(crate) fn readable_bytes(file: impl std::os::fd::AsFd) -> nix::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, which is live for the call.
+    Errno::result(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
+    Ok(bytes as usize)
+}
+
 /// The kernel's hardware page size.
 pub(crate) const PAGE: u64 = 4096;

@@ -69,6 +69,8 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("files_places", Subject::new(C("files"), &["paths"])),
     ("files_of_proc", Subject::new(C("files"), &["proc"])),
     ("files_deleted", Subject::new(C("files"), &["ghosts"])),
+    ("files_fifos", Subject::new(C("files"), &["fifos"])),
+    ("files_packets", Subject::new(C("files"), &["packets"])),
     ("signal_actions", Subject::new(C("signals"), &["actions"])),
     ("pending_signals", Subject::new(C("signals"), &["pending"])),
     ("pending_of_child", Subject::new(C("signals"), &["of_child"])),

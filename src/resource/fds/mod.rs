@@ -176,7 +176,6 @@ pub(crate) const KINDS: &[KindRegistration] = &[
 fn unknown_kind(probe: &Probe) -> Refusal {
     let what = match (probe.kind(), probe.name.as_slice()) {
         (SFlag::S_IFSOCK, _) => "sockets are not supported yet".into(),
-        (SFlag::S_IFIFO, _) => "named pipes are not supported yet".into(),
         (SFlag::S_IFCHR, name) if name.starts_with(b"/dev/pts/") || name.starts_with(b"/dev/tty") => {
             "terminals are not supported yet".into()
         }

@@ -45,8 +45,8 @@ pub(crate) struct Collector {
     pub(crate) ghosts: Ghosts,
     known: BTreeMap<Key, Vec<Known>>,
     count: u32,
-    /// By inode number: all pipes are on one internal file system.
-    pub(super) pipes: BTreeMap<u64, pipe::Seen>,
+    /// By device and inode.
+    pub(super) pipes: BTreeMap<(u64, u64), pipe::Seen>,
 }
 
 /// A description, by one slot that refers to it.
