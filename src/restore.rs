@@ -535,9 +535,7 @@ impl<'i> Ready<'i> {
                 table.install(
                     &self.channel,
                     |number| self.files.description(number),
-                    |batch| {
-                        puppet.run(batch)?.check().hint("RLIMIT_NOFILE limits how high descriptors can be")
-                    },
+                    |batch| puppet.run(batch)?.check(),
                     || Batch::new(scratch),
                 )?;
             }

@@ -1,6 +1,7 @@
 //! Thin safe wrappers of the system calls that nix lacks. One gate per call: arguments in types, errno out.
 #![allow(unsafe_code)]
 
+pub(crate) mod lock;
 pub(crate) mod pagemap;
 pub(crate) mod pidfd;
 pub(crate) mod probe;

@@ -71,6 +71,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("files_deleted", Subject::new(C("files"), &["ghosts"])),
     ("files_fifos", Subject::new(C("files"), &["fifos"])),
     ("files_packets", Subject::new(C("files"), &["packets"])),
+    ("files_locks", Subject::new(C("locks"), &[])),
     ("signal_actions", Subject::new(C("signals"), &["actions"])),
     ("pending_signals", Subject::new(C("signals"), &["pending"])),
     ("pending_of_child", Subject::new(C("signals"), &["of_child"])),

@@ -8,11 +8,14 @@
 mod channel;
 mod device;
 mod ghost;
+mod locks;
 mod path;
 mod pipe;
 mod places;
 mod regular;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -27,6 +30,7 @@ use crate::resource::{RecordKind, Report};
 
 pub(crate) use channel::Channel;
 pub(crate) use ghost::{Ghost, Ghosts};
+pub(crate) use locks::DescriptionLocks;
 pub use path::FileValidation;
 pub(crate) use path::{FileRef, Finder};
 pub(crate) use pipe::Pipe;
@@ -154,11 +158,14 @@ impl KindRegistration {
             },
             build: |image, owner, common, builder| {
                 let Some(record) = image.get::<K>(owner)? else { return Ok(None) };
+                let locks: Option<DescriptionLocks> = image.get(owner)?;
+                locks.iter().try_for_each(DescriptionLocks::check)?;
                 if record.is_of_tasks() && !builder.tasks_exist {
                     return Ok(Some(Built::Later));
                 }
                 let made = record.build(common, builder)?;
                 set_flags(&made, common.flags())?;
+                locks.iter().try_for_each(|locks| locks.take(&made))?;
                 Ok(Some(Built::Now(made)))
             },
         }

@@ -117,6 +117,11 @@ impl FileRef {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn of_test(path: &std::path::Path, kind: u32) -> Self {
+        Self::Named(Named { path: path.as_os_str().as_bytes().to_vec().into(), kind, size: 0, device: 0 })
+    }
+
     pub(crate) fn subject(&self) -> Subject {
         match self {
             Self::Named(named) => named.subject(),
@@ -142,6 +147,11 @@ pub(crate) struct Finder {
 impl Finder {
     pub(crate) fn new(image: &Image, validation: FileValidation) -> Result<Self> {
         Ok(Self { validation, ghosts: Revived::make(image)? })
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_nothing() -> Self {
+        Self { validation: FileValidation::default(), ghosts: Revived::default() }
     }
 
     /// Opens a file.

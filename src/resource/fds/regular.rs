@@ -45,11 +45,8 @@ impl FileKind for Regular {
                     .hint("only files of /proc/PID, of processes of the tree, can be opened again")));
             }
         };
-        let info = probe.fdinfo()?;
-        if !info.locks.is_empty() {
-            return Ok(Err(probe.refusal("file locks and leases are not supported yet")));
-        }
-        Ok(collector.file(probe)?.map(|file| Self { file, position: info.pos, of_process }))
+        let position = probe.fdinfo()?.pos;
+        Ok(collector.file(probe)?.map(|file| Self { file, position, of_process }))
     }
 
     fn is_of_tasks(&self) -> bool {

@@ -4,7 +4,10 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
-use super::{Channel, Description, FileRef, Ghosts, KINDS, Pipe, Probe, pipe, unknown_kind};
+use super::locks::{self, PosixLock};
+use super::{
+    Channel, Description, DescriptionLocks, FileRef, Ghosts, KINDS, Pipe, Probe, pipe, unknown_kind,
+};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::freeze::Process;
@@ -27,6 +30,7 @@ pub(crate) struct Slot {
 #[derive(Encode, Decode, Debug, Default)]
 pub(crate) struct FdTable {
     pub(crate) slots: Vec<Slot>,
+    pub(crate) locks: Vec<PosixLock>,
 }
 
 impl Record for FdTable {
@@ -98,15 +102,21 @@ impl Collector {
         report: &mut Report,
         records: &mut Records,
     ) -> Result<()> {
-        let mut slots = Vec::new();
+        let mut table = FdTable::default();
         let pidfd =
             sys::pidfd::open_thread(process.speaker(), process.leader_is_dead()).call("pidfd_open")?;
         for fd in open_fds(process.speaker())? {
             let described = self.slot(process.speaker(), &pidfd, fd, report, records);
             let at = || Subject::Fd { fd, what: String::new() };
-            slots.push(described.of(process.pid).about(at)?);
+            let (slot, locks) = described.of(process.pid).about(at)?;
+            // Each is shown for all descriptors of the description that it was taken by.
+            let mut others = table.slots.iter();
+            if !locks.is_empty() && !others.any(|other| other.description == slot.description) {
+                table.locks.extend(locks);
+            }
+            table.slots.push(slot);
         }
-        records.put(Owner(process.pid.get()), &FdTable { slots })
+        records.put(Owner(process.pid.get()), &table)
     }
 
     fn slot(
@@ -116,16 +126,17 @@ impl Collector {
         fd: RawFd,
         report: &mut Report,
         records: &mut Records,
-    ) -> Result<Slot> {
+    ) -> Result<(Slot, Vec<PosixLock>)> {
         let file = sys::pidfd::get_fd(pidfd.as_fd(), fd).call("pidfd_getfd")?;
         let probe = Probe::new(pid, fd, file)?;
         let info = read::parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse)?;
         let close_on_exec = info.flags & libc::O_CLOEXEC as u32 != 0;
         let description = match self.find(&probe)? {
             Ok(number) => number,
-            Err(()) => self.describe(&probe, report, records)?,
+            Err(()) => self.describe(&probe, &info.locks, report, records)?,
         };
-        Ok(Slot { fd, close_on_exec, description })
+        let locks = PosixLock::describe(fd, &info.locks).collect();
+        Ok((Slot { fd, close_on_exec, description }, locks))
     }
 
     /// The number of a description that is known already; remembers it if it is not.
@@ -154,8 +165,19 @@ impl Collector {
         })
     }
 
-    fn describe(&mut self, probe: &Probe, report: &mut Report, records: &mut Records) -> Result<u32> {
+    fn describe(
+        &mut self,
+        probe: &Probe,
+        locks: &[fdinfo::Lock],
+        report: &mut Report,
+        records: &mut Records,
+    ) -> Result<u32> {
         let owner = Owner(self.count);
+        match DescriptionLocks::describe(probe, locks) {
+            Ok(Some(locks)) => records.put(owner, &locks)?,
+            Ok(None) => {}
+            Err(refusal) => report.refuse(refusal),
+        }
         probe.refuse_extras(report)?;
         match KINDS.iter().find(|kind| (kind.recognise)(probe)) {
             Some(kind) => (kind.describe)(probe, owner, self, report, records)?,
@@ -195,11 +217,16 @@ const MESSAGE: usize = 240;
 impl FdTable {
     /// Checks what the restore relies on.
     pub(crate) fn check(&self) -> Result<()> {
+        let bad = |why| Err(Error::new(ErrorKind::Image, why));
         let ascending = self.slots.windows(2).all(|pair| pair[0].fd < pair[1].fd);
-        match ascending && self.slots.first().is_none_or(|first| first.fd >= 0) {
-            true => Ok(()),
-            false => Err(Error::new(ErrorKind::Image, "the slots of an fd table are not in order")),
+        if !ascending || self.slots.first().is_some_and(|first| first.fd < 0) {
+            return bad("the slots of an fd table are not in order");
         }
+        let open = |fd| self.slots.binary_search_by_key(&fd, |slot| slot.fd).is_ok();
+        if !self.locks.iter().all(|lock| open(lock.fd())) {
+            return bad("a lock by a descriptor that is not open");
+        }
+        self.locks.iter().try_for_each(PosixLock::check)
     }
 
     /// Sends the descriptions to a task whose only open descriptor is the channel, one message at a time, and
@@ -222,8 +249,17 @@ impl FdTable {
                 batch.about(Subject::Fd { fd: slot.fd, what });
                 place(slot, *from, &mut batch);
             }
-            run(batch)?;
+            run(batch).hint("RLIMIT_NOFILE limits how high descriptors can be")?;
             placed.extend(message.iter().map(|slot| slot.fd));
+        }
+        // Nothing of it will be closed any more.
+        for some in self.locks.chunks(MESSAGE) {
+            let mut batch = new_batch();
+            for lock in some {
+                batch.about(Subject::Fd { fd: lock.fd(), what: "its lock".into() });
+                lock.take(&mut batch)?;
+            }
+            run(batch).map_err(locks::taken)?;
         }
         Ok(())
     }
