@@ -381,12 +381,38 @@ static int packets(void)
 	return passed();
 }
 
+// Writes to the pipe of this name, which is somebody else's.
+static int piped(const char *way)
+{
+	int pipe = must(open(way, O_WRONLY)), second = must(open(way, O_WRONLY | O_NONBLOCK));
+	must(write(pipe, "before", 6));
+	ready();
+	wait_go();
+	expect(!(flags_of(pipe) & O_NONBLOCK) && flags_of(second) & O_NONBLOCK);
+	must(write(pipe, "after, ", 7));
+	must(write(second, "by the second", 13));
+	return passed();
+}
+
+static int appended(void)
+{
+	int output = must(open("output", O_WRONLY | O_CREAT | O_APPEND, 0600)), same = must(dup(output));
+	must(write(output, "before", 6));
+	ready();
+	wait_go();
+	must(write(same, "after", 5));
+	expect(position(output) == position(same));
+	return passed();
+}
+
 int main(int argc, char **argv)
 {
 	begin();
 	static const struct { const char *name; int (*run)(void); } parts[] = {
-		{ "paths", paths }, { "proc", proc }, { "ghosts", ghosts }, { "fifos", fifos }, { "packets", packets },
+		{ "paths", paths }, { "proc", proc }, { "ghosts", ghosts }, { "fifos", fifos }, { "packets", packets }, { "appended", appended },
 	};
+	if (argc == 3)
+		return piped(argv[2]);
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))
 			return parts[i].run();

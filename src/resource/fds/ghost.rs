@@ -585,7 +585,8 @@ mod tests {
         file.write_all_at(&[1; 5000], 1 << 20).unwrap();
         std::fs::remove_file(scratch.path("file")).unwrap();
         let describe = |ghost_limit| {
-            let mut collector = Collector::new(std::iter::empty(), &FilePolicy { ghost_limit });
+            let mut collector =
+                Collector::new(std::iter::empty(), &FilePolicy { ghost_limit, ..FilePolicy::default() });
             collector.file(&probe(&file)).unwrap()
         };
         let refusal = describe(4999).unwrap_err();

@@ -7,6 +7,7 @@
 
 mod channel;
 mod device;
+mod external;
 mod ghost;
 mod locks;
 mod path;
@@ -29,6 +30,8 @@ use crate::proc::{fdinfo, read};
 use crate::resource::{RecordKind, Report};
 
 pub(crate) use channel::Channel;
+pub(crate) use external::Inherited;
+pub use external::{External, OuterPipes};
 pub(crate) use ghost::{Ghost, Ghosts};
 pub(crate) use locks::DescriptionLocks;
 pub use path::FileValidation;
@@ -67,6 +70,8 @@ pub(crate) struct Probe {
     /// What `/proc/PID/fd/N` says.
     pub(crate) name: Vec<u8>,
     pub(crate) flags: OFlag,
+    /// The caller will supply it.
+    pub(crate) external: bool,
 }
 
 impl Probe {
@@ -74,7 +79,7 @@ impl Probe {
         let name = read::link(pid, &format!("fd/{fd}"))?;
         let stat = fstat(&file).call("fstat")?;
         let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).call("fcntl")?);
-        Ok(Self { pid, fd, file, stat, name, flags })
+        Ok(Self { pid, fd, file, stat, name, flags, external: false })
     }
 
     pub(crate) fn kind(&self) -> SFlag {
@@ -87,6 +92,12 @@ impl Probe {
 
     pub(crate) fn refusal(&self, reason: impl Into<std::borrow::Cow<'static, str>>) -> Refusal {
         Refusal::new(self.pid, self.subject(), reason)
+    }
+
+    /// Its name, if that is a path.
+    pub(crate) fn path(&self) -> Option<std::path::PathBuf> {
+        use std::os::unix::ffi::OsStrExt;
+        self.name.starts_with(b"/").then(|| std::ffi::OsStr::from_bytes(&self.name).into())
     }
 
     /// By what it can be opened again.
@@ -174,6 +185,7 @@ impl KindRegistration {
 
 /// Every kind of open file that can be restored; the first that recognises a file takes it.
 pub(crate) const KINDS: &[KindRegistration] = &[
+    KindRegistration::of::<external::ExternalFile>(),
     KindRegistration::of::<regular::Regular>(),
     KindRegistration::of::<device::Device>(),
     KindRegistration::of::<pipe::PipeEnd>(),
@@ -201,6 +213,7 @@ fn unknown_kind(probe: &Probe) -> Refusal {
 pub(crate) struct Builder<'i> {
     pub(crate) image: &'i Image,
     pub(crate) finder: Finder,
+    pub(crate) inherited: Inherited,
     pipes: std::collections::BTreeMap<u32, pipe::Ends>,
     made: std::collections::BTreeMap<u32, OwnedFd>,
     later: Vec<Owner>,
@@ -208,10 +221,11 @@ pub(crate) struct Builder<'i> {
 }
 
 impl<'i> Builder<'i> {
-    pub(crate) fn new(image: &'i Image, finder: Finder) -> Self {
+    pub(crate) fn new(image: &'i Image, finder: Finder, inherited: Inherited) -> Self {
         Self {
             image,
             finder,
+            inherited,
             pipes: Default::default(),
             made: Default::default(),
             later: Vec::new(),

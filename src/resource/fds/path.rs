@@ -129,6 +129,14 @@ impl FileRef {
         }
     }
 
+    /// By its name.
+    pub(super) fn path(&self) -> Option<PathBuf> {
+        match self {
+            Self::Named(named) => Some(named.path()),
+            Self::Ghost(_) => None,
+        }
+    }
+
     /// Is it the root directory, by its name?
     pub(crate) fn is_root(&self) -> bool {
         matches!(self, Self::Named(named) if *named.path == *b"/")

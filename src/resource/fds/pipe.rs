@@ -8,7 +8,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, SFlag};
 use nix::unistd::pipe2;
 
-use super::{Builder, Collector, Description, FileKind, FileRef, Finder, OPEN_FLAGS, Probe};
+use super::{
+    Builder, Collector, Description, External, FileKind, FilePolicy, FileRef, Finder, OPEN_FLAGS, OuterPipes,
+    Probe,
+};
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::image::{Bytes, Decode, Encode, Owner, Record, Tag};
 use crate::sys::PAGE;
@@ -34,8 +37,17 @@ pub(crate) struct Pipe {
     /// In bytes, as F_GETPIPE_SZ.
     capacity: i32,
     contents: Contents,
-    /// Of a fifo: where it is.
-    fifo: Option<FileRef>,
+    source: Source,
+}
+
+/// Where a pipe comes from.
+#[derive(Encode, Decode, Debug, Clone, PartialEq, Eq)]
+enum Source {
+    /// pipe(2): both ends are made together.
+    Nameless,
+    Fifo(FileRef),
+    /// An end of it is outside the tree: the caller supplies another, by this inode number. Whatever was in it stays there.
+    External(u64),
 }
 
 impl Record for Pipe {
@@ -69,13 +81,27 @@ pub(super) struct Seen {
 
 impl Seen {
     /// A pipe whose other end is open, but not in the tree, cannot be restored from the tree alone.
-    pub(super) fn outside(&self) -> Option<Refusal> {
+    fn is_outside(&self) -> bool {
         let missing = (!self.readers && !self.no_readers) || (!self.writers && !self.no_writers);
-        (missing || self.doubtful && !self.writers).then(|| self.first.clone())
+        missing || self.doubtful && !self.writers
     }
 
-    pub(super) fn record(&self) -> (Owner, &Pipe) {
-        (Owner(self.number), &self.pipe)
+    /// The record, when all ends are known.
+    pub(super) fn finish(
+        mut self,
+        inode: u64,
+        policy: &FilePolicy,
+    ) -> std::result::Result<(Owner, Pipe), Refusal> {
+        let outside = self.is_outside();
+        let named = policy.external.contains(&External::Pipe(inode));
+        let external = named || outside && policy.outer_pipes == OuterPipes::External;
+        if external && self.pipe.source == Source::Nameless {
+            self.pipe.source = Source::External(inode);
+            self.pipe.contents = Contents::Stream(Bytes::default());
+        } else if outside {
+            return Err(self.first);
+        }
+        Ok((Owner(self.number), self.pipe))
     }
 }
 
@@ -88,15 +114,15 @@ impl FileKind for PipeEnd {
         let access = probe.flags & OFlag::O_ACCMODE;
         let key = (probe.stat.st_dev, probe.stat.st_ino);
         if !collector.pipes.contains_key(&key) {
-            let fifo = match probe.name.starts_with(b"pipe:[") {
-                true => None,
+            let source = match probe.name.starts_with(b"pipe:[") {
+                true => Source::Nameless,
                 false => match collector.file(probe)? {
-                    Ok(file) => Some(file),
+                    Ok(file) => Source::Fifo(file),
                     Err(refusal) => return Ok(Err(refusal)),
                 },
             };
             let next = collector.pipes.len() as u32 + 1;
-            match look(probe, next, fifo)? {
+            match look(probe, next, source)? {
                 Ok(seen) => drop(collector.pipes.insert(key, seen)),
                 Err(refusal) => return Ok(Err(refusal)),
             }
@@ -106,7 +132,7 @@ impl FileKind for PipeEnd {
         let events = hangup(probe)?;
         let reads = access == OFlag::O_RDONLY;
         // Only a fifo can be opened for reading while nobody writes.
-        let quiet = reads && seen.pipe.fifo.is_some() && !events.contains(PollFlags::POLLHUP);
+        let quiet = reads && seen.pipe.source != Source::Nameless && !events.contains(PollFlags::POLLHUP);
         let fresh = quiet && is_at_its_end(probe)?;
         seen.doubtful |=
             quiet && !fresh && crate::sys::readable_bytes(&probe.file).call("ioctl(FIONREAD)")? > 0;
@@ -130,13 +156,16 @@ impl FileKind for PipeEnd {
         }
         let ends = builder.pipes.get_mut(&self.pipe);
         let ends = ends.ok_or_else(|| Error::new(ErrorKind::Image, "a pipe is missing").about(subject()))?;
-        match &ends.fifo {
-            None => ends.take(common.flags()).about(subject),
-            Some(fifo) if self.fresh => {
-                ends.writer = None;
-                builder.finder.open(fifo, common.flags() & OPEN_FLAGS | OFlag::O_NONBLOCK)
+        let flags = common.flags();
+        match ends {
+            Ends::Pipe(pair) => pair.take(flags).about(subject),
+            Ends::External(inode) => builder.inherited.take(&External::Pipe(*inode), flags),
+            Ends::Fifo { file, both, .. } if self.fresh => {
+                *both = None;
+                builder.finder.open(file, flags & OPEN_FLAGS | OFlag::O_NONBLOCK)
             }
-            Some(fifo) => builder.finder.open(fifo, (common.flags() & OPEN_FLAGS) - OFlag::O_DIRECT),
+            // Packet mode is set later: open(2) refuses it.
+            Ends::Fifo { file, .. } => builder.finder.open(file, (flags & OPEN_FLAGS) - OFlag::O_DIRECT),
         }
     }
 }
@@ -157,14 +186,20 @@ fn is_at_its_end(probe: &Probe) -> Result<bool> {
     }
 }
 
-fn look(probe: &Probe, number: u32, fifo: Option<FileRef>) -> Result<std::result::Result<Seen, Refusal>> {
+fn look(probe: &Probe, number: u32, source: Source) -> Result<std::result::Result<Seen, Refusal>> {
     let capacity = fcntl(&probe.file, FcntlArg::F_GETPIPE_SZ).call("fcntl")?;
     let Some(contents) = peek(probe, capacity)? else {
         return Ok(Err(probe.refusal("both packets (O_DIRECT) and a stream wait in this pipe")));
     };
     let outside = probe
         .refusal("the other end of this pipe is outside the tree")
-        .hint("redirect the target's standard streams to files or /dev/null, or checkpoint both ends");
+        .hint(match source {
+            Source::Fifo(_) => "leave it out by Checkpoint::external(External::File(..)), and supply it by Restore::inherit()",
+            _ => {
+                "leave it out by Checkpoint::external(External::Pipe(..)) or Checkpoint::outer_pipes(), and supply it by \
+                 Restore::inherit(); or redirect the target's standard streams to files"
+            }
+        });
     Ok(Ok(Seen {
         number,
         readers: false,
@@ -173,7 +208,7 @@ fn look(probe: &Probe, number: u32, fifo: Option<FileRef>) -> Result<std::result
         no_writers: false,
         doubtful: false,
         first: outside,
-        pipe: Pipe { capacity, contents, fifo },
+        pipe: Pipe { capacity, contents, source },
     }))
 }
 
@@ -274,38 +309,55 @@ impl Copied {
     }
 }
 
-/// Both ends of a pipe that has been made again. The tasks get these or others of the same pipe; these are gone before
-/// they run.
-pub(super) struct Ends {
+/// A pipe that has been made again. What we have open of it is gone before the tasks run.
+pub(super) enum Ends {
+    Pipe(Pair),
+    /// `both` is open for reading and writing; as long as it is there, no other way of opening it has to wait.
+    Fifo {
+        file: FileRef,
+        both: Option<OwnedFd>,
+        _reader: OwnedFd,
+    },
+    External(u64),
+}
+
+/// Both ends that pipe2(2) has made. The tasks get these, or others of the same pipe.
+pub(super) struct Pair {
     reader: OwnedFd,
-    /// Of a fifo: open for both.
-    writer: Option<OwnedFd>,
-    /// Has a task got the end that pipe2(2) made?
+    writer: OwnedFd,
     reader_given: bool,
     writer_given: bool,
-    fifo: Option<FileRef>,
 }
 
 impl Pipe {
     fn make(self, finder: &Finder) -> Result<Ends> {
-        let (reader, writer) = match &self.fifo {
-            None => pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).call("pipe2")?,
-            Some(fifo) => {
-                let both = finder.open(fifo, OFlag::O_RDWR | OFlag::O_NONBLOCK)?;
+        match self.source {
+            Source::External(inode) => Ok(Ends::External(inode)),
+            Source::Nameless => {
+                let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).call("pipe2")?;
+                self.fill(&writer)?;
+                Ok(Ends::Pipe(Pair { reader, writer, reader_given: false, writer_given: false }))
+            }
+            Source::Fifo(ref file) => {
+                let both = finder.open(file, OFlag::O_RDWR | OFlag::O_NONBLOCK)?;
                 if crate::sys::readable_bytes(&both).call("ioctl(FIONREAD)")? > 0 {
                     let reason = "somebody has written to this fifo meanwhile";
-                    return Err(Error::new(ErrorKind::Conflict, reason).about(fifo.subject()));
+                    return Err(Error::new(ErrorKind::Conflict, reason).about(file.subject()));
                 }
-                (finder.open(fifo, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?, both)
+                self.fill(&both)?;
+                let reader = finder.open(file, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
+                Ok(Ends::Fifo { file: file.clone(), both: Some(both), _reader: reader })
             }
-        };
-        if fcntl(&writer, FcntlArg::F_GETPIPE_SZ).call("fcntl")? != self.capacity {
-            fcntl(&writer, FcntlArg::F_SETPIPE_SZ(self.capacity))
+        }
+    }
+
+    fn fill(&self, writer: &OwnedFd) -> Result<()> {
+        if fcntl(writer, FcntlArg::F_GETPIPE_SZ).call("fcntl")? != self.capacity {
+            fcntl(writer, FcntlArg::F_SETPIPE_SZ(self.capacity))
                 .call("fcntl(F_SETPIPE_SZ)")
                 .hint("a capacity above fs.pipe-max-size needs CAP_SYS_RESOURCE")?;
         }
-        self.contents.write(&writer)?;
-        Ok(Ends { reader, writer: Some(writer), reader_given: false, writer_given: false, fifo: self.fifo })
+        self.contents.write(writer)
     }
 }
 
@@ -335,15 +387,15 @@ impl Contents {
     }
 }
 
-impl Ends {
+impl Pair {
     /// An open file description of this pipe with these flags.
     fn take(&mut self, flags: OFlag) -> Result<OwnedFd> {
         let wanted = flags & (OFlag::O_ACCMODE | OFlag::O_NONBLOCK);
         // What has O_LARGEFILE came out of an open(2) of /proc/PID/fd/N, not out of pipe(2).
         let opened = flags.bits() & KERNEL_LARGEFILE != 0;
-        let (end, given) = match (flags & OFlag::O_ACCMODE, &self.writer) {
-            (OFlag::O_RDONLY, _) | (_, None) => (&self.reader, &mut self.reader_given),
-            (_, Some(writer)) => (writer, &mut self.writer_given),
+        let (end, given) = match flags & OFlag::O_ACCMODE {
+            OFlag::O_RDONLY => (&self.reader, &mut self.reader_given),
+            _ => (&self.writer, &mut self.writer_given),
         };
         if opened || *given || flags & OFlag::O_ACCMODE == OFlag::O_RDWR {
             let way = format!("/proc/self/fd/{}", end.as_raw_fd());

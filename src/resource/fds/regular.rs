@@ -54,6 +54,11 @@ impl FileKind for Regular {
     }
 
     fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd> {
+        if let Some(path) = self.file.path()
+            && let Some(supplied) = builder.inherited.take_for(path, common.flags())
+        {
+            return supplied;
+        }
         let file = builder.finder.open(&self.file, common.flags() & OPEN_FLAGS.union(TMPFILE))?;
         if self.position != 0 && !common.flags().contains(OFlag::O_PATH) {
             lseek(&file, self.position, Whence::SeekSet).call("lseek").about(|| self.file.subject())?;

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use super::locks::{self, PosixLock};
 use super::{
-    Channel, Description, DescriptionLocks, FileRef, Ghosts, KINDS, Pipe, Probe, pipe, unknown_kind,
+    Channel, Description, DescriptionLocks, External, FileRef, Ghosts, KINDS, OuterPipes, Probe, pipe,
+    unknown_kind,
 };
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
@@ -47,6 +48,7 @@ pub(crate) struct Collector {
     /// The processes that there will be when late descriptions are made.
     tree: BTreeSet<Pid>,
     pub(crate) ghosts: Ghosts,
+    policy: FilePolicy,
     known: BTreeMap<Key, Vec<Known>>,
     count: u32,
     /// By device and inode.
@@ -64,11 +66,13 @@ struct Known {
 pub(crate) struct FilePolicy {
     /// How many bytes of data an unlinked file may have.
     pub(crate) ghost_limit: u64,
+    pub(crate) external: BTreeSet<External>,
+    pub(crate) outer_pipes: OuterPipes,
 }
 
 impl Default for FilePolicy {
     fn default() -> Self {
-        Self { ghost_limit: 1 << 20 }
+        Self { ghost_limit: 1 << 20, external: BTreeSet::new(), outer_pipes: OuterPipes::default() }
     }
 }
 
@@ -77,6 +81,7 @@ impl Collector {
         Self {
             tree: tree.collect(),
             ghosts: Ghosts::new(policy.ghost_limit),
+            policy: policy.clone(),
             known: BTreeMap::new(),
             count: 0,
             pipes: BTreeMap::new(),
@@ -128,7 +133,9 @@ impl Collector {
         records: &mut Records,
     ) -> Result<(Slot, Vec<PosixLock>)> {
         let file = sys::pidfd::get_fd(pidfd.as_fd(), fd).call("pidfd_getfd")?;
-        let probe = Probe::new(pid, fd, file)?;
+        let mut probe = Probe::new(pid, fd, file)?;
+        probe.external =
+            probe.path().is_some_and(|path| self.policy.external.contains(&External::File(path)));
         let info = read::parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse)?;
         let close_on_exec = info.flags & libc::O_CLOEXEC as u32 != 0;
         let description = match self.find(&probe)? {
@@ -181,7 +188,12 @@ impl Collector {
         probe.refuse_extras(report)?;
         match KINDS.iter().find(|kind| (kind.recognise)(probe)) {
             Some(kind) => (kind.describe)(probe, owner, self, report, records)?,
-            None => report.refuse(unknown_kind(probe)),
+            None => report.refuse(match (unknown_kind(probe), probe.path()) {
+                (refusal, Some(_)) if refusal.hint.is_none() => refusal.hint(
+                    "leave it out by Checkpoint::external(External::File(..)), and supply it by Restore::inherit()",
+                ),
+                (refusal, _) => refusal,
+            }),
         }
         records.put(owner, &Description { flags: probe.flags.bits() })?;
         Ok(owner.0)
@@ -189,13 +201,10 @@ impl Collector {
 
     /// What can only be said when all tables are known.
     pub(crate) fn finish(self, report: &mut Report, records: &mut Records) -> Result<Ghosts> {
-        for seen in self.pipes.values() {
-            match seen.outside() {
-                Some(refusal) => report.refuse(refusal),
-                None => {
-                    let (owner, pipe): (Owner, &Pipe) = seen.record();
-                    records.put(owner, pipe)?;
-                }
+        for ((_, inode), seen) in self.pipes {
+            match seen.finish(inode, &self.policy) {
+                Ok((owner, pipe)) => records.put(owner, &pipe)?,
+                Err(refusal) => report.refuse(refusal),
             }
         }
         Ok(self.ghosts)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::table::Slot;
-use super::{Builder, FdTable, FileRef, FileValidation, Finder, Probe};
+use super::{Builder, FdTable, FileRef, FileValidation, Finder, Inherited, Probe};
 use crate::Pid;
 use crate::error::{ErrorKind, Result};
 use crate::image::{Image, ImageWriter, ManifestInfo, Records};
@@ -64,7 +64,7 @@ impl Drop for Scratch {
 /// Makes all files of an image.
 pub(super) fn make(image: &Image) -> Result<()> {
     let finder = Finder::new(image, FileValidation::Size)?;
-    Builder::new(image, finder).make_all()
+    Builder::new(image, finder, Inherited::default()).make_all()
 }
 
 pub(super) fn refused(image: &Image, kind: ErrorKind) -> String {
