@@ -20,7 +20,7 @@ use crate::resource::tasks::cpu::Processor;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::sharing::{self, Sharing};
-use crate::resource::tasks::{mempolicy, rseq, tree::Tree, unsupported};
+use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
 use crate::tracee::{Batch, Memory, Puppet, Saved, Scratch, Springboard, sys};
 
@@ -548,8 +548,7 @@ impl Described {
             }
             asked = Asked::of(view, speaks, borrowed, scratch)?;
         }
-        let Asked { states, space, answers, refused, .. } = asked;
-        refused.into_iter().for_each(|refusal| report.refuse(refusal));
+        let Asked { states, space, answers, .. } = asked;
         for describe in states {
             let refused = describe(&answers, view, report, &mut self.records);
             if let Err(error) = refused {
@@ -578,8 +577,6 @@ struct Asked {
     space: Option<memory::Asked>,
     pending: pending::Snapshot,
     answers: crate::tracee::Answers,
-    /// What is refused of its mappings.
-    refused: Vec<crate::error::Refusal>,
 }
 
 impl Asked {
@@ -589,13 +586,12 @@ impl Asked {
         let wanted = STATES.iter().filter(|state| speaks || state.scope == Scope::Thread);
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
-        let space = speaks.then(|| memory::ask(&mut batch));
+        let mut space = speaks.then(|| memory::ask(&mut batch));
         let mut puppet =
             Puppet::borrow(view.tracee(), view.process.pid, &borrowed.memory, scratch, view.saved)?;
         let answers = puppet.run(batch)?;
-        let refused =
-            if speaks { mempolicy::of_mappings(&mut puppet, &borrowed.mappings)? } else { Vec::new() };
+        space.iter_mut().try_for_each(|space| space.ask_of_each(&mut puppet, &borrowed.mappings))?;
         puppet.release()?;
-        Ok(Self { states, space, pending, answers, refused })
+        Ok(Self { states, space, pending, answers })
     }
 }

@@ -37,6 +37,10 @@ impl Scratch {
         self.code
     }
 
+    pub(super) fn base(&self) -> u64 {
+        self.base
+    }
+
     fn table(&self) -> u64 {
         self.base + Self::TABLE
     }

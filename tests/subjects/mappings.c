@@ -1,5 +1,6 @@
 // Every kind of mapping that ordinary programs have, each with contents that are checked afterwards.
 #include "subject.h"
+#include <linux/mempolicy.h>
 
 #define PAGE 4096L
 static const size_t SIZE = 16 * PAGE;
@@ -202,11 +203,194 @@ static int guards(void)
 	return passed();
 }
 
+#ifndef SYS_mseal
+#define SYS_mseal 462
+#endif
+#ifndef MAP_DROPPABLE
+#define MAP_DROPPABLE 8
+#endif
+
+// Does the mapping at this address have this flag in /proc/self/smaps?
+static int has_flag(void *memory, const char *flag)
+{
+	char line[512];
+	int inside = 0, found = -1;
+	FILE *smaps = must(fopen("/proc/self/smaps", "r"));
+	while (found < 0 && fgets(line, sizeof line, smaps)) {
+		unsigned long start, end;
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			inside = (unsigned long)memory >= start && (unsigned long)memory < end;
+		else if (inside && !strncmp(line, "VmFlags:", 8))
+			found = strstr(line, flag) != NULL;
+	}
+	fclose(smaps);
+	expect(found >= 0, "no mapping at %p", memory);
+	return found;
+}
+
+// Can the kernel write to this memory in the name of this thread, and read it?
+static int kernel_writes(char *memory)
+{
+	static int zero = -1;
+	if (zero < 0)
+		zero = must(open("/dev/zero", O_RDONLY));
+	int can = read(zero, memory, 1) == 1;
+	expect(can || errno == EFAULT);
+	return can;
+}
+static int kernel_reads(char *memory)
+{
+	int fds[2];
+	must(pipe(fds));
+	int can = write(fds[1], memory, 1) == 1;
+	expect(can || errno == EFAULT);
+	close(fds[0]);
+	close(fds[1]);
+	return can;
+}
+
+// What mlockall() has said of memory to come; memory that cannot be touched is locked too.
+static void locks(int flags, const char *newest, const char *without)
+{
+	char *before = anonymous(0), *none = anonymous(0), *file = map(PROT_READ, MAP_PRIVATE, file_of("locked", 1), 0);
+	must(mprotect(none, SIZE, PROT_NONE));
+	must(truncate("locked", PAGE)); // the rest is beyond its end
+	// Under MCL_CURRENT it fails after it has locked what it could not touch.
+	must(mlockall(flags));
+	char *after = anonymous(0);
+	expect(has_flag(before, " lo") == has_flag(none, " lo") && has_flag(none, " lo") == has_flag(file, " lo"));
+	expect(has_flag(after, newest) && (!without || !has_flag(after, without)));
+	put_file(flags & MCL_ONFAULT ? "locked_on_fault" : "locked_at_once", "");
+	wait_go();
+	char *last = anonymous(0);
+	unsigned char resident = 2;
+	must(mincore(last, PAGE, &resident));
+	expect(has_flag(last, newest) && (!without || !has_flag(last, without)), "later mappings are not locked as before");
+	expect(resident == !(flags & MCL_ONFAULT));
+	must(munlockall());
+	expect(!has_flag(anonymous(0), " lo"));
+}
+
+struct keys { int denied, freed, last; char *read_only, *hidden, *left, *code; };
+
+static int keys(struct keys *keys)
+{
+	keys->code = anonymous(0);
+	memcpy(keys->code, "\xb8\x2a\0\0\0\xc3", 6); // mov $42, %eax; ret
+	keys->denied = pkey_alloc(0, PKEY_DISABLE_WRITE);
+	if (keys->denied < 0)
+		return 0;
+	keys->freed = must(pkey_alloc(0, 0));
+	must(mprotect(keys->code, SIZE, PROT_EXEC)); // takes a key of its own
+	keys->last = must(pkey_alloc(0, PKEY_DISABLE_ACCESS));
+	keys->read_only = anonymous(0), keys->hidden = anonymous(0), keys->left = anonymous(0);
+	paint(keys->read_only, SIZE, 20);
+	paint(keys->hidden, SIZE, 21);
+	must(pkey_mprotect(keys->read_only, SIZE, PROT_READ | PROT_WRITE, keys->denied));
+	must(pkey_mprotect(keys->hidden, SIZE, PROT_READ | PROT_WRITE, keys->last));
+	must(pkey_mprotect(keys->left, SIZE, PROT_READ | PROT_WRITE, keys->freed));
+	must(pkey_free(keys->freed));
+	return 1;
+}
+
+static void check_keys(struct keys *keys)
+{
+	expect(pkey_get(keys->denied) == PKEY_DISABLE_WRITE && pkey_get(keys->last) == PKEY_DISABLE_ACCESS);
+	expect(kernel_reads(keys->read_only) && !kernel_writes(keys->read_only));
+	expect(!kernel_reads(keys->hidden) && !kernel_reads(keys->code));
+	expect(((int (*)(void))keys->code)() == 42);
+	expect(pkey_set(keys->last, 0) == 0);
+	expect_painted(keys->read_only, SIZE, 20);
+	expect_painted(keys->hidden, SIZE, 21);
+	// The one that was freed is the next, then the first that has never been used.
+	expect(pkey_alloc(0, 0) == keys->freed, "a key that was freed is allocated");
+	expect(pkey_alloc(0, 0) == keys->last + 1);
+	expect(pkey_free(keys->denied) == 0 && pkey_free(keys->denied) == -1);
+}
+
+static void set_policy(void *memory, int mode, unsigned long nodes)
+{
+	if (syscall(SYS_mbind, memory, SIZE, mode, &nodes, 65, 0))
+		expect(errno == ENOSYS, "%s", strerror(errno));
+}
+
+static void expect_policy(void *memory, int mode, unsigned long nodes)
+{
+	int now;
+	unsigned long mask[16] = { 0 };
+	if (syscall(SYS_get_mempolicy, &now, mask, 1024, memory, MPOL_F_ADDR))
+		expect(errno == ENOSYS, "%s", strerror(errno));
+	else
+		expect(now == mode && mask[0] == nodes, "mode %#x nodes %#lx", now, mask[0]);
+}
+
+// What a mapping can be, beyond advice; the test sees the flags.
+static int properties(void)
+{
+	pid_t later = must(fork());
+	if (!later) {
+		locks(MCL_FUTURE, " lo", " lf");
+		return 0;
+	}
+	pid_t now = must(fork());
+	if (!now) {
+		locks(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT, " lf", NULL);
+		return 0;
+	}
+	struct keys allocated = { 0 };
+	int has_keys = keys(&allocated);
+	char *sealed = anonymous(0), *sealed_code = anonymous(0);
+	paint(sealed, SIZE, 1);
+	must(mprotect(sealed_code, SIZE, PROT_READ | PROT_EXEC));
+	int seals = !syscall(SYS_mseal, sealed, 4 * PAGE, 0) && !syscall(SYS_mseal, sealed_code, SIZE, 0);
+	expect(seals || errno == ENOSYS);
+	int rw = PROT_READ | PROT_WRITE;
+	char *droppable = mmap(NULL, 8 << 20, rw, MAP_DROPPABLE | MAP_ANONYMOUS, -1, 0);
+	if (droppable != MAP_FAILED)
+		paint(droppable, 8 << 20, 2); // enough for the fastest way of filling memory
+	char *bound = anonymous(0), *interleaved = anonymous(0), *plain = anonymous(0);
+	set_policy(bound, MPOL_BIND | MPOL_F_STATIC_NODES, 1);
+	set_policy(interleaved, MPOL_INTERLEAVE, 1);
+	paint(bound, SIZE, 3);
+	int fd = file_of("guarded", 4);
+	char *shared = map(rw, MAP_SHARED, fd, 0), *private = map(rw, MAP_PRIVATE, fd, 0);
+	const int install = 102;
+	// Of files since Linux 6.15.
+	int guards = !madvise(shared + 2 * PAGE, PAGE, install) && !madvise(private + 3 * PAGE, PAGE, install);
+	expect(guards || errno == EINVAL);
+	while (access("locked_on_fault", F_OK) || access("locked_at_once", F_OK))
+		nap(MS);
+	ready();
+	wait_go();
+	if (has_keys)
+		check_keys(&allocated);
+	expect_painted(sealed, SIZE, 1);
+	if (seals) {
+		expect(munmap(sealed, PAGE) == -1 && errno == EPERM, "the seal is gone");
+		expect(mprotect(sealed_code, SIZE, rw) == -1 && errno == EPERM);
+		must(munmap(sealed + 4 * PAGE, SIZE - 4 * PAGE));
+	}
+	if (droppable != MAP_FAILED)
+		expect_painted(droppable, 8 << 20, 2);
+	expect_policy(bound, MPOL_BIND | MPOL_F_STATIC_NODES, 1);
+	expect_policy(interleaved, MPOL_INTERLEAVE, 1);
+	expect_policy(plain, MPOL_DEFAULT, 0);
+	expect_painted(bound, SIZE, 3);
+	if (guards) {
+		expect(!kernel_writes(shared + 2 * PAGE) && kernel_writes(shared + 4 * PAGE), "a guard page is gone");
+		expect(!kernel_writes(private + 3 * PAGE) && kernel_writes(private + 4 * PAGE));
+	}
+	join_child(later);
+	join_child(now);
+	return passed();
+}
+
 int main(int argc, char **argv)
 {
 	begin();
 	static const struct { const char *name; int (*run)(void); } parts[] = {
 		{ "private", private }, { "files", files }, { "shared", shared }, { "advice", advice }, { "guards", guards },
+		{ "properties", properties },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::fcntl::OFlag;
 
-use super::{ADDRESS_END, AddressSpace, Backing, Run, Segments, SharedObject, Traits, Vma};
+use super::{ADDRESS_END, AddressSpace, Backing, Run, Segments, SharedObject, Traits, Vma, locks};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 use crate::image::{Image, Owner};
@@ -266,6 +266,7 @@ impl MmBuilder<'_> {
         batch.call(sys::umask, &[u64::from(places.umask)]);
         numbers.close(&mut batch);
         puppet.run(batch)?.check()?;
+        set_policies(puppet, space)?;
         self.fill(puppet, space)?;
         self.seal(puppet, space)
     }
@@ -328,10 +329,14 @@ impl MmBuilder<'_> {
         let write = libc::PROT_WRITE as u32;
         // Memory that was writable once counts as committed for good.
         let accounted = vma.has(Traits::ACCOUNT) && vma.is_private() && vma.prot & write == 0;
-        let prot = u64::from(if accounted { vma.prot | write } else { vma.prot });
+        // What may only be executed gets its protection with its key.
+        let last = u64::from(if vma.is_execute_only() { 0 } else { vma.prot });
+        let prot = if accounted { last | u64::from(write) } else { last };
         match &vma.backing {
             Backing::Anonymous { name } => {
-                let flags = mmap_flags(vma, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+                let droppable = vma.has(Traits::DROPPABLE);
+                let kind = if droppable { libc::MAP_DROPPABLE } else { libc::MAP_PRIVATE };
+                let flags = mmap_flags(vma, kind | libc::MAP_ANONYMOUS);
                 batch.call(sys::mmap, &[start, len, prot, flags, u64::MAX, 0]);
                 if accounted {
                     // mprotect(2) would take back the account of memory that has never been written to.
@@ -360,7 +365,7 @@ impl MmBuilder<'_> {
             Backing::Special { name } => return self.map_special(vma, name, batch),
         }
         if accounted {
-            batch.call(sys::mprotect, &[start, len, u64::from(vma.prot)]);
+            batch.call(sys::mprotect, &[start, len, last]);
         }
         for (_, advice) in ADVICE.iter().filter(|(traits, _)| vma.has(*traits)) {
             batch.call(sys::madvise, &[start, len, *advice as u64]);
@@ -380,9 +385,9 @@ impl MmBuilder<'_> {
     }
 
     fn fill(&self, puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
-        let large = |run: &Run| {
-            run.len >= super::pages::LARGE && space.vma_at(run.addr).is_some_and(Vma::is_anonymous)
-        };
+        // userfaultfd does not take droppable memory.
+        let takes = |vma: &Vma| vma.is_anonymous() && !vma.has(Traits::DROPPABLE);
+        let large = |run: &Run| run.len >= super::pages::LARGE && space.vma_at(run.addr).is_some_and(takes);
         let (bulk, rest): (Vec<Run>, Vec<Run>) = space.runs.iter().partition(|run| large(run));
         let left = if bulk.is_empty() { None } else { self.fill_bulk(puppet, space, &bulk).err() };
         if let Some(error) = left {
@@ -430,9 +435,8 @@ impl MmBuilder<'_> {
         copy_in_parallel(ours.as_fd(), self.image, runs)
     }
 
-    /// What only holds when the pages are there: guard regions, locks.
+    /// What only holds when the pages are there: guard regions, locks, keys, seals.
     fn seal(&self, puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
-        const MLOCK_ONFAULT: u64 = 1;
         const MADV_GUARD_INSTALL: u64 = 102;
         let mut batch = puppet.batch();
         for (start, end) in &space.guards {
@@ -442,16 +446,32 @@ impl MmBuilder<'_> {
                 puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
             }
         }
-        for vma in space.vmas.iter().filter(|vma| vma.has(Traits::LOCKED)) {
+        puppet.run(batch)?.check()?;
+        // Locking touches pages, which a key may forbid.
+        locks::build(&space.vmas, puppet)?;
+        space.keys.build(&space.vmas, puppet)?;
+        let mut batch = puppet.batch();
+        for vma in space.vmas.iter().filter(|vma| vma.has(Traits::SEALED)) {
             batch.about(vma.subject());
-            let flags = if vma.has(Traits::LOCK_ON_FAULT) { MLOCK_ONFAULT } else { 0 };
-            batch.call(sys::mlock2, &[vma.start, vma.len(), flags]);
+            batch.call(sys::mseal, &[vma.start, vma.len(), 0]);
+            if batch.is_nearly_full() {
+                puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
+            }
         }
-        puppet
-            .run(batch)?
-            .check()
-            .hint("locking memory is limited by RLIMIT_MEMLOCK, unless with CAP_IPC_LOCK")
+        space.future_locks.build(&mut batch);
+        puppet.run(batch)?.check()
     }
+}
+
+fn set_policies(puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
+    let mut batch = puppet.batch();
+    for policy in &space.policies {
+        policy.build(&mut batch);
+        if batch.is_nearly_full() {
+            puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
+        }
+    }
+    puppet.run(batch)?.check()
 }
 
 fn other_kernel() -> Error {

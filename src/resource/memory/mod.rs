@@ -3,8 +3,11 @@
 
 mod build;
 pub(crate) mod inside;
+mod keys;
 mod layout;
+mod locks;
 mod pages;
+mod policy;
 mod shared;
 
 use std::collections::BTreeMap;
@@ -19,7 +22,11 @@ use crate::proc::smaps::{self, Mapping, VmFlags};
 use crate::proc::{Device, read};
 use crate::resource::Report;
 use crate::resource::fds::FileRef;
-use crate::tracee::{Answers, Batch, Call, Memory, Springboard, sys};
+use crate::tracee::{Answers, Batch, Call, Memory, Puppet, Springboard, sys};
+
+use keys::Keys;
+use locks::FutureLocks;
+use policy::RangePolicy;
 
 pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared};
 pub(crate) use layout::Layout;
@@ -46,11 +53,15 @@ bitflags::bitflags! {
         const LOCK_ON_FAULT = 1 << 12;
         /// A shared mapping of a file that was opened for writing.
         const MAY_WRITE = 1 << 13;
+        /// mseal(2).
+        const SEALED = 1 << 14;
+        /// MAP_DROPPABLE.
+        const DROPPABLE = 1 << 15;
     }
 }
 
 /// smaps flags and the traits that stand for them.
-const TRAITS: [(VmFlags, Traits); 14] = [
+const TRAITS: [(VmFlags, Traits); 16] = [
     (VmFlags::GROWS_DOWN, Traits::GROWS_DOWN),
     (VmFlags::NO_RESERVE, Traits::NO_RESERVE),
     (VmFlags::ACCOUNT, Traits::ACCOUNT),
@@ -65,6 +76,8 @@ const TRAITS: [(VmFlags, Traits); 14] = [
     (VmFlags::LOCKED, Traits::LOCKED),
     (VmFlags::LOCK_ON_FAULT, Traits::LOCK_ON_FAULT),
     (VmFlags::MAY_WRITE, Traits::MAY_WRITE),
+    (VmFlags::SEALED, Traits::SEALED),
+    (VmFlags::DROPPABLE, Traits::DROPPABLE),
 ];
 
 /// What a mapping is of.
@@ -88,6 +101,8 @@ pub(crate) struct Vma {
     /// PROT_READ | PROT_WRITE | PROT_EXEC.
     pub(crate) prot: u32,
     pub(crate) traits: u32,
+    /// Its protection key.
+    pub(crate) key: u8,
     pub(crate) offset: u64,
     pub(crate) backing: Backing,
 }
@@ -108,6 +123,10 @@ impl Vma {
     /// Does the process have pages of its own in it?
     pub(crate) fn is_private(&self) -> bool {
         matches!(self.backing, Backing::Anonymous { .. } | Backing::File { shared: false, .. })
+    }
+
+    pub(crate) fn is_execute_only(&self) -> bool {
+        self.prot == libc::PROT_EXEC as u32
     }
 
     pub(crate) fn is_anonymous(&self) -> bool {
@@ -131,6 +150,9 @@ pub(crate) struct AddressSpace {
     pub(crate) vdso: u32,
     /// Guard regions: where any access is a fault, without a mapping of their own.
     pub(crate) guards: Vec<(u64, u64)>,
+    pub(crate) policies: Vec<RangePolicy>,
+    pub(crate) keys: Keys,
+    pub(crate) future_locks: FutureLocks,
 }
 
 impl Record for AddressSpace {
@@ -147,10 +169,22 @@ pub(crate) fn mappings(pid: Pid) -> Result<Vec<Mapping>> {
 /// What describing an address space asks the process itself.
 pub(crate) struct Asked {
     brk: Call,
+    keys: Vec<Call>,
+    locks: (u64, Call),
+    policies: Vec<RangePolicy>,
 }
 
 pub(crate) fn ask(batch: &mut Batch) -> Asked {
-    Asked { brk: batch.call(sys::brk, &[0]) }
+    let brk = batch.call(sys::brk, &[0]);
+    Asked { brk, keys: keys::ask(batch), locks: locks::ask(batch), policies: Vec::new() }
+}
+
+impl Asked {
+    /// What has to be asked about each mapping.
+    pub(crate) fn ask_of_each(&mut self, puppet: &mut Puppet<'_>, mappings: &[Mapping]) -> Result<()> {
+        self.policies = policy::ask(puppet, mappings)?;
+        Ok(())
+    }
 }
 
 /// Describes an address space, but for its pages. `None` when something in it is refused.
@@ -174,6 +208,21 @@ pub(crate) fn describe(
             }
         }
     }
+    for policy in &asked.policies {
+        let of_it = vmas.iter().find(|vma| vma.start == policy.range().start);
+        if let Some(vma) = of_it.filter(|vma| !vma.is_anonymous()) {
+            let reason = "a memory policy (mbind) of memory that others can share is not supported";
+            report.refuse(Refusal::new(process.pid, vma.subject(), reason));
+            refused = true;
+        }
+    }
+    let keys = match Keys::describe(&asked.keys, answers, &vmas) {
+        Ok(keys) => keys,
+        Err(reason) => {
+            report.attribute(process.pid, "protection keys", reason);
+            return Ok(None);
+        }
+    };
     let executable = match executable(process.speaker())? {
         Ok(executable) => executable,
         Err(reason) => {
@@ -190,6 +239,9 @@ pub(crate) fn describe(
         runs: Vec::new(),
         vdso: vdso_sum(memory, mappings)?,
         guards: Vec::new(),
+        policies: asked.policies.clone(),
+        keys,
+        future_locks: FutureLocks::describe(asked.locks, answers, process.speaker())?,
     };
     Ok((!refused).then_some(space))
 }
@@ -218,6 +270,7 @@ fn vma(mapping: &Mapping, backing: Backing) -> Vma {
         end: mapping.end,
         prot: mapping.prot.bits(),
         traits: traits.bits(),
+        key: mapping.protection_key as u8,
         offset: mapping.offset,
         backing,
     }
@@ -261,6 +314,11 @@ type Classified = std::result::Result<Backing, std::borrow::Cow<'static, str>>;
 fn classify(pid: Pid, mapping: &Mapping, files: &mut Files, objects: &mut SharedObjects) -> Classified {
     let name = mapping.name.as_slice();
     if matches!(name, b"[vdso]" | b"[vvar]" | b"[vvar_vclock]") {
+        if mapping.flags.contains(VmFlags::SEALED) {
+            return Err(
+                "the kernel's own mappings are sealed here: they could not be moved to their places".into()
+            );
+        }
         return Ok(Backing::Special { name: name.to_vec().into() });
     }
     if let Some(reason) = unsupported(mapping) {
@@ -298,15 +356,13 @@ fn unsupported(mapping: &Mapping) -> Option<&'static str> {
         (VmFlags::UFFD_MISSING, "memory watched by userfaultfd is not supported"),
         (VmFlags::UFFD_WP, "memory watched by userfaultfd is not supported"),
         (VmFlags::UFFD_MINOR, "memory watched by userfaultfd is not supported"),
-        (VmFlags::SEALED, "sealed mappings (mseal) are not supported yet"),
-        (VmFlags::DROPPABLE, "droppable memory is not supported yet"),
+        (VmFlags::DROPPABLE | VmFlags::LOCKED, "droppable memory that is locked is not supported"),
         (VmFlags::SHADOW_STACK, "shadow stacks are not supported"),
         (VmFlags::SYNC, "MAP_SYNC is not supported"),
     ];
     let flagged = reasons.iter().find(|(flag, _)| mapping.flags.contains(*flag)).map(|(_, reason)| *reason);
     flagged
         .or((!mapping.unknown_flags.is_empty()).then_some("it has properties (VmFlags) that are not known"))
-        .or((mapping.protection_key != 0).then_some("protection keys are not supported yet"))
 }
 
 fn mapped_file(pid: Pid, mapping: &Mapping) -> std::result::Result<FileRef, std::borrow::Cow<'static, str>> {
@@ -352,6 +408,18 @@ impl AddressSpace {
                 return bad("a mapping of a file that is not listed");
             }
             end = vma.end;
+        }
+        if !self.guards.iter().all(|(start, end)| {
+            start < end
+                && self.vma_at(*start).is_some_and(|vma| *end <= vma.end && page(*start) && page(*end))
+        }) {
+            return bad("guard regions outside of its mappings");
+        }
+        if !self.policies.iter().all(|policy| policy.is_possible(self)) {
+            return bad("memory policies outside of its mappings");
+        }
+        if !self.keys.is_possible(&self.vmas) {
+            return bad("impossible protection keys");
         }
         self.check_runs()
     }

@@ -290,7 +290,7 @@ impl Populated {
     fn query(space: &AddressSpace, pagemap: &File, any: Page) -> Result<Self> {
         let mut found = Self::default();
         let (Some(first), Some(last)) = (space.vmas.first(), space.vmas.last()) else { return Ok(found) };
-        let mut vmas = space.vmas.iter().filter(|vma| vma.is_private()).peekable();
+        let mut vmas = space.vmas.iter().peekable();
         let query = Query { any, none: Page::FILE | Page::PFNZERO };
         let take = |range: Range<u64>, page: Page| {
             let mut at = range.start;
@@ -299,8 +299,9 @@ impl Populated {
                 let Some(vma) = vmas.peek() else { return };
                 let piece = at.max(vma.start)..range.end.min(vma.end);
                 at = vma.end;
-                if piece.start < piece.end {
-                    found.add(piece, page.contains(Page::GUARD), vma.start);
+                let guard = page.contains(Page::GUARD);
+                if piece.start < piece.end && (guard || vma.is_private()) {
+                    found.add(piece, guard, vma.start);
                 }
             }
         };
