@@ -480,7 +480,7 @@ impl Described {
         let mut described = Self {
             records: Records::new()?,
             spaces: Vec::new(),
-            shared: SharedObjects::default(),
+            shared: SharedObjects::new()?,
             sleeps: Vec::new(),
         };
         let tree = Tree::describe(frozen, report);

@@ -326,7 +326,7 @@ impl Blueprint {
             let process = ProcessPlan::load(image, record.pid(), record.threads()).of(record.pid())?;
             processes.insert(record.pid, process);
         }
-        let shared = SharedPlan::load(image)?;
+        let mut shared = SharedPlan::load(image)?;
         let workshop = Workshop::find(processes.values().map(|process| &process.space), shared.len)?;
         for process in processes.values() {
             shared.check(&process.space, &workshop)?;
@@ -461,6 +461,7 @@ impl<'i> Ready<'i> {
         for tid in blueprint.tree.numbers().chain(stand_ins) {
             wait_until_free(tid, &mut patience)?;
         }
+        blueprint.shared.plan()?;
         let mut opened = Opened::new(options.validation);
         for (pid, process) in &blueprint.processes {
             process.cgroups.check(Pid::from(*pid), options.cgroups)?;
@@ -475,7 +476,7 @@ impl<'i> Ready<'i> {
     fn build(&self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
-        family.with_root(|puppet| {
+        family.prepare(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
         let sharing = blueprint.processes.iter().map(|(pid, process)| (*pid, process.sharing)).collect();

@@ -36,6 +36,8 @@ pub(crate) mod sys {
         mlockall = SYS_mlockall;
         msync = SYS_msync;
         mbind = SYS_mbind;
+        shmget = SYS_shmget;
+        shmat = SYS_shmat;
         mseal = SYS_mseal;
         pkey_mprotect = SYS_pkey_mprotect;
         pkey_alloc = SYS_pkey_alloc;

@@ -61,6 +61,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("shared_memory", Subject::new(C("mappings"), &["shared"])),
     ("memory_advice", Subject::new(C("mappings"), &["advice"])),
     ("mapping_properties", Subject::new(C("mappings"), &["properties"])),
+    ("mapping_sysv", Subject::new(C("mappings"), &["sysv"])),
     ("guard_regions", Subject::new(C("mappings"), &["guards"])),
     ("regular_files", Subject::new(C("fds"), &["regular"])),
     ("devices", Subject::new(C("fds"), &["devices"])),

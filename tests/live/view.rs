@@ -198,7 +198,7 @@ fn mappings(pid: u32, smaps: &str, view: &mut View, names: &mut Names) {
         let first = words.next().unwrap_or_default();
         if let Some((start, end)) = first.split_once('-') {
             let mut rest: Vec<String> = words.map(str::to_owned).collect();
-            // The inode of shared anonymous memory is a new one.
+            // The inode of shared anonymous memory is a new one; that of a System V segment is its id.
             if line.contains("/dev/zero (deleted)") && rest.len() > 3 {
                 rest[3] = names.same(&rest[3]);
             }

@@ -1,6 +1,7 @@
 // Every kind of mapping that ordinary programs have, each with contents that are checked afterwards.
 #include "subject.h"
 #include <linux/mempolicy.h>
+#include <sys/shm.h>
 
 #define PAGE 4096L
 static const size_t SIZE = 16 * PAGE;
@@ -253,12 +254,14 @@ static int kernel_reads(char *memory)
 static void locks(int flags, const char *newest, const char *without)
 {
 	char *before = anonymous(0), *none = anonymous(0), *file = map(PROT_READ, MAP_PRIVATE, file_of("locked", 1), 0);
+	must(mlock(none, SIZE));
 	must(mprotect(none, SIZE, PROT_NONE));
 	must(truncate("locked", PAGE)); // the rest is beyond its end
 	// Under MCL_CURRENT it fails after it has locked what it could not touch.
 	must(mlockall(flags));
 	char *after = anonymous(0);
-	expect(has_flag(before, " lo") == has_flag(none, " lo") && has_flag(none, " lo") == has_flag(file, " lo"));
+	int current = (flags & MCL_CURRENT) != 0;
+	expect(has_flag(before, " lo") == current && has_flag(file, " lo") == current && has_flag(none, " lo"));
 	expect(has_flag(after, newest) && (!without || !has_flag(after, without)));
 	put_file(flags & MCL_ONFAULT ? "locked_on_fault" : "locked_at_once", "");
 	wait_go();
@@ -322,6 +325,80 @@ static void expect_policy(void *memory, int mode, unsigned long nodes)
 		expect(errno == ENOSYS, "%s", strerror(errno));
 	else
 		expect(now == mode && mask[0] == nodes, "mode %#x nodes %#lx", now, mask[0]);
+}
+
+static struct shmid_ds status_of(int id)
+{
+	struct shmid_ds status;
+	must(shmctl(id, IPC_STAT, &status));
+	return status;
+}
+
+static void expect_same(struct shmid_ds before, int id)
+{
+	struct shmid_ds now = status_of(id);
+	struct ipc_perm *a = &before.shm_perm, *b = &now.shm_perm;
+	expect(a->__key == b->__key && a->mode == b->mode, "key %x mode %o", b->__key, b->mode);
+	expect(a->uid == b->uid && a->gid == b->gid, "%d:%d", b->uid, b->gid);
+	expect(a->cuid == b->cuid && a->cgid == b->cgid, "made by %d:%d", b->cuid, b->cgid);
+	expect(before.shm_segsz == now.shm_segsz && before.shm_cpid == now.shm_cpid);
+	expect(before.shm_nattch == now.shm_nattch, "%ld instead of %ld", now.shm_nattch, before.shm_nattch);
+}
+
+// System V: one segment with a key that stays, one that was removed, one that somebody else has made.
+static int sysv(void)
+{
+	int lasting = must(shmget(0x5eed, SIZE - 100, IPC_CREAT | IPC_EXCL | 0640));
+	struct shmid_ds owner = status_of(lasting);
+	owner.shm_perm.uid = 1234, owner.shm_perm.gid = 5678, owner.shm_perm.mode = 0604;
+	must(shmctl(lasting, IPC_SET, &owner));
+	must(shmctl(lasting, SHM_LOCK, NULL));
+	must(setegid(77));
+	must(seteuid(1234));
+	int removed = must(shmget(0x5eee, SIZE, IPC_CREAT | IPC_EXCL | 0600));
+	must(seteuid(0));
+	must(setegid(0));
+	char *one = must(shmat(lasting, NULL, 0)), *two = must(shmat(removed, NULL, 0));
+	char *again = must(shmat(lasting, NULL, SHM_RDONLY)), *code = must(shmat(removed, NULL, SHM_EXEC));
+	must(shmctl(removed, IPC_RMID, NULL));
+	paint(one, SIZE - PAGE, 1);
+	paint(two, SIZE, 2);
+	pid_t child = must(fork());
+	if (!child) {
+		must(munmap(two, 3 * PAGE));
+		must(mprotect(one, PAGE, PROT_READ));
+		must(shmdt(code));
+		put_file("attached", "");
+		wait_go();
+		expect_painted(two + 3 * PAGE, PAGE, 3);
+		paint(two + 4 * PAGE, PAGE, 4);
+		return 0;
+	}
+	while (access("attached", F_OK))
+		nap(MS);
+	struct shmid_ds first = status_of(lasting), second = status_of(removed);
+	expect(first.shm_nattch == 5 && second.shm_nattch == 3); // mappings, not calls
+	paint(two + 3 * PAGE, PAGE, 3);
+	ready();
+	wait_go();
+	expect_painted(one, SIZE - PAGE, 1);
+	expect_painted(again, SIZE - PAGE, 1);
+	join_child(child);
+	expect_painted(code, PAGE, 2);
+	expect_painted(code + 4 * PAGE, PAGE, 4);
+	first.shm_nattch -= 3, second.shm_nattch -= 1;
+	expect_same(first, lasting);
+	expect_same(second, removed);
+	expect(mprotect(again, PAGE, PROT_READ | PROT_WRITE) == -1 && errno == EACCES);
+	paint(one, PAGE, 5);
+	expect_painted(again, PAGE, 5);
+	must(shmdt(two));
+	must(shmdt(code));
+	expect(shmctl(removed, IPC_STAT, &first) == -1, "it does not go with its last user");
+	must(shmdt(one));
+	must(shmdt(again));
+	must(shmctl(lasting, IPC_RMID, NULL));
+	return passed();
 }
 
 // What a mapping can be, beyond advice; the test sees the flags.
@@ -390,7 +467,7 @@ int main(int argc, char **argv)
 	begin();
 	static const struct { const char *name; int (*run)(void); } parts[] = {
 		{ "private", private }, { "files", files }, { "shared", shared }, { "advice", advice }, { "guards", guards },
-		{ "properties", properties },
+		{ "properties", properties }, { "sysv", sysv },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))

@@ -9,6 +9,7 @@ mod locks;
 mod pages;
 mod policy;
 mod shared;
+mod sysv;
 
 use std::collections::BTreeMap;
 
@@ -31,7 +32,8 @@ use policy::RangePolicy;
 pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared};
 pub(crate) use layout::Layout;
 pub(crate) use pages::{PageWriter, Run, Segments};
-pub(crate) use shared::{SharedObject, SharedObjects};
+pub(crate) use shared::{Origin, SharedObject, SharedObjects};
+pub(crate) use sysv::Made;
 
 bitflags::bitflags! {
     /// What a mapping has been asked to do, by mmap(2), madvise(2) and mlock(2). Part of the image format.
@@ -51,7 +53,7 @@ bitflags::bitflags! {
         const RANDOM = 1 << 10;
         const LOCKED = 1 << 11;
         const LOCK_ON_FAULT = 1 << 12;
-        /// A shared mapping of a file that was opened for writing.
+        /// A shared mapping of a file that was opened for writing, or of System V memory attached for it.
         const MAY_WRITE = 1 << 13;
         /// mseal(2).
         const SEALED = 1 << 14;
@@ -87,7 +89,7 @@ pub(crate) enum Backing {
     Anonymous { name: Option<Bytes> },
     /// A file, by its index in [`AddressSpace::files`].
     File { index: u32, shared: bool },
-    /// Shared anonymous memory: the owner of the section of its [`SharedObject`].
+    /// Shared memory that is no file: the owner of the section of its [`SharedObject`].
     Shared { object: u32 },
     /// The kernel's own: vdso and vvar, by name.
     Special { name: Bytes },
@@ -262,7 +264,7 @@ fn subject(mapping: &Mapping) -> Subject {
 fn vma(mapping: &Mapping, backing: Backing) -> Vma {
     let set = TRAITS.iter().filter(|(flag, _)| mapping.flags.contains(*flag));
     let mut traits = set.fold(Traits::empty(), |traits, (_, one)| traits | *one);
-    if !matches!(backing, Backing::File { shared: true, .. }) {
+    if !matches!(backing, Backing::File { shared: true, .. } | Backing::Shared { .. }) {
         traits -= Traits::MAY_WRITE;
     }
     Vma {
@@ -327,11 +329,12 @@ fn classify(pid: Pid, mapping: &Mapping, files: &mut Files, objects: &mut Shared
     if mapping.inode == 0 && mapping.device == Default::default() {
         return anonymous(name);
     }
-    if mapping.shared && mapping.deleted && name == b"/dev/zero" {
-        return Ok(Backing::Shared { object: objects.number(pid, mapping) });
+    let nameless = name == b"/dev/zero" || name.starts_with(b"/SYSV");
+    if mapping.shared && mapping.deleted && nameless && objects.has_no_file(mapping) {
+        return Ok(Backing::Shared { object: objects.number(pid, mapping)? });
     }
-    if name.starts_with(b"/memfd:") || name.starts_with(b"/SYSV") || name.starts_with(b"anon_inode:") {
-        return Err("memory of this kind (memfd, System V, anonymous inode) is not supported yet".into());
+    if name.starts_with(b"/memfd:") || name.starts_with(b"anon_inode:") {
+        return Err("memory of this kind (memfd, anonymous inode) is not supported yet".into());
     }
     Ok(Backing::File { index: files.of(pid, mapping)?, shared: mapping.shared })
 }
