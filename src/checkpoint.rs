@@ -11,7 +11,7 @@ use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
 use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
 use crate::proc::smaps::Mapping;
-use crate::resource::fds::{Collector, Places};
+use crate::resource::fds::{Collector, FilePolicy, Ghosts, Places};
 use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
 use crate::resource::signals::pending;
 use crate::resource::tasks::blocked::{self, Blocked};
@@ -22,7 +22,7 @@ use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::sharing::{self, Sharing};
 use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
-use crate::tracee::{Batch, Memory, Puppet, Saved, Scratch, Springboard, sys};
+use crate::tracee::{Answers, Batch, Memory, Puppet, Saved, Scratch, Springboard, sys};
 
 /// What becomes of the target when its image is complete.
 ///
@@ -65,6 +65,7 @@ pub struct Checkpoint<'h> {
     after: AfterDump,
     time_limit: Duration,
     durability: Durability,
+    files: FilePolicy,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
@@ -157,6 +158,7 @@ impl<'h> Checkpoint<'h> {
             after: AfterDump::default(),
             time_limit: TIME_LIMIT,
             durability: Durability::default(),
+            files: FilePolicy::default(),
             hooks: None,
         }
     }
@@ -176,6 +178,13 @@ impl<'h> Checkpoint<'h> {
     /// What must have reached the disk before the target is let go; nothing unless this says otherwise.
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
+        self
+    }
+
+    /// How many bytes an image may hold of one file that is open or mapped though it was deleted: 1 MiB unless this
+    /// says otherwise. Holes do not count, nor do files in memory (tmpfs, memfds). A larger one is refused.
+    pub fn ghost_limit(mut self, bytes: u64) -> Self {
+        self.files.ghost_limit = bytes;
         self
     }
 
@@ -205,7 +214,8 @@ impl<'h> Checkpoint<'h> {
             let frozen = freeze(self.root, self.time_limit).in_phase(Phase::Freeze)?;
             let mut report = Report::default();
             let borrowed = Borrowed::all(&frozen, &mut report).in_phase(Phase::Collect)?;
-            let described = Described::of(&frozen, &borrowed, &mut report).in_phase(Phase::Describe);
+            let described = Described::of(&frozen, &borrowed, &self.files, &mut report);
+            let described = described.in_phase(Phase::Describe);
             drop(borrowed);
             described.map(|_| Preflight(report.0))
         })
@@ -227,7 +237,8 @@ impl<'h> Checkpoint<'h> {
 
         let mut report = Report::default();
         let borrowed = Borrowed::all(&frozen, &mut report).in_phase(Phase::Collect)?;
-        let described = Described::of(&frozen, &borrowed, &mut report).in_phase(Phase::Describe)?;
+        let described =
+            Described::of(&frozen, &borrowed, &self.files, &mut report).in_phase(Phase::Describe)?;
         if !report.0.is_empty() {
             return Err(Error::unsupported(report.0).in_phase(Phase::Describe));
         }
@@ -260,7 +271,7 @@ impl<'h> Checkpoint<'h> {
         dir: &Path,
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
-        let Described { mut records, spaces, shared, sleeps } = described;
+        let Described { mut records, spaces, shared, ghosts, sleeps } = described;
         let mut image = ImageWriter::create(dir)?.durability(self.durability);
         let started = Instant::now();
         let hooks = &mut self.hooks;
@@ -274,6 +285,7 @@ impl<'h> Checkpoint<'h> {
             records.put(Owner(process.process.pid.get()), &space)?;
         }
         shared.write(Memory::open, &mut pages, &mut image, &mut records)?;
+        ghosts.write(&mut pages, &mut image, &mut records)?;
         stats.memory = started.elapsed();
         stats.pages_scanned = pages.counts.scanned;
         stats.pages_zero = pages.counts.zero;
@@ -472,25 +484,32 @@ struct Described {
     records: Records,
     spaces: Vec<AddressSpace>,
     shared: SharedObjects,
+    ghosts: Ghosts,
     sleeps: Vec<(Pid, Blocked)>,
 }
 
 impl Described {
-    fn of(frozen: &Frozen, borrowed: &[Borrowed<'_>], report: &mut Report) -> Result<Self> {
+    fn of(
+        frozen: &Frozen,
+        borrowed: &[Borrowed<'_>],
+        policy: &FilePolicy,
+        report: &mut Report,
+    ) -> Result<Self> {
         let mut described = Self {
             records: Records::new()?,
             spaces: Vec::new(),
             shared: SharedObjects::new()?,
+            ghosts: Ghosts::default(),
             sleeps: Vec::new(),
         };
         let tree = Tree::describe(frozen, report);
         described.records.put(Owner::IMAGE, &tree)?;
         described.records.put(Owner::IMAGE, &Processor::here())?;
         let sharing = sharing::describe(frozen, &tree, report)?;
-        let mut files = Collector::default();
+        let mut files = Collector::new(frozen.processes.iter().map(|process| process.pid), policy);
         for process in borrowed {
             let shared = sharing.get(&process.process.pid.get()).copied().unwrap_or_default();
-            described.process(process, shared, report).of(process.process.pid)?;
+            described.process(process, shared, &mut files.ghosts, report).of(process.process.pid)?;
             if shared.files.is_none() {
                 files.table(process.process, report, &mut described.records)?;
             }
@@ -498,11 +517,17 @@ impl Described {
                 described.records.put(Owner(child.get()), &stop)?;
             }
         }
-        files.finish(report, &mut described.records)?;
+        described.ghosts = files.finish(report, &mut described.records)?;
         Ok(described)
     }
 
-    fn process(&mut self, borrowed: &Borrowed<'_>, shared: Sharing, report: &mut Report) -> Result<()> {
+    fn process(
+        &mut self,
+        borrowed: &Borrowed<'_>,
+        shared: Sharing,
+        ghosts: &mut Ghosts,
+        report: &mut Report,
+    ) -> Result<()> {
         let process = borrowed.process;
         if shared != Sharing::default() {
             self.records.put(Owner(process.pid.get()), &shared)?;
@@ -517,7 +542,18 @@ impl Described {
             self.records.put(Owner(process.pid.get()), &leader)?;
         }
         for (index, thread) in process.threads.iter().enumerate() {
-            self.thread(borrowed, thread, index == 0, report).of(thread.tid())?;
+            let space = self.thread(borrowed, thread, index == 0, report).of(thread.tid())?;
+            if let Some((space, answers)) = space {
+                let described = memory::describe(
+                    process,
+                    &borrowed.mappings,
+                    (&space, &answers),
+                    &borrowed.memory,
+                    (&mut self.shared, ghosts),
+                    report,
+                )?;
+                self.spaces.extend(described);
+            }
         }
         Ok(())
     }
@@ -528,7 +564,7 @@ impl Described {
         thread: &Thread,
         speaks: bool,
         report: &mut Report,
-    ) -> Result<()> {
+    ) -> Result<Option<(memory::Asked, Answers)>> {
         let saved = Saved::of(&thread.tracee)?;
         let view = View { process: borrowed.process, thread, saved: &saved };
         match Blocked::describe(view.tid(), &saved.regs, thread.sleeper, &borrowed.memory) {
@@ -539,7 +575,7 @@ impl Described {
             Ok(None) => {}
             Err(error) => report.refuse(error.into_refusal()?),
         }
-        let Some((_, scratch)) = borrowed.tools else { return Ok(()) };
+        let Some((_, scratch)) = borrowed.tools else { return Ok(None) };
         // A timer that expires in between would be seen in neither place, or in both: look again.
         let mut asked = Asked::of(view, speaks, borrowed, scratch)?;
         for _ in 0..5 {
@@ -555,19 +591,7 @@ impl Described {
                 report.refuse(error.of(view.tid()).into_refusal()?);
             }
         }
-        if let Some(space) = space {
-            let shared = &mut self.shared;
-            let described = memory::describe(
-                view.process,
-                &borrowed.mappings,
-                (&space, &answers),
-                &borrowed.memory,
-                shared,
-                report,
-            )?;
-            self.spaces.extend(described);
-        }
-        Ok(())
+        Ok(space.map(|space| (space, answers)))
     }
 }
 
@@ -576,7 +600,7 @@ struct Asked {
     states: Vec<crate::resource::Describe>,
     space: Option<memory::Asked>,
     pending: pending::Snapshot,
-    answers: crate::tracee::Answers,
+    answers: Answers,
 }
 
 impl Asked {

@@ -14,7 +14,7 @@ use crate::family::{Family, Member};
 use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
 use crate::proc::{read, stat};
-use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Places};
+use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Finder, Places};
 use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
 use crate::resource::tasks::blocked::Blocked;
@@ -237,7 +237,7 @@ impl<'h> Restore<'h> {
         let started = Instant::now();
         let image = Image::open(&self.dir).in_phase(Phase::Read)?;
         let blueprint = Blueprint::load(&image).in_phase(Phase::Read)?;
-        let ready = Ready::plan(&blueprint, &image, &self).in_phase(Phase::Plan)?;
+        let mut ready = Ready::plan(&blueprint, &image, &self).in_phase(Phase::Plan)?;
         let root = blueprint.tree.root()?.pid();
         let stats = RestoreStats { reading: started.elapsed(), ..RestoreStats::default() };
         self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
@@ -245,13 +245,13 @@ impl<'h> Restore<'h> {
         // The calling thread is the parent; the tracer ends with this call.
         let seed =
             Family::seed(blueprint.workshop, &blueprint.tree, &ready.channel).in_phase(Phase::Build)?;
-        on_own_thread(|| self.build(&blueprint, &ready, seed, (building, stats)))
+        on_own_thread(|| self.build(&blueprint, &mut ready, seed, (building, stats)))
     }
 
     fn build(
         &mut self,
         blueprint: &Blueprint,
-        ready: &Ready<'_>,
+        ready: &mut Ready<'_>,
         seed: Seed,
         (started, mut stats): (Instant, RestoreStats),
     ) -> Result<Restored> {
@@ -462,18 +462,19 @@ impl<'i> Ready<'i> {
             wait_until_free(tid, &mut patience)?;
         }
         blueprint.shared.plan()?;
-        let mut opened = Opened::new(options.validation);
+        let finder = Finder::new(image, options.validation)?;
+        let mut opened = Opened::default();
         for (pid, process) in &blueprint.processes {
             process.cgroups.check(Pid::from(*pid), options.cgroups)?;
-            opened.open_for(&process.space, &process.places).of(Pid::from(*pid))?;
+            opened.open_for(&process.space, &process.places, &finder).of(Pid::from(*pid))?;
         }
-        let mut files = Builder::new(image, options.validation);
+        let mut files = Builder::new(image, finder);
         files.make_all()?;
         let channel = Channel::new(blueprint.channel_number)?;
         Ok(Self { image, opened, files, channel, outer_group })
     }
 
-    fn build(&self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
+    fn build(&mut self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
         family.prepare(|puppet| {
@@ -486,6 +487,8 @@ impl<'i> Ready<'i> {
                 self.build_memory(member, process, blueprint).of(member.pid)?;
             }
         }
+        self.files.finder.finish_mapped()?;
+        self.files.make_of_tasks()?;
         // Those who share an fd table need it empty until they have all their mappings.
         for member in family.members_mut() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {

@@ -9,6 +9,7 @@ pub(crate) mod sched;
 pub(crate) mod sysv;
 pub(crate) mod uffd;
 pub(crate) mod wait;
+pub(crate) mod xattr;
 
 use std::os::fd::{AsRawFd, RawFd};
 

@@ -401,6 +401,182 @@ static int sysv(void)
 	return passed();
 }
 
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8
+#define F_SEAL_EXEC 0x20
+#endif
+
+static int memfd(const char *name, unsigned flags, uint64_t seed)
+{
+	static char contents[16 * PAGE];
+	int fd = must(memfd_create(name, flags));
+	paint(contents, SIZE, seed);
+	must(write(fd, contents, SIZE));
+	return fd;
+}
+
+// Pages of memory that was painted as a whole.
+static void expect_part(char *memory, int first, int count, uint64_t seed)
+{
+	static char whole[16 * PAGE];
+	paint(whole, SIZE, seed);
+	expect(!memcmp(memory + first * PAGE, whole + first * PAGE, count * PAGE), "seed %d", (int)seed);
+}
+
+static void *map_fd(int prot, int flags, int fd) { return map(prot, flags, fd, 0); }
+static int seals(int fd) { return must(fcntl(fd, F_GET_SEALS)); }
+static int is_mappable(int prot, int fd)
+{
+	void *memory = mmap(NULL, PAGE, prot, MAP_SHARED, fd, 0);
+	return memory != MAP_FAILED && !munmap(memory, PAGE);
+}
+
+// Open and mapped, by one and by several, with every kind of seal.
+static int memfds(void)
+{
+	int rw = PROT_READ | PROT_WRITE, r = PROT_READ;
+	int plain = memfd("plain", 0, 1), written = memfd("written", MFD_ALLOW_SEALING, 2);
+	int future = memfd("future", MFD_ALLOW_SEALING, 3), only = memfd("a b\n/c (deleted)", MFD_CLOEXEC, 4);
+	int sparse = must(memfd_create("sparse", MFD_ALLOW_SEALING)), late = memfd("late", MFD_ALLOW_SEALING, 9);
+	int never = memfd_create("never", MFD_NOEXEC_SEAL);
+	char *shared = map_fd(rw, MAP_SHARED, plain), *private = map_fd(rw, MAP_PRIVATE, plain);
+	must(ftruncate(plain, 5 * PAGE + 100));
+	paint(private + PAGE, PAGE, 5);
+	must(lseek(plain, 77, SEEK_SET));
+	char way[64];
+	snprintf(way, sizeof way, "/proc/self/fd/%d", plain);
+	int reader = must(open(way, O_RDONLY)), appender = must(open(way, O_WRONLY | O_APPEND));
+	must(fchmod(plain, 0640));
+	must(fchown(plain, 1234, 5678));
+	char *before = map_fd(r, MAP_PRIVATE, written);
+	must(fcntl(written, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SEAL));
+	char *after = map_fd(r, MAP_SHARED, written);
+	char *writable = map_fd(rw, MAP_SHARED, future);
+	must(fcntl(future, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK));
+	must(fcntl(late, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SEAL));
+	char *read_only = map_fd(r, MAP_SHARED, late);
+	char *nowhere = map_fd(rw, MAP_SHARED, only), *code = map_fd(r | PROT_EXEC, MAP_PRIVATE, only);
+	close(only);
+	must(ftruncate(sparse, 1L << 40));
+	must(pwrite(sparse, "in the middle", 14, 1L << 39));
+	struct stat stats[2];
+	pid_t child = must(fork());
+	if (!child) {
+		wait_go();
+		while (!atomic_load((_Atomic char *)shared))
+			nap(MS);
+		expect_painted(shared + PAGE, PAGE, 6);
+		paint(nowhere + 2 * PAGE, PAGE, 7);
+		expect(lseek(plain, 0, SEEK_CUR) == 78);
+		return 0;
+	}
+	shared[0] = 0;
+	must(fstat(plain, &stats[0]));
+	ready();
+	wait_go();
+	must(fstat(plain, &stats[1]));
+	expect(stats[1].st_size == 5 * PAGE + 100 && stats[1].st_mode == stats[0].st_mode);
+	expect(stats[1].st_uid == 1234 && stats[1].st_gid == 5678);
+	expect(stats[1].st_mtim.tv_sec == stats[0].st_mtim.tv_sec && stats[1].st_mtim.tv_nsec == stats[0].st_mtim.tv_nsec);
+	static char page[PAGE];
+	must(read(plain, page, 1));
+	expect_painted(private + PAGE, PAGE, 5);
+	expect_part(shared, 1, 4, 1);
+	paint(shared + PAGE, PAGE, 6);
+	must(pread(reader, page, PAGE, PAGE));
+	expect_painted(page, PAGE, 6);
+	expect_painted(private + PAGE, PAGE, 5);
+	expect(write(reader, page, 1) == -1 && errno == EBADF);
+	must(write(appender, "end", 3));
+	expect(lseek(plain, 0, SEEK_END) == 5 * PAGE + 103);
+	must(lseek(plain, 78, SEEK_SET));
+	expect(seals(plain) == F_SEAL_SEAL);
+	atomic_store((_Atomic char *)shared, 1);
+	join_child(child);
+	expect_painted(before, SIZE, 2);
+	expect_painted(after, SIZE, 2);
+	expect(seals(written) == (F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SEAL));
+	expect(write(written, "x", 1) == -1 && errno == EPERM);
+	expect(mprotect(after, PAGE, rw) == -1 && errno == EACCES);
+	expect_painted(writable, SIZE, 3);
+	paint(writable, PAGE, 8);
+	must(pread(future, page, PAGE, 0));
+	expect_painted(page, PAGE, 8);
+	expect(seals(future) == (F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK));
+	expect(!is_mappable(rw, future) && is_mappable(r, future));
+	expect_painted(read_only, SIZE, 9);
+	expect(mprotect(read_only, PAGE, rw) == -1 && errno == EACCES);
+	expect_painted(nowhere + 2 * PAGE, PAGE, 7);
+	expect_painted(code + 2 * PAGE, PAGE, 7);
+	must(pread(sparse, page, 14, 1L << 39));
+	expect(!strcmp(page, "in the middle"));
+	must(fstat(sparse, &stats[0]));
+	expect(stats[0].st_size == 1L << 40 && stats[0].st_blocks <= 16, "%ld blocks", (long)stats[0].st_blocks);
+	expect(seals(sparse) == 0);
+	if (never >= 0) {
+		expect(seals(never) == F_SEAL_EXEC, "%#x", seals(never));
+		expect(fchmod(never, 0777) == -1 && errno == EPERM);
+	}
+	return passed();
+}
+
+// Mapped files that have been deleted or replaced, and the program itself.
+static int deleted(void)
+{
+	int rw = PROT_READ | PROT_WRITE;
+	char program[256];
+	ssize_t length = must(readlink("/proc/self/exe", program, sizeof program - 1));
+	program[length] = 0;
+	if (strcmp(program, in_base("program"))) {
+		char command[640];
+		snprintf(command, sizeof command, "cp %s program", program);
+		expect(system(command) == 0);
+		must(execl("./program", "program", "deleted", NULL));
+	}
+	must(unlink("program"));
+	int one = file_of("one", 1), two = file_of("two", 2);
+	char *shared = map_fd(rw, MAP_SHARED, one), *again = map_fd(PROT_READ, MAP_SHARED, one);
+	char *private = map_fd(rw, MAP_PRIVATE, two);
+	close(one);
+	const size_t large = 3 << 20; // in memory, so there is no limit
+	int shm = must(open("shm", O_RDWR | O_CREAT | O_EXCL, 0600));
+	must(ftruncate(shm, large));
+	char *memory = must(mmap(NULL, large, rw, MAP_SHARED, shm, 0));
+	paint(memory, large, 3);
+	paint(private + PAGE, PAGE, 4);
+	must(unlink("one"));
+	must(unlink("shm"));
+	file_of("three", 5);
+	must(rename("three", "two"));
+	pid_t child = must(fork());
+	if (!child) {
+		wait_go();
+		while (!atomic_load((_Atomic char *)shared))
+			nap(MS);
+		expect_painted(memory + PAGE, PAGE, 6);
+		paint(shared + PAGE, PAGE, 7);
+		return 0;
+	}
+	shared[0] = 0;
+	ready();
+	wait_go();
+	expect_part(again, 1, 15, 1);
+	expect_painted(memory, large, 3);
+	expect_painted(private, PAGE, 2);
+	expect_painted(private + PAGE, PAGE, 4);
+	expect_part(private, 2, 14, 2);
+	paint(memory + PAGE, PAGE, 6);
+	atomic_store((_Atomic char *)shared, 1);
+	join_child(child);
+	expect_painted(again + PAGE, PAGE, 7);
+	static char page[PAGE];
+	must(pread(two, page, PAGE, 0));
+	expect_painted(page, PAGE, 2);
+	must(pread(must(open("two", O_RDONLY)), page, PAGE, 0));
+	expect_painted(page, PAGE, 5);
+	return passed();
+}
+
 // What a mapping can be, beyond advice; the test sees the flags.
 static int properties(void)
 {
@@ -468,6 +644,7 @@ int main(int argc, char **argv)
 	static const struct { const char *name; int (*run)(void); } parts[] = {
 		{ "private", private }, { "files", files }, { "shared", shared }, { "advice", advice }, { "guards", guards },
 		{ "properties", properties }, { "sysv", sysv },
+		{ "memfds", memfds }, { "deleted", deleted },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))

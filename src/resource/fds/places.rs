@@ -29,7 +29,7 @@ impl Places {
             let way = format!("/proc/{}/{name}", process.speaker());
             let stat = stat(way.as_str()).call("stat")?;
             let path = read::link(process.speaker(), name)?;
-            match FileRef::describe(&path, &stat) {
+            match FileRef::named(&path, &stat) {
                 Ok(file) => Ok(Some(file)),
                 Err(reason) => {
                     report.refuse(Refusal::new(process.pid, Subject::Path(way.into()), reason));
@@ -38,7 +38,7 @@ impl Places {
             }
         };
         let (Some(cwd), Some(root)) = (place("cwd")?, place("root")?) else { return Ok(None) };
-        let root = (root.path() != std::path::Path::new("/")).then_some(root);
+        let root = (!root.is_root()).then_some(root);
         Ok(Some(Self { cwd, root, umask: process.status.umask.unwrap_or(0o022) }))
     }
 }

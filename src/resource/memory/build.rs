@@ -13,7 +13,7 @@ use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 use crate::image::{Image, Owner};
 use crate::proc::smaps::Mapping;
-use crate::resource::fds::{Channel, FileRef, FileValidation, Places};
+use crate::resource::fds::{Channel, FileRef, Finder, Places};
 use crate::sys::{PAGE, pidfd, uffd};
 use crate::tracee::{Batch, Puppet, Scratch, sys};
 
@@ -110,7 +110,7 @@ impl SharedPlan {
     fn address(&self, workshop: &Workshop, object: u32, vma: &Vma) -> Result<u64> {
         match self.objects.get(&object) {
             Some((at, object)) if vma.offset + vma.len() <= object.size => {
-                let view = object.view(vma.has(Traits::MAY_WRITE));
+                let view = object.view(vma.has(Traits::FOR_WRITING));
                 Ok(workshop.shared() + at + view + vma.offset)
             }
             _ => Err(Error::new(ErrorKind::Image, "a mapping of shared memory that is missing or too small")),
@@ -122,7 +122,7 @@ impl SharedPlan {
         for vma in &space.vmas {
             if let Backing::Shared { object } = vma.backing {
                 self.address(workshop, object, vma).about(|| vma.subject())?;
-                self.views.insert((object, vma.has(Traits::MAY_WRITE)));
+                self.views.insert((object, vma.has(Traits::FOR_WRITING)));
             }
         }
         Ok(())
@@ -223,20 +223,16 @@ pub(crate) fn prepare_shared(
 }
 
 /// Files that restored tasks need, each opened (and checked) once.
+#[derive(Default)]
 pub(crate) struct Opened {
-    validation: FileValidation,
     files: BTreeMap<(FileRef, i32), OwnedFd>,
 }
 
 impl Opened {
-    pub(crate) fn new(validation: FileValidation) -> Self {
-        Self { validation, files: BTreeMap::new() }
-    }
-
-    fn open(&mut self, file: &FileRef, flags: OFlag) -> Result<()> {
+    fn open(&mut self, file: &FileRef, flags: OFlag, finder: &Finder) -> Result<()> {
         let key = (file.clone(), flags.bits());
         if let std::collections::btree_map::Entry::Vacant(slot) = self.files.entry(key) {
-            slot.insert(file.open(flags, self.validation)?);
+            slot.insert(finder.open(file, flags)?);
         }
         Ok(())
     }
@@ -247,8 +243,8 @@ impl Opened {
     }
 
     /// Opens everything that one process needs, before there is any task.
-    pub(crate) fn open_for(&mut self, space: &AddressSpace, places: &Places) -> Result<()> {
-        needs(space, places).into_iter().try_for_each(|(file, flags)| self.open(file, flags))
+    pub(crate) fn open_for(&mut self, space: &AddressSpace, places: &Places, finder: &Finder) -> Result<()> {
+        needs(space, places).into_iter().try_for_each(|(file, flags)| self.open(file, flags, finder))
     }
 }
 
@@ -284,7 +280,7 @@ fn file_index(vma: &Vma) -> Option<u32> {
 /// A shared mapping that may be made writable comes from a descriptor that could write.
 fn open_flags(vma: &Vma) -> OFlag {
     match vma.backing {
-        Backing::File { shared: true, .. } if vma.has(Traits::MAY_WRITE) => OFlag::O_RDWR,
+        Backing::File { shared: true, .. } if vma.has(Traits::FOR_WRITING) => OFlag::O_RDWR,
         _ => OFlag::O_RDONLY,
     }
 }

@@ -22,7 +22,7 @@ use crate::image::{Bytes, Decode, Encode, Record, Tag};
 use crate::proc::smaps::{self, Mapping, VmFlags};
 use crate::proc::{Device, read};
 use crate::resource::Report;
-use crate::resource::fds::FileRef;
+use crate::resource::fds::{FileRef, Ghosts, Reason};
 use crate::tracee::{Answers, Batch, Call, Memory, Puppet, Springboard, sys};
 
 use keys::Keys;
@@ -53,8 +53,8 @@ bitflags::bitflags! {
         const RANDOM = 1 << 10;
         const LOCKED = 1 << 11;
         const LOCK_ON_FAULT = 1 << 12;
-        /// A shared mapping of a file that was opened for writing, or of System V memory attached for it.
-        const MAY_WRITE = 1 << 13;
+        /// A shared mapping of what was opened or attached for writing: a seal may forbid that it is made writable.
+        const FOR_WRITING = 1 << 13;
         /// mseal(2).
         const SEALED = 1 << 14;
         /// MAP_DROPPABLE.
@@ -77,7 +77,7 @@ const TRAITS: [(VmFlags, Traits); 16] = [
     (VmFlags::RAND_READ, Traits::RANDOM),
     (VmFlags::LOCKED, Traits::LOCKED),
     (VmFlags::LOCK_ON_FAULT, Traits::LOCK_ON_FAULT),
-    (VmFlags::MAY_WRITE, Traits::MAY_WRITE),
+    (VmFlags::SHARED, Traits::FOR_WRITING),
     (VmFlags::SEALED, Traits::SEALED),
     (VmFlags::DROPPABLE, Traits::DROPPABLE),
 ];
@@ -195,18 +195,18 @@ pub(crate) fn describe(
     mappings: &[Mapping],
     (asked, answers): (&Asked, &Answers),
     memory: &Memory,
-    objects: &mut SharedObjects,
+    (objects, ghosts): (&mut SharedObjects, &mut Ghosts),
     report: &mut Report,
 ) -> Result<Option<AddressSpace>> {
     let mut files = Files::default();
     let mut vmas = Vec::with_capacity(mappings.len());
     let mut refused = false;
     for mapping in mappings.iter().filter(|mapping| mapping.name != b"[vsyscall]") {
-        match classify(process.speaker(), mapping, &mut files, objects) {
+        match classify(process.speaker(), mapping, &mut files, objects, ghosts)? {
             Ok(backing) => vmas.push(vma(mapping, backing)),
             Err(reason) => {
                 refused = true;
-                report.refuse(Refusal::new(process.pid, subject(mapping), reason));
+                report.refuse(reason.refusal(process.pid, subject(mapping)));
             }
         }
     }
@@ -225,10 +225,10 @@ pub(crate) fn describe(
             return Ok(None);
         }
     };
-    let executable = match executable(process.speaker())? {
+    let executable = match executable(process.speaker(), ghosts)? {
         Ok(executable) => executable,
         Err(reason) => {
-            report.attribute(process.pid, "executable", reason);
+            report.refuse(reason.refusal(process.pid, Subject::Attribute("executable")));
             return Ok(None);
         }
     };
@@ -265,7 +265,7 @@ fn vma(mapping: &Mapping, backing: Backing) -> Vma {
     let set = TRAITS.iter().filter(|(flag, _)| mapping.flags.contains(*flag));
     let mut traits = set.fold(Traits::empty(), |traits, (_, one)| traits | *one);
     if !matches!(backing, Backing::File { shared: true, .. } | Backing::Shared { .. }) {
-        traits -= Traits::MAY_WRITE;
+        traits -= Traits::FOR_WRITING;
     }
     Vma {
         start: mapping.start,
@@ -292,14 +292,17 @@ impl Files {
         &mut self,
         pid: Pid,
         mapping: &Mapping,
-    ) -> std::result::Result<u32, std::borrow::Cow<'static, str>> {
+        ghosts: &mut Ghosts,
+    ) -> Result<std::result::Result<u32, Reason>> {
         let key = (mapping.name.clone(), mapping.device, mapping.inode);
         if let Some(index) = self.seen.get(&key).filter(|_| !mapping.deleted) {
-            return Ok(*index);
+            return Ok(Ok(*index));
         }
-        let index = self.index(mapped_file(pid, mapping)?);
-        self.seen.insert(key, index);
-        Ok(index)
+        Ok(mapped_file(pid, mapping, ghosts)?.map(|file| {
+            let index = self.index(file);
+            self.seen.insert(key, index);
+            index
+        }))
     }
 
     fn index(&mut self, file: FileRef) -> u32 {
@@ -311,32 +314,49 @@ impl Files {
     }
 }
 
-type Classified = std::result::Result<Backing, std::borrow::Cow<'static, str>>;
+type Classified = std::result::Result<Backing, Reason>;
 
-fn classify(pid: Pid, mapping: &Mapping, files: &mut Files, objects: &mut SharedObjects) -> Classified {
+fn classify(
+    pid: Pid,
+    mapping: &Mapping,
+    files: &mut Files,
+    objects: &mut SharedObjects,
+    ghosts: &mut Ghosts,
+) -> Result<Classified> {
+    let named = match without_file(pid, mapping, objects) {
+        Some(classified) => return Ok(classified),
+        None => files.of(pid, mapping, ghosts)?,
+    };
+    Ok(named.map(|index| Backing::File { index, shared: mapping.shared }))
+}
+
+/// What is not of a file.
+fn without_file(pid: Pid, mapping: &Mapping, objects: &mut SharedObjects) -> Option<Classified> {
     let name = mapping.name.as_slice();
     if matches!(name, b"[vdso]" | b"[vvar]" | b"[vvar_vclock]") {
-        if mapping.flags.contains(VmFlags::SEALED) {
-            return Err(
-                "the kernel's own mappings are sealed here: they could not be moved to their places".into()
-            );
-        }
-        return Ok(Backing::Special { name: name.to_vec().into() });
+        let reason = "the kernel's own mappings are sealed here: they could not be moved to their places";
+        return Some(match mapping.flags.contains(VmFlags::SEALED) {
+            true => Err(reason.into()),
+            false => Ok(Backing::Special { name: name.to_vec().into() }),
+        });
     }
     if let Some(reason) = unsupported(mapping) {
-        return Err(reason.into());
+        return Some(Err(reason.into()));
     }
     if mapping.inode == 0 && mapping.device == Default::default() {
-        return anonymous(name);
+        return Some(anonymous(name));
     }
     let nameless = name == b"/dev/zero" || name.starts_with(b"/SYSV");
     if mapping.shared && mapping.deleted && nameless && objects.has_no_file(mapping) {
-        return Ok(Backing::Shared { object: objects.number(pid, mapping)? });
+        let object = objects.number(pid, mapping);
+        return Some(object.map(|object| Backing::Shared { object }).map_err(Reason::from));
     }
-    if name.starts_with(b"/memfd:") || name.starts_with(b"anon_inode:") {
-        return Err("memory of this kind (memfd, anonymous inode) is not supported yet".into());
+    match name.starts_with(b"anon_inode:") || matches!(name, b"/[aio]" | b"/secretmem") {
+        true => {
+            Some(Err("memory of this kind (io_uring, AIO ring, memfd_secret ...) is not supported".into()))
+        }
+        false => None,
     }
-    Ok(Backing::File { index: files.of(pid, mapping)?, shared: mapping.shared })
 }
 
 fn anonymous(name: &[u8]) -> Classified {
@@ -368,25 +388,41 @@ fn unsupported(mapping: &Mapping) -> Option<&'static str> {
         .or((!mapping.unknown_flags.is_empty()).then_some("it has properties (VmFlags) that are not known"))
 }
 
-fn mapped_file(pid: Pid, mapping: &Mapping) -> std::result::Result<FileRef, std::borrow::Cow<'static, str>> {
+fn mapped_file(
+    pid: Pid,
+    mapping: &Mapping,
+    ghosts: &mut Ghosts,
+) -> Result<std::result::Result<FileRef, Reason>> {
     use std::os::unix::ffi::OsStrExt;
-    if mapping.deleted {
-        return Err("the mapped file has been deleted".into());
-    }
-    let path = std::ffi::OsStr::from_bytes(&mapping.name);
-    let named = lstat(path).map_err(|_| "the mapped file can no longer be found by its name")?;
-    let device = (nix::sys::stat::major(named.st_dev) as u32, nix::sys::stat::minor(named.st_dev) as u32);
-    let same = named.st_ino == mapping.inode && device == (mapping.device.major, mapping.device.minor);
-    // Some file systems show another device in maps than in stat(2): then the mapping itself is looked at.
+    let name = mapping.raw_name();
     let way = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
-    let actual = if same { Ok(named) } else { stat(way.as_str()) };
-    let actual = actual.map_err(|_| "the mapped file is not the one that its name leads to")?;
-    FileRef::describe(&mapping.name, &actual).map_err(Into::into)
+    let named = lstat(std::ffi::OsStr::from_bytes(&name)).ok().filter(|named| {
+        let device = (nix::sys::stat::major(named.st_dev) as u32, nix::sys::stat::minor(named.st_dev) as u32);
+        named.st_ino == mapping.inode && device == (mapping.device.major, mapping.device.minor)
+    });
+    // Some file systems show another device in maps than in stat(2): then the mapping itself is looked at.
+    let actual = match named {
+        Some(named) => named,
+        None => match stat(way.as_str()) {
+            Ok(actual) => actual,
+            Err(_) => {
+                let why = "the mapped file has no name any more: it can only be looked at with \
+                           CAP_CHECKPOINT_RESTORE in the initial user namespace";
+                return Ok(Err(why.into()));
+            }
+        },
+    };
+    let file = FileRef::describe(&name, &actual, &way, ghosts)?;
+    if let (Ok(file), true) = (&file, mapping.flags.contains(VmFlags::SHARED)) {
+        ghosts.note_mapping(file, pid, mapping.flags.contains(VmFlags::MAY_WRITE));
+    }
+    Ok(file)
 }
 
-fn executable(pid: Pid) -> Result<std::result::Result<FileRef, &'static str>> {
-    let stat = stat(format!("/proc/{pid}/exe").as_str()).call("stat").of(pid)?;
-    Ok(FileRef::describe(&read::link(pid, "exe")?, &stat))
+fn executable(pid: Pid, ghosts: &mut Ghosts) -> Result<std::result::Result<FileRef, Reason>> {
+    let way = format!("/proc/{pid}/exe");
+    let stat = stat(way.as_str()).call("stat").of(pid)?;
+    FileRef::describe(&read::link(pid, "exe")?, &stat, &way, ghosts)
 }
 
 impl AddressSpace {

@@ -129,6 +129,33 @@ impl<'h> PageWriter<'h> {
         self.write_ranges(ranges, source, |_| true, image)
     }
 
+    /// Copies the data of a file, which may end within a page. Are zeroes that were written data?
+    pub(crate) fn copy_data(
+        &mut self,
+        file: &File,
+        data: &[Range<u64>],
+        zeroes: bool,
+        image: &mut ImageWriter,
+    ) -> Result<Vec<Run>> {
+        let mut pages: Vec<Range<u64>> = Vec::new();
+        for range in data {
+            let range = range.start & !(PAGE - 1)..range.end.next_multiple_of(PAGE);
+            match pages.last_mut() {
+                Some(last) if range.start <= last.end => last.end = range.end,
+                _ => pages.push(range),
+            }
+        }
+        let source = |ranges: &[Range<u64>], mut buffer: &mut [u8]| {
+            for range in ranges {
+                let (head, rest) = buffer.split_at_mut((range.end - range.start) as usize);
+                read_at_most(file, head, range.start)?;
+                buffer = rest;
+            }
+            Ok(())
+        };
+        self.write_ranges(&pages, source, |_| !zeroes, image)
+    }
+
     /// Copies a range of memory, but for its pages of zeroes.
     pub(crate) fn copy_sparse(
         &mut self,
@@ -223,6 +250,22 @@ impl<'h> PageWriter<'h> {
         self.counts.written += len / PAGE;
         (self.progress)(Progress { bytes: self.counts.written * PAGE })
     }
+}
+
+/// Fills a buffer from a file, with zeroes behind its end.
+fn read_at_most(file: &File, mut buffer: &mut [u8], mut offset: u64) -> Result<()> {
+    while !buffer.is_empty() {
+        match file.read_at(buffer, offset).call("pread")? {
+            0 => buffer.fill(0),
+            read => {
+                offset += read as u64;
+                buffer = buffer.get_mut(read..).unwrap_or_default();
+                continue;
+            }
+        }
+        break;
+    }
+    Ok(())
 }
 
 fn no_segment() -> Error {
