@@ -21,9 +21,9 @@ use crate::resource::tasks::cpu::Processor;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::sharing::{self, Sharing};
-use crate::resource::tasks::{mempolicy, rseq, tree::Tree, unsupported};
+use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
-use crate::tracee::{Batch, Memory, Puppet, Saved, Scratch, Springboard, sys};
+use crate::tracee::{Answers, Batch, Memory, Puppet, Saved, Scratch, Springboard, sys};
 
 /// What becomes of the target when its image is complete.
 ///
@@ -186,7 +186,7 @@ impl<'h> Checkpoint<'h> {
     }
 
     /// How many bytes an image may hold of one file that is open or mapped though it was deleted: 1 MiB unless this
-    /// says otherwise. Holes do not count. A larger one is refused.
+    /// says otherwise. Holes do not count, nor do files in memory (tmpfs, memfds). A larger one is refused.
     pub fn ghost_limit(mut self, bytes: u64) -> Self {
         self.files.ghost_limit = bytes;
         self
@@ -527,7 +527,7 @@ impl Described {
         let mut described = Self {
             records: Records::new()?,
             spaces: Vec::new(),
-            shared: SharedObjects::default(),
+            shared: SharedObjects::new()?,
             ghosts: Ghosts::default(),
             sleeps: Vec::new(),
         };
@@ -538,7 +538,7 @@ impl Described {
         let mut files = Collector::new(frozen.processes.iter().map(|process| process.pid), policy);
         for process in borrowed {
             let shared = sharing.get(&process.process.pid.get()).copied().unwrap_or_default();
-            described.process(process, shared, report).of(process.process.pid)?;
+            described.process(process, shared, &mut files.ghosts, report).of(process.process.pid)?;
             if shared.files.is_none() {
                 files.table(process.process, report, &mut described.records)?;
             }
@@ -550,7 +550,13 @@ impl Described {
         Ok(described)
     }
 
-    fn process(&mut self, borrowed: &Borrowed<'_>, shared: Sharing, report: &mut Report) -> Result<()> {
+    fn process(
+        &mut self,
+        borrowed: &Borrowed<'_>,
+        shared: Sharing,
+        ghosts: &mut Ghosts,
+        report: &mut Report,
+    ) -> Result<()> {
         let process = borrowed.process;
         if shared != Sharing::default() {
             self.records.put(Owner(process.pid.get()), &shared)?;
@@ -565,7 +571,18 @@ impl Described {
             self.records.put(Owner(process.pid.get()), &leader)?;
         }
         for (index, thread) in process.threads.iter().enumerate() {
-            self.thread(borrowed, thread, index == 0, report).of(thread.tid())?;
+            let space = self.thread(borrowed, thread, index == 0, report).of(thread.tid())?;
+            if let Some((space, answers)) = space {
+                let described = memory::describe(
+                    process,
+                    &borrowed.mappings,
+                    (&space, &answers),
+                    &borrowed.memory,
+                    (&mut self.shared, ghosts),
+                    report,
+                )?;
+                self.spaces.extend(described);
+            }
         }
         Ok(())
     }
@@ -576,7 +593,7 @@ impl Described {
         thread: &Thread,
         speaks: bool,
         report: &mut Report,
-    ) -> Result<()> {
+    ) -> Result<Option<(memory::Asked, Answers)>> {
         let saved = Saved::of(&thread.tracee)?;
         let view = View { process: borrowed.process, thread, saved: &saved };
         match Blocked::describe(view.tid(), &saved.regs, thread.sleeper, &borrowed.memory) {
@@ -587,7 +604,7 @@ impl Described {
             Ok(None) => {}
             Err(error) => report.refuse(error.into_refusal()?),
         }
-        let Some((_, scratch)) = borrowed.tools else { return Ok(()) };
+        let Some((_, scratch)) = borrowed.tools else { return Ok(None) };
         // A timer that expires in between would be seen in neither place, or in both: look again.
         let mut asked = Asked::of(view, speaks, borrowed, scratch)?;
         for _ in 0..5 {
@@ -596,27 +613,14 @@ impl Described {
             }
             asked = Asked::of(view, speaks, borrowed, scratch)?;
         }
-        let Asked { states, space, answers, refused, .. } = asked;
-        refused.into_iter().for_each(|refusal| report.refuse(refusal));
+        let Asked { states, space, answers, .. } = asked;
         for describe in states {
             let refused = describe(&answers, view, report, &mut self.records);
             if let Err(error) = refused {
                 report.refuse(error.of(view.tid()).into_refusal()?);
             }
         }
-        if let Some(space) = space {
-            let shared = &mut self.shared;
-            let described = memory::describe(
-                view.process,
-                &borrowed.mappings,
-                (&space, &answers),
-                &borrowed.memory,
-                shared,
-                report,
-            )?;
-            self.spaces.extend(described);
-        }
-        Ok(())
+        Ok(space.map(|space| (space, answers)))
     }
 }
 
@@ -625,9 +629,7 @@ struct Asked {
     states: Vec<crate::resource::Describe>,
     space: Option<memory::Asked>,
     pending: pending::Snapshot,
-    answers: crate::tracee::Answers,
-    /// What is refused of its mappings.
-    refused: Vec<crate::error::Refusal>,
+    answers: Answers,
 }
 
 impl Asked {
@@ -637,13 +639,12 @@ impl Asked {
         let wanted = STATES.iter().filter(|state| speaks || state.scope == Scope::Thread);
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
-        let space = speaks.then(|| memory::ask(&mut batch));
+        let mut space = speaks.then(|| memory::ask(&mut batch));
         let mut puppet =
             Puppet::borrow(view.tracee(), view.process.pid, &borrowed.memory, scratch, view.saved)?;
         let answers = puppet.run(batch)?;
-        let refused =
-            if speaks { mempolicy::of_mappings(&mut puppet, &borrowed.mappings)? } else { Vec::new() };
+        space.iter_mut().try_for_each(|space| space.ask_of_each(&mut puppet, &borrowed.mappings))?;
         puppet.release()?;
-        Ok(Self { states, space, pending, answers, refused })
+        Ok(Self { states, space, pending, answers })
     }
 }

@@ -339,7 +339,7 @@ impl Blueprint {
             let process = ProcessPlan::load(image, record.pid(), record.threads()).of(record.pid())?;
             processes.insert(record.pid, process);
         }
-        let shared = SharedPlan::load(image)?;
+        let mut shared = SharedPlan::load(image)?;
         let workshop = Workshop::find(processes.values().map(|process| &process.space), shared.len)?;
         for process in processes.values() {
             shared.check(&process.space, &workshop)?;
@@ -479,6 +479,7 @@ impl<'i> Ready<'i> {
         for tid in blueprint.tree.numbers().chain(stand_ins) {
             wait_until_free(tid, &mut patience)?;
         }
+        blueprint.shared.plan()?;
         let finder = Finder::new(image, options.validation)?;
         let mut opened = Opened::default();
         for (pid, process) in &blueprint.processes {
@@ -494,7 +495,7 @@ impl<'i> Ready<'i> {
     fn build(&mut self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
-        family.with_root(|puppet| {
+        family.prepare(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
         let sharing = blueprint.processes.iter().map(|(pid, process)| (*pid, process.sharing)).collect();
@@ -504,6 +505,7 @@ impl<'i> Ready<'i> {
                 self.build_memory(member, process, blueprint).of(member.pid)?;
             }
         }
+        self.files.finder.finish_mapped()?;
         self.files.make_of_tasks()?;
         // Those who share an fd table need it empty until they have all their mappings.
         for member in family.members_mut() {

@@ -7,6 +7,7 @@ pub(crate) mod pidfd;
 pub(crate) mod probe;
 pub(crate) mod ptrace;
 pub(crate) mod sched;
+pub(crate) mod sysv;
 pub(crate) mod uffd;
 pub(crate) mod wait;
 pub(crate) mod xattr;

@@ -219,9 +219,14 @@ fn mappings(pid: u32, smaps: &str, view: &mut View, names: &mut Names) {
         let first = words.next().unwrap_or_default();
         if let Some((start, end)) = first.split_once('-') {
             let mut rest: Vec<String> = words.map(str::to_owned).collect();
-            // The inode of shared anonymous memory is a new one.
-            if line.contains("/dev/zero (deleted)") && rest.len() > 3 {
+            // What has no name is a new inode; that of a System V segment is its id.
+            if line.ends_with(" (deleted)") && !line.contains("/SYSV") && rest.len() > 3 {
                 rest[3] = names.same(&rest[3]);
+                // Where another file has its name now, it was made again by another one.
+                let replaced = std::path::Path::new(&rest[4]).exists() || rest[4].contains("/.cryosleep-");
+                if replaced && !line.contains("/dev/zero") {
+                    rest[4] = "replaced".into();
+                }
             }
             all.push((start.to_owned(), end.to_owned(), rest.join(" ")));
         } else if let (true, Some(current)) = (matches!(first, "VmFlags:" | "ProtectionKey:"), all.last_mut())

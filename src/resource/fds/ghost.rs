@@ -1,6 +1,8 @@
 //! Files that are open or mapped though they have no name any more. The image holds all of such a file; on
 //! restore it is made again where it was, and loses its name when everything that needs it has it open.
 //!
+//! A memfd is such a file too: it has never had a name, and has its seals instead.
+//!
 //! The name that /proc shows of it is that of the original if nobody has taken it meanwhile; otherwise the
 //! file is made by another name beside it, and that is what /proc shows.
 
@@ -14,18 +16,26 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::fcntl::{
+    AT_FDCWD, AtFlags, FcntlArg, OFlag, OpenHow, ResolveFlag, SealFlag, fcntl, open, openat, openat2,
+};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{
     FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstat, fstatat, mknodat, utimensat,
 };
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, Whence, chown, ftruncate, geteuid, lseek, unlinkat};
 
+use super::FileRef;
 use super::path::{Reason, TMPFILE};
-use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
+use crate::Pid;
+use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::image::{Bytes, Decode, Encode, Image, ImageWriter, Owner, Record, Records, Tag};
 use crate::proc::fdinfo;
+use crate::resource::Report;
 use crate::resource::memory::{PageWriter, Run, Segments};
+use crate::sys::sysv::memory_device;
 use crate::sys::{PAGE, xattr};
 
 /// A file without a name, but for its contents a copy of its inode.
@@ -60,6 +70,8 @@ enum Birth {
     Named,
     /// By O_TMPFILE; the flags of the description that this call made, unless it has been closed.
     Nameless { flags: Option<i32> },
+    /// By memfd_create(2); its seals, and whether it was mapped before they came, by which it can still be written to.
+    Memory { seals: i32, mapped_first: bool },
 }
 
 /// Seconds and nanoseconds.
@@ -87,6 +99,8 @@ struct Seen {
     ghost: Ghost,
     /// Of a regular file: opened for reading, and where its data is.
     contents: Option<(File, Vec<Range<u64>>)>,
+    /// Who has mapped a memfd for writing, though it may be forbidden now; and who has after it was forbidden.
+    mapped: (Option<Pid>, Option<Pid>),
 }
 
 impl Ghosts {
@@ -124,6 +138,29 @@ impl Ghosts {
         }
     }
 
+    /// This process has it mapped, shared and from a descriptor for writing. Can the mapping be made writable?
+    pub(crate) fn note_mapping(&mut self, file: &FileRef, pid: Pid, may_write: bool) {
+        let FileRef::Ghost(number) = file else { return };
+        let Some(seen) = self.known.values_mut().find(|seen| seen.number == *number) else { return };
+        let slot = if may_write { &mut seen.mapped.0 } else { &mut seen.mapped.1 };
+        slot.get_or_insert(pid);
+    }
+
+    /// What can only be said when all mappings are known.
+    pub(super) fn finish(&mut self, report: &mut Report) {
+        for seen in self.known.values_mut() {
+            let Birth::Memory { seals, mapped_first } = &mut seen.ghost.birth else { continue };
+            if *seals & libc::F_SEAL_FUTURE_WRITE == 0 {
+                continue;
+            }
+            *mapped_first = seen.mapped.0.is_some();
+            if let (Some(_), Some(pid)) = seen.mapped {
+                let reason = "it was mapped both before and after it was sealed (F_SEAL_FUTURE_WRITE)";
+                report.refuse(Refusal::new(pid, seen.ghost.subject(), reason));
+            }
+        }
+    }
+
     /// Writes every file once, however many descriptions and mappings it has.
     pub(crate) fn write(
         self,
@@ -131,9 +168,11 @@ impl Ghosts {
         image: &mut ImageWriter,
         records: &mut Records,
     ) -> Result<()> {
-        self.known.into_values().try_for_each(|Seen { number, mut ghost, contents }| {
+        self.known.into_values().try_for_each(|Seen { number, mut ghost, contents, .. }| {
             if let Some((file, data)) = contents {
-                ghost.runs = pages.copy_data(&file, &data, image).about(|| ghost.subject())?;
+                // Zeroes that were written to a file are no hole; memory does not know the difference.
+                let zeroes = !matches!(ghost.birth, Birth::Memory { .. });
+                ghost.runs = pages.copy_data(&file, &data, zeroes, image).about(|| ghost.subject())?;
             }
             records.put(Owner(number), &ghost)
         })
@@ -155,16 +194,17 @@ impl Seen {
                            are supported"
                 .into()));
         }
-        let handle = open(way, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")?;
-        if !is_beside(&handle, path)? {
-            return Ok(Err("it was deleted, and so was the directory that it was in".into()));
-        }
+        let birth = match birth(path, stat, way)? {
+            Ok(birth) => birth,
+            Err(reason) => return Ok(Err(reason)),
+        };
         let mut contents = None;
         if kind == SFlag::S_IFREG.bits() {
             let file = open_quietly(way)?;
             let data = data_of(&file, stat.st_size as u64)?;
             let held: u64 = data.iter().map(|range| range.end - range.start).sum();
-            if held > limit {
+            // There is nothing else than memory that could have more of it.
+            if held > limit && fstatfs(&file).call("fstatfs")?.filesystem_type() != TMPFS_MAGIC {
                 return Ok(Err(Reason::from(format!(
                     "it was deleted, and holds {held} bytes: more than the limit of {limit}"
                 ))
@@ -172,10 +212,9 @@ impl Seen {
             }
             contents = Some((file, data));
         }
-        let nameless = path.ends_with(format!("/#{}", stat.st_ino).as_bytes());
         let ghost = Ghost {
             path: path.to_vec().into(),
-            birth: if nameless { Birth::Nameless { flags: None } } else { Birth::Named },
+            birth,
             mode: stat.st_mode,
             user: stat.st_uid,
             group: stat.st_gid,
@@ -185,9 +224,40 @@ impl Seen {
             attributes: attributes_of(way)?,
             runs: Vec::new(),
         };
-        Ok(Ok(Self { number, ghost, contents }))
+        Ok(Ok(Self { number, ghost, contents, mapped: (None, None) }))
     }
 }
+
+/// How the file came about, if it can be made again.
+fn birth(path: &[u8], stat: &FileStat, way: &str) -> Result<std::result::Result<Birth, Reason>> {
+    if path.starts_with(MEMFD) {
+        if stat.st_dev != memory_device().call("memfd_create")? {
+            return Ok(Err("a memfd of huge pages is not supported yet".into()));
+        }
+        let seals = fcntl(&open_quietly(way)?, FcntlArg::F_GET_SEALS).call("fcntl(F_GET_SEALS)")?;
+        return Ok(match seals & !KNOWN_SEALS {
+            0 => Ok(Birth::Memory { seals, mapped_first: false }),
+            _ => Err("it has seals that are not known".into()),
+        });
+    }
+    let handle = open(way, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")?;
+    if !is_beside(&handle, path)? {
+        return Ok(Err("it was deleted, and so was the directory that it was in".into()));
+    }
+    let nameless = path.ends_with(format!("/#{}", stat.st_ino).as_bytes());
+    Ok(Ok(if nameless { Birth::Nameless { flags: None } } else { Birth::Named }))
+}
+
+/// How the name of a memfd begins in /proc.
+const MEMFD: &[u8] = b"/memfd:";
+
+const F_SEAL_EXEC: i32 = 0x20;
+const KNOWN_SEALS: i32 = libc::F_SEAL_SEAL
+    | libc::F_SEAL_SHRINK
+    | libc::F_SEAL_GROW
+    | libc::F_SEAL_WRITE
+    | libc::F_SEAL_FUTURE_WRITE
+    | F_SEAL_EXEC;
 
 /// Opens for reading, without a trace in the time of the last access where that is permitted.
 fn open_quietly(way: &str) -> Result<File> {
@@ -298,26 +368,53 @@ impl Ghost {
         if !self.runs.iter().all(inside) {
             return bad("data beyond the end of an unlinked file");
         }
-        split(&self.path)?;
+        match self.birth {
+            Birth::Memory { seals, .. } if !self.path.starts_with(MEMFD) || seals & !KNOWN_SEALS != 0 => {
+                return bad("an impossible memfd");
+            }
+            Birth::Memory { .. } => {}
+            Birth::Named | Birth::Nameless { .. } => drop(split(&self.path)?),
+        }
         Segments(image).check(&self.runs)
     }
 
     /// Makes it, with a name where it has to have one for now.
     fn make(self, image: &Image) -> Result<Made> {
-        let (parent, name) = split(&self.path)?;
-        let directory = open_directory(parent)
-            .map_err(|error| error.with_kind(ErrorKind::Conflict))
-            .hint("the directory of a deleted file must be there, for the file to be made again")?;
         let (file, entry) = match self.birth {
+            Birth::Memory { seals, .. } => (self.make_memory(seals)?, None),
+            Birth::Nameless { flags } => (self.make_nameless(&self.directory()?, flags)?, None),
             Birth::Named => {
-                let (entry, file) = self.make_entry(&directory, name)?;
-                (file, Some(entry))
+                let directory = self.directory()?;
+                let (name, file) = self.make_entry(&directory, split(&self.path)?.1)?;
+                (file, Some((directory, name)))
             }
-            Birth::Nameless { flags } => (self.make_nameless(&directory, flags)?, None),
         };
-        let made = Made { directory, entry, file, ghost: self };
+        let made = Made { entry, file, ghost: self };
         made.fill(image)?;
         Ok(made)
+    }
+
+    fn directory(&self) -> Result<OwnedFd> {
+        open_directory(split(&self.path)?.0)
+            .map_err(|error| error.with_kind(ErrorKind::Conflict))
+            .hint("the directory of a deleted file must be there, for the file to be made again")
+    }
+
+    fn make_memory(&self, seals: i32) -> Result<OwnedFd> {
+        const MFD_NOEXEC_SEAL: u32 = 8;
+        const MFD_EXEC: u32 = 16;
+        let name = c_string(self.path.strip_prefix(MEMFD).unwrap_or_default())?;
+        // Where vm.memfd_noexec asks for it; a kernel that does not know of it (before 6.3) has none of these flags.
+        let never_executable = seals & F_SEAL_EXEC != 0 && self.mode & 0o111 == 0;
+        let more = MFdFlags::from_bits_retain(if never_executable { MFD_NOEXEC_SEAL } else { MFD_EXEC });
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let made = match memfd_create(&*name, flags | more) {
+            Err(Errno::EINVAL) => memfd_create(&*name, flags),
+            made => made,
+        };
+        let made = made.call("memfd_create")?;
+        let way = format!("/proc/self/fd/{}", made.as_raw_fd());
+        open(way.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")
     }
 
     /// By its own name, or by one that nobody has.
@@ -368,9 +465,8 @@ const HANDLE: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOE
 
 /// An unlinked file that has been made again. Dropping it removes the name that it may still have.
 struct Made {
-    directory: OwnedFd,
-    /// Its name for now.
-    entry: Option<OsString>,
+    /// Its name for now, and the directory that it is in.
+    entry: Option<(OwnedFd, OsString)>,
     file: OwnedFd,
     ghost: Ghost,
 }
@@ -412,11 +508,11 @@ impl Made {
             return self.file.try_clone().call("fcntl");
         }
         let flags = flags | OFlag::O_CLOEXEC;
-        let Some(entry) = &self.entry else {
+        let Some((directory, entry)) = &self.entry else {
             return open(self.way().as_str(), flags, Mode::empty()).call("open");
         };
         let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
-        let opened = openat2(&self.directory, entry.as_os_str(), how).call("openat2")?;
+        let opened = openat2(directory, entry.as_os_str(), how).call("openat2")?;
         let (is, should) = (fstat(&opened).call("fstat")?, fstat(&self.file).call("fstat")?);
         if (is.st_dev, is.st_ino) != (should.st_dev, should.st_ino) {
             return Err(taken());
@@ -433,18 +529,35 @@ impl Made {
         let (accessed, modified) = (self.ghost.accessed.into(), self.ghost.modified.into());
         let follow = UtimensatFlags::FollowSymlink;
         utimensat(AT_FDCWD, way.as_str(), &accessed, &modified, follow).call("utimensat")?;
-        self.unlink()
+        match self.ghost.birth {
+            Birth::Memory { seals, mapped_first: false } => self.seal(seals),
+            Birth::Memory { mapped_first: true, .. } => Ok(()),
+            Birth::Named | Birth::Nameless { .. } => self.unlink(),
+        }
+    }
+
+    /// Everything is mapped that was mapped before it was sealed.
+    fn finish_mapped(&self) -> Result<()> {
+        match self.ghost.birth {
+            Birth::Memory { seals, mapped_first: true } => self.seal(seals),
+            _ => Ok(()),
+        }
+    }
+
+    fn seal(&self, seals: i32) -> Result<()> {
+        let file = open(self.way().as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).call("open")?;
+        let seals = FcntlArg::F_ADD_SEALS(SealFlag::from_bits_retain(seals));
+        fcntl(file, seals).call("fcntl(F_ADD_SEALS)").map(drop)
     }
 
     fn unlink(&mut self) -> Result<()> {
-        let Some(entry) = self.entry.take() else { return Ok(()) };
-        let named =
-            fstatat(&self.directory, entry.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW).call("fstatat")?;
+        let Some((directory, entry)) = self.entry.take() else { return Ok(()) };
+        let named = fstatat(&directory, entry.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW).call("fstatat")?;
         let own = fstat(&self.file).call("fstat")?;
         if (named.st_dev, named.st_ino) != (own.st_dev, own.st_ino) {
             return Err(taken());
         }
-        unlinkat(&self.directory, entry.as_os_str(), UnlinkatFlags::NoRemoveDir).call("unlinkat")
+        unlinkat(&directory, entry.as_os_str(), UnlinkatFlags::NoRemoveDir).call("unlinkat")
     }
 }
 
@@ -482,6 +595,11 @@ impl Revived {
             Error::new(ErrorKind::Image, "a file that is missing").about(subject_of(number))
         })?;
         made.open(flags).about(|| made.ghost.subject())
+    }
+
+    /// All memory is mapped.
+    pub(super) fn finish_mapped(&self) -> Result<()> {
+        self.0.values().try_for_each(|made| made.finish_mapped().about(|| made.ghost.subject()))
     }
 
     /// Takes their names away: everything that was to be opened is open.

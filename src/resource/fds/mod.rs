@@ -35,7 +35,7 @@ pub use external::{External, OuterPipes};
 pub(crate) use ghost::{Ghost, Ghosts};
 pub(crate) use locks::DescriptionLocks;
 pub use path::FileValidation;
-pub(crate) use path::{FileRef, Finder};
+pub(crate) use path::{FileRef, Finder, Reason};
 pub(crate) use pipe::Pipe;
 pub(crate) use places::Places;
 pub(crate) use table::{Collector, FdTable, FilePolicy};
@@ -200,7 +200,6 @@ fn unknown_kind(probe: &Probe) -> Refusal {
         }
         (SFlag::S_IFCHR, _) => "this character device is not supported".into(),
         (SFlag::S_IFBLK, _) => "block devices are not supported".into(),
-        (_, name) if name.starts_with(b"/memfd:") => "memfds are not supported yet".into(),
         (_, name) => match name.strip_prefix(b"anon_inode:") {
             Some(kind) => format!("{} is not supported yet", String::from_utf8_lossy(kind)),
             None => "this kind of file is not supported".to_owned(),

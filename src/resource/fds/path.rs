@@ -174,6 +174,11 @@ impl Finder {
     pub(crate) fn finish(&mut self) -> Result<()> {
         self.ghosts.finish()
     }
+
+    /// All memory is mapped.
+    pub(crate) fn finish_mapped(&self) -> Result<()> {
+        self.ghosts.finish_mapped()
+    }
 }
 
 impl Named {

@@ -30,9 +30,8 @@ impl Record for Regular {
 
 impl FileKind for Regular {
     fn recognise(probe: &Probe) -> bool {
-        let nameless = probe.name.starts_with(b"anon_inode:") || probe.name.starts_with(b"/memfd:");
         let kind = matches!(probe.kind(), SFlag::S_IFREG | SFlag::S_IFDIR);
-        (kind || probe.flags.contains(OFlag::O_PATH)) && !nameless
+        (kind || probe.flags.contains(OFlag::O_PATH)) && !probe.name.starts_with(b"anon_inode:")
     }
 
     fn describe(probe: &Probe, collector: &mut Collector) -> Result<std::result::Result<Self, Refusal>> {

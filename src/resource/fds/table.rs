@@ -200,13 +200,14 @@ impl Collector {
     }
 
     /// What can only be said when all tables are known.
-    pub(crate) fn finish(self, report: &mut Report, records: &mut Records) -> Result<Ghosts> {
+    pub(crate) fn finish(mut self, report: &mut Report, records: &mut Records) -> Result<Ghosts> {
         for ((_, inode), seen) in self.pipes {
             match seen.finish(inode, &self.policy) {
                 Ok((owner, pipe)) => records.put(owner, &pipe)?,
                 Err(refusal) => report.refuse(refusal),
             }
         }
+        self.ghosts.finish(report);
         Ok(self.ghosts)
     }
 }

@@ -146,11 +146,12 @@ impl<'h> PageWriter<'h> {
         self.write_ranges(ranges, source, |_| true, image)
     }
 
-    /// Copies the data of a file, which may end within a page; zeroes that it has written are data.
+    /// Copies the data of a file, which may end within a page. Are zeroes that were written data?
     pub(crate) fn copy_data(
         &mut self,
         file: &File,
         data: &[Range<u64>],
+        zeroes: bool,
         image: &mut ImageWriter,
     ) -> Result<Vec<Run>> {
         let mut pages: Vec<Range<u64>> = Vec::new();
@@ -169,7 +170,7 @@ impl<'h> PageWriter<'h> {
             }
             Ok(())
         };
-        self.write_ranges(&pages, source, |_| false, image)
+        self.write_ranges(&pages, source, |_| !zeroes, image)
     }
 
     /// Copies a range of memory, but for its pages of zeroes.
@@ -377,7 +378,7 @@ impl Populated {
     fn query(space: &AddressSpace, pagemap: &File, any: Page) -> Result<Self> {
         let mut found = Self::default();
         let (Some(first), Some(last)) = (space.vmas.first(), space.vmas.last()) else { return Ok(found) };
-        let mut vmas = space.vmas.iter().filter(|vma| vma.is_private()).peekable();
+        let mut vmas = space.vmas.iter().peekable();
         let query = Query { any, none: Page::FILE | Page::PFNZERO };
         let take = |range: Range<u64>, page: Page| {
             let mut at = range.start;
@@ -386,8 +387,9 @@ impl Populated {
                 let Some(vma) = vmas.peek() else { return };
                 let piece = at.max(vma.start)..range.end.min(vma.end);
                 at = vma.end;
-                if piece.start < piece.end {
-                    found.add(piece, page.contains(Page::GUARD), vma.start);
+                let guard = page.contains(Page::GUARD);
+                if piece.start < piece.end && (guard || vma.is_private()) {
+                    found.add(piece, guard, vma.start);
                 }
             }
         };
