@@ -487,7 +487,7 @@ impl Described {
         described.records.put(Owner::IMAGE, &tree)?;
         described.records.put(Owner::IMAGE, &Processor::here())?;
         let sharing = sharing::describe(frozen, &tree, report)?;
-        let mut files = Collector::default();
+        let mut files = Collector::new(&tree);
         for process in borrowed {
             let shared = sharing.get(&process.process.pid.get()).copied().unwrap_or_default();
             described.process(process, shared, report).of(process.process.pid)?;

@@ -67,6 +67,19 @@ const FILES: &[&str] = &[
     "timers",
 ];
 
+/// Lines of fdinfo that may differ, by how they begin.
+const FDINFO: &[(&str, &str)] = &[
+    ("eventfd-id:", "the kernel counts them"),
+    ("it_value:", "time goes on"),
+    ("ticks:", "as it_value; what is unread is checked by the subjects"),
+];
+
+/// What an epoll instance watches may be a new pipe.
+fn without_inodes_of_targets(line: &str) -> String {
+    let end = line.find("ino:").filter(|_| line.starts_with("tfd:")).unwrap_or(line.len());
+    line[..end].to_owned()
+}
+
 const LINKS: &[&str] = &["exe", "cwd", "root"];
 
 /// The processes of the tree below `root`, itself included.
@@ -179,11 +192,17 @@ fn process(pid: u32, view: &mut View, names: &mut Names) {
     }
     for fd in numbers(&format!("{at}/fd")) {
         let target = link(&format!("{at}/fd/{fd}"));
-        let nameless = target.starts_with("pipe:");
-        let target = if nameless { names.same(&target) } else { target };
+        let nameless = target.starts_with("pipe:") || target == "anon_inode:[pidfd]";
+        let target = if target.starts_with("pipe:") { names.same(&target) } else { target };
         let info = text(&format!("{at}/fdinfo/{fd}"));
         // A new pipe is a new inode.
-        let info: Vec<&str> = info.lines().filter(|line| !(nameless && line.starts_with("ino:"))).collect();
+        let lines = info.lines().filter(|line| !(nameless && line.starts_with("ino:")));
+        let mut info: Vec<String> = lines
+            .filter(|line| !FDINFO.iter().any(|(start, _)| line.starts_with(start)))
+            .map(without_inodes_of_targets)
+            .collect();
+        // By address in the kernel.
+        info.sort_unstable();
         view.insert(format!("{pid}/fd/{fd}"), format!("{target} {}", info.join(" ").replace('\t', "")));
     }
     mappings(pid, &text(&format!("{at}/smaps")), view, names);
