@@ -123,14 +123,17 @@ pub(crate) enum Polled {
 /// One kind of open file: how it is recognised, described and made again.
 pub(crate) trait FileKind: Record + Send + Sync {
     const POLLED: Polled = Polled::Anything;
-    /// It refers to tasks, and can only be made when they are there.
-    const OF_TASKS: bool = false;
 
     /// Is it of this kind?
     fn recognise(probe: &Probe) -> bool;
 
     /// Makes the record, or says why it cannot be restored.
     fn describe(probe: &Probe, collector: &mut Collector) -> Result<std::result::Result<Self, Refusal>>;
+
+    /// It refers to tasks, and can only be made when they are there and have their memory.
+    fn is_of_tasks(&self) -> bool {
+        false
+    }
 
     /// What has to be found out before there is any task.
     fn check(&self, _builder: &Builder<'_>) -> Result<()> {
@@ -161,7 +164,7 @@ impl<K: FileKind> FileRecord for K {
     }
 
     fn is_of_tasks(&self) -> bool {
-        K::OF_TASKS
+        FileKind::is_of_tasks(self)
     }
 
     fn check(&self, builder: &Builder<'_>) -> Result<()> {

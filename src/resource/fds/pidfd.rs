@@ -33,8 +33,6 @@ impl Record for PidFd {
 }
 
 impl FileKind for PidFd {
-    const OF_TASKS: bool = true;
-
     fn recognise(probe: &Probe) -> bool {
         probe.name == b"anon_inode:[pidfd]"
     }
@@ -57,6 +55,10 @@ impl FileKind for PidFd {
             }
         };
         Ok(Ok(Self { of }))
+    }
+
+    fn is_of_tasks(&self) -> bool {
+        true
     }
 
     fn check(&self, builder: &Builder<'_>) -> Result<()> {
