@@ -535,7 +535,7 @@ impl Described {
         described.records.put(Owner::IMAGE, &tree)?;
         described.records.put(Owner::IMAGE, &Processor::here())?;
         let sharing = sharing::describe(frozen, &tree, report)?;
-        let mut files = Collector::new(frozen.processes.iter().map(|process| process.pid), policy);
+        let mut files = Collector::new(&tree, policy);
         for process in borrowed {
             let shared = sharing.get(&process.process.pid.get()).copied().unwrap_or_default();
             described.process(process, shared, &mut files.ghosts, report).of(process.process.pid)?;
