@@ -84,6 +84,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("files_fifos", Subject::new(C("files"), &["fifos"])),
     ("files_packets", Subject::new(C("files"), &["packets"])),
     ("files_locks", Subject::new(C("locks"), &[])),
+    ("files_leases", Subject::new(C("locks"), &["leases"])),
     ("signal_actions", Subject::new(C("signals"), &["actions"])),
     ("pending_signals", Subject::new(C("signals"), &["pending"])),
     ("pending_of_child", Subject::new(C("signals"), &["of_child"])),
