@@ -367,7 +367,8 @@ impl<'f> Borrowed<'f> {
     fn puppet<'p>(&'p self, thread: &'p Thread) -> Result<Option<Puppet<'p>>> {
         let Some((_, scratch)) = self.tools else { return Ok(None) };
         let saved = Saved::of(&thread.tracee)?;
-        Puppet::borrow(&thread.tracee, self.process.pid, &self.memory, scratch, &saved).map(Some)
+        let Process { pid, status, .. } = self.process;
+        Puppet::borrow(&thread.tracee, *pid, &self.memory, scratch, &saved, status.sig_cgt).map(Some)
     }
 
     fn write_pages(
@@ -590,8 +591,9 @@ impl Asked {
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
         let space = speaks.then(|| memory::ask(&mut batch));
+        let Process { pid, status, .. } = view.process;
         let mut puppet =
-            Puppet::borrow(view.tracee(), view.process.pid, &borrowed.memory, scratch, view.saved)?;
+            Puppet::borrow(view.tracee(), *pid, &borrowed.memory, scratch, view.saved, status.sig_cgt)?;
         let answers = puppet.run(batch)?;
         let refused =
             if speaks { mempolicy::of_mappings(&mut puppet, &borrowed.mappings)? } else { Vec::new() };

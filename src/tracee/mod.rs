@@ -12,5 +12,5 @@ pub(crate) use batch::{Answers, Batch, Call, Output, Sys, sys};
 pub(crate) use blank::{Blank, CloneArgs, Gift, Seed, StubFile, explain as explain_clone};
 pub(crate) use dummy::Dummy;
 pub(crate) use memory::Memory;
-pub(crate) use puppet::{Puppet, Saved, Scratch, Springboard, call_at, last_call};
+pub(crate) use puppet::{Ending, Puppet, Saved, Scratch, Springboard, call_at, last_call};
 pub(crate) use stop::{Stop, Tracee};

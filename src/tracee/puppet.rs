@@ -50,6 +50,30 @@ impl Scratch {
     }
 }
 
+/// The signal that a task sends itself at the end of a batch, so that it stops for its tracer. SIGSTOP always does,
+/// but to send it makes the kernel look at all threads of the process. A tracer stops at any signal that is not
+/// blocked, though, and should there be none any more, one that the program ignores changes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ending(i32);
+
+impl Ending {
+    pub(crate) const STOP: Self = Self(libc::SIGSTOP);
+    /// For tasks without a program.
+    pub(crate) const QUIET: Self = Self(libc::SIGURG);
+
+    /// For a task with these signals blocked, whose process has handlers for those.
+    fn among(blocked: SigMask, caught: u64) -> Self {
+        const IGNORED_BY_DEFAULT: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
+        let heeded = |signal: &i32| (blocked.0 | caught) >> (signal - 1) & 1 == 1;
+        IGNORED_BY_DEFAULT.into_iter().find(|signal| !heeded(signal)).map_or(Self::STOP, Self)
+    }
+
+    /// What is blocked during a batch: everything else.
+    fn mask(self) -> SigMask {
+        SigMask(!(1 << (self.0 - 1)))
+    }
+}
+
 /// What a batch changes of a task, to be put back, and what the way back without us needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Saved {
@@ -90,6 +114,7 @@ pub(crate) struct Puppet<'t> {
     memory: &'t Memory,
     tgid: Pid,
     scratch: Scratch,
+    ending: Ending,
     regs: Regs,
     stack: u64,
     /// The program's own registers and mask.
@@ -101,14 +126,17 @@ pub(crate) struct Puppet<'t> {
 }
 
 impl<'t> Puppet<'t> {
-    /// Takes over a running program's task. Should we die, it stops, and goes on where it was when continued.
+    /// Takes over a running program's task; `caught` are the signals for which the program has handlers. Should we
+    /// die, the task goes on where it was, or stops (see [`Ending`]) and does so when continued.
     pub(crate) fn borrow(
         tracee: &'t Tracee,
         tgid: Pid,
         memory: &'t Memory,
         scratch: Scratch,
         saved: &Saved,
+        caught: u64,
     ) -> Result<Self> {
+        let ending = Ending::among(saved.mask, caught);
         let at = scratch.base + Scratch::FRAME;
         let frame = saved.frame(at, memory);
         memory.write_all(&[(at, &frame.bytes)])?;
@@ -118,18 +146,37 @@ impl<'t> Puppet<'t> {
         let mut idle = regs;
         idle.enter_loop(scratch.code, scratch.table(), scratch.table(), stack);
         tracee.set_regs(&idle)?;
-        tracee.set_sigmask(SigMask::ALL)?;
-        Ok(Self { tracee, memory, tgid, scratch, regs, stack, back, tiles: None, stop_arrived: false })
-    }
-
-    /// Takes over a blank task, which has nothing to be put back.
-    pub(crate) fn own(tracee: &'t Tracee, tgid: Pid, memory: &'t Memory, scratch: Scratch) -> Result<Self> {
-        let regs = tracee.regs()?;
+        tracee.set_sigmask(ending.mask())?;
         Ok(Self {
             tracee,
             memory,
             tgid,
             scratch,
+            ending,
+            regs,
+            stack,
+            back,
+            tiles: None,
+            stop_arrived: false,
+        })
+    }
+
+    /// Takes over a blank task, which has nothing to be put back.
+    pub(crate) fn own(
+        tracee: &'t Tracee,
+        tgid: Pid,
+        memory: &'t Memory,
+        scratch: Scratch,
+        ending: Ending,
+    ) -> Result<Self> {
+        let regs = tracee.regs()?;
+        tracee.set_sigmask(ending.mask())?;
+        Ok(Self {
+            tracee,
+            memory,
+            tgid,
+            scratch,
+            ending,
             regs,
             stack: 0,
             back: None,
@@ -185,7 +232,7 @@ impl<'t> Puppet<'t> {
             sys::tgkill.number as u64,
             u64::from(self.tgid.get()),
             u64::from(tid.get()),
-            libc::SIGSTOP as u64,
+            self.ending.0 as u64,
         ];
         let table = batch.table(stop);
         self.memory.write_all(&[
@@ -219,9 +266,12 @@ impl<'t> Puppet<'t> {
                     let child = child.map_err(|errno| Error::call("ptrace(GETEVENTMSG)", errno))?;
                     born(Pid::from(child as u32))?;
                 }
-                // The loop keeps its place in rbx: anything earlier is a stop that others sent.
-                Stop::Signal(libc::SIGSTOP) if self.tracee.regs()?.rbx == last => return Ok(()),
+                // The loop keeps its place in rbx: anything earlier is a signal that others sent.
+                Stop::Signal(signal) if signal == self.ending.0 && self.tracee.regs()?.rbx == last => {
+                    return Ok(());
+                }
                 Stop::Signal(libc::SIGSTOP) => self.stop_arrived = true,
+                Stop::Signal(signal) if signal == self.ending.0 => {} // the program ignores it too
                 Stop::Interrupted | Stop::Group(_) => {}
                 stop @ (Stop::Signal(_) | Stop::Syscall) => {
                     let reason = format!("a remote system call ended in {stop:?}");
@@ -411,5 +461,21 @@ pub(crate) fn last_call(tracee: &Tracee, pc: u64, sys: Sys, args: [u64; 6], sign
         Ok(stop) => Err(Error::new(ErrorKind::Kernel, format!("it stopped by {stop:?}")).of(tracee.tid())),
         Err(error) if error.kind() == ErrorKind::TaskGone => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_by_a_signal_that_nobody_heeds() {
+        let set = |signals: &[i32]| signals.iter().fold(0, |set, signal| set | 1u64 << (signal - 1));
+        assert_eq!(Ending::among(SigMask(0), 0), Ending::QUIET);
+        assert_eq!(Ending::among(SigMask(set(&[libc::SIGURG])), 0), Ending(libc::SIGWINCH));
+        let ending = Ending::among(SigMask(set(&[libc::SIGURG])), set(&[libc::SIGWINCH, libc::SIGUSR1]));
+        assert_eq!((ending, ending.mask().0 >> (libc::SIGCHLD - 1) & 1), (Ending(libc::SIGCHLD), 0));
+        assert_eq!(Ending::among(SigMask::ALL, 0), Ending::STOP);
+        assert_eq!(Ending::among(SigMask(0), u64::MAX), Ending::STOP);
     }
 }
