@@ -208,7 +208,7 @@ impl<'h> Checkpoint<'h> {
         on_own_thread(move || {
             let frozen = freeze(self.root, self.time_limit).in_phase(Phase::Freeze)?;
             let mut report = Report::default();
-            let shares = Shares::find(&frozen).in_phase(Phase::Collect)?;
+            let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
             let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
             let described = Described::of(&frozen, &borrowed, &shares, &mut report).in_phase(Phase::Describe);
             drop(borrowed);
@@ -231,7 +231,7 @@ impl<'h> Checkpoint<'h> {
         self.tell(Event::Frozen { root }).in_phase(Phase::Freeze)?;
 
         let mut report = Report::default();
-        let shares = Shares::find(&frozen).in_phase(Phase::Collect)?;
+        let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
         let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
         let described = Described::of(&frozen, &borrowed, &shares, &mut report).in_phase(Phase::Describe)?;
         if !report.0.is_empty() {

@@ -291,3 +291,151 @@ fn impossible(actor: Actor, kind: Kind, first: u32) -> Error {
     let reason = format!("it shares it with task {first} in a way that no order of clone(2) brings about");
     Error::new(ErrorKind::Unsupported, reason).of(pid).about(Subject::Attribute(kind.name()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::Actor::Number;
+    use super::super::sharing::Sharing;
+    use super::super::tree::{Life, ProcessRecord, Tree};
+    use super::*;
+
+    const FILES: u64 = libc::CLONE_FILES as u64;
+    const PLACES: u64 = libc::CLONE_FS as u64;
+    const MEMORY: u64 = libc::CLONE_VM as u64;
+    const SIBLING: u64 = libc::CLONE_PARENT as u64;
+
+    /// Processes by their numbers and parents, all in one session.
+    fn tree(processes: &[(u32, u32)]) -> Tree {
+        let process = |(pid, parent): &(u32, u32)| ProcessRecord {
+            pid: *pid,
+            parent: *parent,
+            group: 10,
+            session: 10,
+            exit_signal: 17,
+            life: Life::Threads(vec![*pid]),
+            name: Vec::new(),
+        };
+        Tree { processes: processes.iter().map(process).collect() }
+    }
+
+    /// Those who are named have what the first of them has.
+    fn shares(groups: &[(Kind, &[u32])]) -> Shares {
+        let mut processes: BTreeMap<u32, Sharing> = BTreeMap::new();
+        for (kind, group) in groups {
+            for pid in *group {
+                processes.entry(*pid).or_insert(Sharing::alone(*pid)).set(*kind, group[0]);
+            }
+        }
+        Shares::of(processes, BTreeMap::new())
+    }
+
+    /// The births, as child, by whom and how; and who leaves what.
+    fn arranged(processes: &[(u32, u32)], shares: &Shares) -> Result<Vec<(u32, u32, u64)>> {
+        let tree = tree(processes);
+        let mut plan = tree.plan()?;
+        arrange(&tree, &mut plan, shares)?;
+        let steps = plan.steps.iter().filter_map(|step| match step {
+            Step::Bear { child: Number(child), birth: Birth { by: Number(by), flags }, .. }
+            | Step::Spawn { tid: child, birth: Birth { by: Number(by), flags }, .. } => {
+                Some((*child, *by, *flags))
+            }
+            Step::Unshare(Number(who), flags) => Some((*who, *who, *flags)),
+            _ => None,
+        });
+        Ok(steps.collect())
+    }
+
+    #[test]
+    fn with_the_parent_and_with_siblings() {
+        let tree = [(10, 1), (11, 10), (12, 10), (13, 10)];
+        let shares = shares(&[(Kind::Memory, &[10, 13]), (Kind::Files, &[11, 12])]);
+        let expected = [(13, 10, MEMORY), (11, 10, 0), (12, 11, FILES | SIBLING)];
+        assert_eq!(arranged(&tree, &shares).unwrap(), expected);
+    }
+
+    /// 12 is between the two: 11 first would leave it without a midwife who has both.
+    #[test]
+    fn the_link_comes_before_the_ends() {
+        let tree = [(10, 1), (11, 10), (12, 10), (13, 10)];
+        let shares = shares(&[(Kind::Places, &[10, 12]), (Kind::Files, &[11, 12, 13])]);
+        let expected = [(12, 10, PLACES), (11, 12, FILES | SIBLING), (13, 12, FILES | SIBLING)];
+        assert_eq!(arranged(&tree, &shares).unwrap(), expected);
+    }
+
+    #[test]
+    fn grandchildren_and_cousins() {
+        let grandchild = shares(&[(Kind::Files, &[10, 12]), (Kind::Places, &[11, 13])]);
+        let tree = [(10, 1), (11, 10), (12, 11), (13, 11)];
+        // It has to leave its own parent's table before anybody can be born with its own.
+        let expected = [(11, 10, FILES), (12, 11, FILES), (13, 11, PLACES), (11, 11, FILES)];
+        assert_eq!(arranged(&tree, &grandchild).unwrap(), expected);
+        let both = shares(&[(Kind::Files, &[10, 12]), (Kind::Files, &[11, 13])]);
+        let expected = [(11, 10, FILES), (12, 11, FILES), (11, 11, FILES), (13, 11, FILES)];
+        assert_eq!(arranged(&tree, &both).unwrap(), expected);
+        let tree = [(10, 1), (11, 10), (12, 10), (13, 11), (14, 12)];
+        let cousins = shares(&[(Kind::Files, &[13, 14])]);
+        let expected = [
+            (11, 10, 0),
+            (12, 11, FILES | SIBLING),
+            (13, 11, FILES),
+            (14, 12, FILES),
+            (11, 11, FILES),
+            (12, 12, FILES),
+        ];
+        assert_eq!(arranged(&tree, &cousins).unwrap(), expected);
+    }
+
+    #[test]
+    fn threads_come_before_the_children_of_their_process() {
+        let mut tree = tree(&[(10, 1), (20, 10)]);
+        tree.processes[0].life = Life::Threads(vec![10, 11, 12]);
+        let own = |files| {
+            let mut sharing = Sharing::alone(10);
+            sharing.set(Kind::Files, files);
+            sharing
+        };
+        let mut child = Sharing::alone(20);
+        child.set(Kind::Files, 11);
+        child.set(Kind::Places, 10);
+        let threads = BTreeMap::from([((10, 11), own(11)), ((10, 12), own(11))]);
+        let shares = Shares::of(BTreeMap::from([(20, child)]), threads);
+        let mut plan = tree.plan().unwrap();
+        arrange(&tree, &mut plan, &shares).unwrap();
+        let births: Vec<(Actor, u64)> = plan
+            .steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::Bear { birth, .. } | Step::Spawn { birth, .. } => Some((birth.by, birth.flags)),
+                _ => None,
+            })
+            .collect();
+        let thread = (libc::CLONE_THREAD | libc::CLONE_SYSVSEM | libc::CLONE_VM | libc::CLONE_SIGHAND) as u64;
+        let expected = [
+            (Number(10), thread | PLACES),
+            (Number(11), thread | FILES | PLACES),
+            (Number(11), FILES | PLACES),
+        ];
+        assert_eq!(births, expected);
+    }
+
+    #[test]
+    fn impossible_sharing() {
+        let line = [(10, 1), (11, 10), (12, 11)];
+        let fork = [(10, 1), (11, 10), (12, 11), (13, 11), (14, 10)];
+        for (tree, shares) in [
+            // Memory cannot be left behind.
+            (&line[..], shares(&[(Kind::Memory, &[10, 12])])),
+            // Two tables at once cannot pass through one birth.
+            (&fork[..], shares(&[(Kind::Files, &[10, 12]), (Kind::Files, &[13, 14])])),
+        ] {
+            let error = arranged(tree, &shares).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.pid().is_some() && error.subject().is_some(), "{error}");
+        }
+        // The signal of a sibling's child is the sibling's.
+        let mut tree = tree(&[(10, 1), (11, 10), (12, 10)]);
+        tree.processes[2].exit_signal = 0;
+        let mut plan = tree.plan().unwrap();
+        assert!(arrange(&tree, &mut plan, &shares(&[(Kind::Memory, &[11, 12])])).is_err());
+    }
+}

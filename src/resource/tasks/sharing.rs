@@ -13,6 +13,8 @@ use crate::Pid;
 use crate::error::{Error, ErrorKind, NameCall, Result};
 use crate::freeze::{Frozen, Process};
 use crate::image::{Decode, Encode, Image, Owner, Record, Records, Tag};
+use crate::proc::read;
+use crate::resource::Report;
 use crate::sys::{Compare, kcmp};
 
 /// A kind of object that tasks can share.
@@ -110,23 +112,32 @@ pub(crate) struct Shares {
 }
 
 impl Shares {
-    /// Asks the kernel about a stopped tree.
-    pub(crate) fn find(frozen: &Frozen) -> Result<Self> {
+    /// Asks the kernel about a stopped tree. Refuses what it shares with others.
+    pub(crate) fn find(frozen: &Frozen, report: &mut Report) -> Result<Self> {
         let mut shares = Self::default();
         let processes: Vec<Seat> = frozen.processes.iter().map(Seat::of).collect();
-        let groups = |kind, seats: Vec<Seat>| neighbours(kind, seats).call("kcmp");
-        for group in groups(Kind::Memory, processes.clone())? {
+        let memory = Sorted::of(Kind::Memory, processes.clone())?;
+        for group in memory.groups()? {
             shares.put(Kind::Memory, &group);
             // Only who shares memory can share these.
-            groups(Kind::Actions, group)?.iter().for_each(|group| shares.put(Kind::Actions, group));
+            let actions = Sorted::of(Kind::Actions, group)?;
+            actions.groups()?.iter().for_each(|group| shares.put(Kind::Actions, group));
         }
-        let mut own = BTreeSet::new();
+        let (mut own, mut all) = (BTreeSet::new(), vec![memory]);
         for kind in Kind::OF_THREADS {
             let threads = own_seats(frozen, kind).call("kcmp")?;
             threads.iter().for_each(|seat| shares.put(kind, &[*seat]));
             own.extend(threads.iter().map(|seat| (kind, seat.number)));
-            let seats = processes.iter().chain(&threads).copied().collect();
-            groups(kind, seats)?.iter().for_each(|group| shares.put(kind, group));
+            let sorted = Sorted::of(kind, processes.iter().chain(&threads).copied().collect())?;
+            sorted.groups()?.iter().for_each(|group| shares.put(kind, group));
+            all.push(sorted);
+        }
+        let known: BTreeSet<Pid> = frozen.processes.iter().map(|process| process.pid).collect();
+        for other in read::processes()?.into_iter().filter(|pid| !known.contains(pid)) {
+            for (sorted, seat) in all.iter().filter_map(|sorted| Some((sorted, sorted.find(other)?))) {
+                let reason = format!("process {other} outside of the tree shares it");
+                report.attribute(seat.tid, sorted.kind.name(), reason);
+            }
         }
         for ((process, tid), sharing) in &mut shares.threads {
             let of_process = shares.processes.get(process).copied().unwrap_or(Sharing::alone(*process));
@@ -147,6 +158,11 @@ impl Shares {
             };
             sharing.set(kind, first);
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(processes: BTreeMap<u32, Sharing>, threads: BTreeMap<(u32, u32), Sharing>) -> Self {
+        Self { processes, threads }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -252,20 +268,50 @@ impl Seat {
     }
 }
 
-/// Those of at least two that have one of these in common; the first comes first.
-fn neighbours(kind: Kind, mut seats: Vec<Seat>) -> nix::Result<Vec<Vec<Seat>>> {
-    let mut failed = None;
-    let mut compare = |a: &Seat, b: &Seat| {
-        kcmp(a.tid, b.tid, kind.compare()).unwrap_or_else(|errno| {
-            failed = Some(errno);
-            Ordering::Equal
-        })
-    };
-    // The sort is stable.
-    seats.sort_by(&mut compare);
-    let groups = seats.chunk_by(|a, b| compare(a, b) == Ordering::Equal);
-    let groups = groups.filter(|group| group.len() > 1).map(<[Seat]>::to_vec).collect();
-    failed.map_or(Ok(groups), Err)
+/// Seats in kcmp(2)'s order: those that have an object of this kind in common are neighbours, the first comes first.
+struct Sorted {
+    kind: Kind,
+    seats: Vec<Seat>,
+}
+
+impl Sorted {
+    fn of(kind: Kind, mut seats: Vec<Seat>) -> Result<Self> {
+        let mut failed = None;
+        // The sort is stable.
+        seats.sort_by(|a, b| {
+            kcmp(a.tid, b.tid, kind.compare()).unwrap_or_else(|errno| {
+                failed = Some(errno);
+                Ordering::Equal
+            })
+        });
+        failed.map_or(Ok(Self { kind, seats }), Err).call("kcmp")
+    }
+
+    /// Those of at least two.
+    fn groups(&self) -> Result<Vec<Vec<Seat>>> {
+        let mut failed = None;
+        let groups = self.seats.chunk_by(|a, b| {
+            let order = kcmp(a.tid, b.tid, self.kind.compare());
+            order.unwrap_or_else(|errno| {
+                failed = Some(errno);
+                Ordering::Equal
+            }) == Ordering::Equal
+        });
+        let groups = groups.filter(|group| group.len() > 1).map(<[Seat]>::to_vec).collect();
+        failed.map_or(Ok(groups), Err).call("kcmp")
+    }
+
+    /// Who has this process's object, as far as that can be seen.
+    fn find(&self, pid: Pid) -> Option<Seat> {
+        let mut seen = true;
+        let found = self.seats.binary_search_by(|seat| {
+            kcmp(seat.tid, pid, self.kind.compare()).unwrap_or_else(|_| {
+                seen = false;
+                Ordering::Less
+            })
+        });
+        found.ok().filter(|_| seen).and_then(|index| self.seats.get(index)).copied()
+    }
 }
 
 /// The threads that do not have what the first of their process has.
@@ -280,4 +326,36 @@ fn own_seats(frozen: &Frozen, kind: Kind) -> nix::Result<Vec<Seat>> {
         }
     }
     Ok(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Processes 10 and 20, and a thread of the first.
+    fn check(processes: &[(u32, [u32; 4])], threads: &[((u32, u32), [u32; 4])]) -> Result<()> {
+        let sharing = |[memory, actions, files, places]: [u32; 4]| Sharing { memory, actions, files, places };
+        let processes = processes.iter().map(|(pid, all)| (*pid, sharing(*all))).collect();
+        let threads = threads.iter().map(|(task, all)| (*task, sharing(*all))).collect();
+        Shares::of(processes, threads).check(&BTreeMap::from([(10, 10), (11, 10), (20, 20)]))
+    }
+
+    #[test]
+    fn what_goes_together() {
+        check(&[(20, [10, 10, 20, 10])], &[]).unwrap();
+        check(&[(20, [20, 20, 11, 10])], &[((10, 11), [10, 10, 11, 10])]).unwrap();
+    }
+
+    #[test]
+    fn hostile_sharing() {
+        // With nobody, with a thread that has nothing of its own, with somebody who has another's.
+        check(&[(20, [20, 20, 30, 20])], &[]).unwrap_err();
+        check(&[(20, [20, 20, 11, 20])], &[]).unwrap_err();
+        check(&[(20, [20, 20, 11, 20])], &[((10, 11), [10, 10, 10, 11])]).unwrap_err();
+        check(&[(10, [20, 10, 10, 10]), (20, [10, 20, 20, 20])], &[]).unwrap_err();
+        // Actions without memory, memory of a thread.
+        check(&[(20, [20, 10, 20, 20])], &[]).unwrap_err();
+        check(&[], &[((10, 11), [11, 10, 10, 10])]).unwrap_err();
+        check(&[(10, [11, 10, 10, 10])], &[((10, 11), [11, 10, 11, 10])]).unwrap_err();
+    }
 }
