@@ -283,6 +283,9 @@ static int mixes(int with_dead)
 	spawn(both, CLONE_FILES | CLONE_FS, SIGCHLD);
 	spawn(places, CLONE_VM | CLONE_SIGHAND | CLONE_FILES, SIGCHLD);
 	thread(0);
+	int alone = thread(0);
+	leave(alone, FILES);
+	leave(alone, PLACES);
 	// One that has ended, of which we were told in another way than usual.
 	siginfo_t info;
 	sigset_t unusual;
