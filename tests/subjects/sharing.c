@@ -159,6 +159,7 @@ static long order(int who, enum order what, long a, long b, long c)
 static int spawn(int by, unsigned long flags, int exit_signal)
 {
 	int index = count++;
+	agents[index].is_thread = !!(flags & CLONE_THREAD);
 	expect(order(by, SPAWN, flags, exit_signal, index) > 0, "%ld", agents[by].result);
 	for (int kind = 0; kind < KINDS; kind++)
 		class_of[index][kind] = flags & FLAG[kind] ? class_of[by][kind] : classes++;
@@ -219,18 +220,33 @@ static void check_kernel(const char *when)
 			}
 }
 
-static int exit_signal_of(pid_t tid)
+// A field of its stat(5), the third or a later one.
+static const char *stat_of(pid_t tid, int number)
 {
-	char path[64], text[1024];
+	static char text[1024];
+	char path[64];
 	snprintf(path, sizeof path, "/proc/%d/stat", tid);
 	FILE *file = must(fopen(path, "r"));
 	size_t length = fread(text, 1, sizeof text - 1, file);
 	text[length] = 0;
 	fclose(file);
 	char *at = strrchr(text, ')');
-	for (int field = 2; field < 38; field++)
+	for (int field = 2; field < number; field++)
 		at = strchr(at + 1, ' ');
-	return atoi(at + 1);
+	return at + 1;
+}
+
+static void without_leader(int same)
+{
+	int headless = spawn(0, CLONE_FILES, SIGCHLD);
+	spawn(headless, same | CLONE_FILES | CLONE_FS, 0);
+	int hand = spawn(headless, same | CLONE_FS, 0);
+	spawn(hand, same | CLONE_FILES, 0);
+	spawn(headless, CLONE_VM | CLONE_FS, SIGCHLD);
+	agents[headless].is_thread = 1;
+	order(headless, END, 0, 0, 0);
+	while (stat_of(agents[headless].tid, 3)[0] != 'Z')
+		nap(MS);
 }
 
 static int mixes(int with_dead)
@@ -286,6 +302,11 @@ static int mixes(int with_dead)
 	int alone = thread(0);
 	leave(alone, FILES);
 	leave(alone, PLACES);
+	// Threads of others, and of one whose leader has ended.
+	const int same = CLONE_THREAD | CLONE_VM | CLONE_SIGHAND;
+	spawn(apart, same | CLONE_FILES, 0);
+	if (with_dead)
+		without_leader(same);
 	// One that has ended, of which we were told in another way than usual.
 	siginfo_t info;
 	sigset_t unusual;
@@ -319,7 +340,7 @@ static int mixes(int with_dead)
 		}
 
 	expect(getsid(agents[orphan].tid) == agents[leader].tid && getsid(0) == session);
-	expect(exit_signal_of(agents[notified].tid) == SIGUSR1 && exit_signal_of(agents[silent].tid) == 0);
+	expect(atoi(stat_of(agents[notified].tid, 38)) == SIGUSR1 && atoi(stat_of(agents[silent].tid, 38)) == 0);
 	// The test of a killed checkpoint stops and continues our children.
 	while (sigtimedwait(&signals, &info, &(struct timespec){ 0 }) > 0)
 		expect(!with_dead && (info.si_signo == SIGCHLD || info.si_signo == SIGCONT), "signal %d", info.si_signo);
