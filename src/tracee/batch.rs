@@ -62,6 +62,7 @@ pub(crate) mod sys {
         exit_group = SYS_exit_group;
         tgkill = SYS_tgkill;
         clone3 = SYS_clone3;
+        unshare = SYS_unshare;
         timer_create = SYS_timer_create;
         timer_settime = SYS_timer_settime;
         timer_gettime = SYS_timer_gettime;

@@ -255,6 +255,10 @@ impl<'t> Puppet<'t> {
         self.memory
     }
 
+    pub(crate) fn scratch(&self) -> Scratch {
+        self.scratch
+    }
+
     pub(crate) fn batch(&self) -> Batch {
         Batch::new(self.scratch)
     }
