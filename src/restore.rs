@@ -14,7 +14,7 @@ use crate::family::{Family, Member};
 use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
 use crate::proc::{read, stat};
-use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Places};
+use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Finder, Places};
 use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
 use crate::resource::tasks::births;
@@ -238,7 +238,7 @@ impl<'h> Restore<'h> {
         let started = Instant::now();
         let image = Image::open(&self.dir).in_phase(Phase::Read)?;
         let blueprint = Blueprint::load(&image).in_phase(Phase::Read)?;
-        let ready = Ready::plan(&blueprint, &image, &self).in_phase(Phase::Plan)?;
+        let mut ready = Ready::plan(&blueprint, &image, &self).in_phase(Phase::Plan)?;
         let root = blueprint.tree.root()?.pid();
         let stats = RestoreStats { reading: started.elapsed(), ..RestoreStats::default() };
         self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
@@ -246,13 +246,13 @@ impl<'h> Restore<'h> {
         // The calling thread is the parent; the tracer ends with this call.
         let seed =
             Family::seed(blueprint.workshop, &blueprint.tree, &ready.channel).in_phase(Phase::Build)?;
-        on_own_thread(|| self.build(&blueprint, &ready, seed, (building, stats)))
+        on_own_thread(|| self.build(&blueprint, &mut ready, seed, (building, stats)))
     }
 
     fn build(
         &mut self,
         blueprint: &Blueprint,
-        ready: &Ready<'_>,
+        ready: &mut Ready<'_>,
         seed: Seed,
         (started, mut stats): (Instant, RestoreStats),
     ) -> Result<Restored> {
@@ -337,7 +337,7 @@ impl Blueprint {
                 ProcessPlan::load(image, record.pid(), record.threads(), &shares).of(record.pid())?;
             processes.insert(record.pid, process);
         }
-        let shared = SharedPlan::load(image)?;
+        let mut shared = SharedPlan::load(image)?;
         let spaces = || processes.values().filter_map(|process: &ProcessPlan| process.space.as_ref());
         let workshop = Workshop::find(spaces(), shared.len)?;
         spaces().try_for_each(|space| shared.check(space, &workshop))?;
@@ -489,23 +489,25 @@ impl<'i> Ready<'i> {
         for tid in blueprint.tree.numbers().chain(stand_ins) {
             wait_until_free(tid, &mut patience)?;
         }
-        let mut opened = Opened::new(options.validation);
+        blueprint.shared.plan()?;
+        let finder = Finder::new(image, options.validation)?;
+        let mut opened = Opened::default();
         for (pid, process) in &blueprint.processes {
             process.cgroups.check(Pid::from(*pid), options.cgroups)?;
             let of_memory = process.space.iter().flat_map(AddressSpace::needs);
             let places = process.seats.values().filter_map(|seat| seat.places.as_ref());
-            opened.open_all(of_memory.chain(places.flat_map(Places::needs))).of(Pid::from(*pid))?;
+            opened.open_all(of_memory.chain(places.flat_map(Places::needs)), &finder).of(Pid::from(*pid))?;
         }
-        let mut files = Builder::new(image, options.validation);
+        let mut files = Builder::new(image, finder);
         files.make_all()?;
         let channel = Channel::new(blueprint.channel_number)?;
         Ok(Self { image, opened, files, channel, outer_group })
     }
 
-    fn build(&self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
+    fn build(&mut self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
-        family.with_root(|puppet| {
+        family.prepare(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
         family.grow(&blueprint.tree, &blueprint.plan, self.outer_group)?;
@@ -515,6 +517,8 @@ impl<'i> Ready<'i> {
                 self.build_places(member, process).of(member.pid)?;
             }
         }
+        self.files.finder.finish_mapped()?;
+        self.files.make_of_tasks()?;
         // Fd tables are needed empty until those who share them have all their mappings and places.
         for member in family.members_mut() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {

@@ -256,6 +256,7 @@ const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<fds::FdTable>(),
     RecordKind::of::<fds::Description>(),
     RecordKind::of::<fds::Pipe>(),
+    RecordKind::of::<fds::Ghost>(),
 ];
 
 /// Every kind of record that an image can hold.

@@ -6,8 +6,10 @@ pub(crate) mod pidfd;
 pub(crate) mod probe;
 pub(crate) mod ptrace;
 pub(crate) mod sched;
+pub(crate) mod sysv;
 pub(crate) mod uffd;
 pub(crate) mod wait;
+pub(crate) mod xattr;
 
 use std::os::fd::{AsRawFd, RawFd};
 

@@ -151,6 +151,11 @@ fn link(path: &str) -> String {
     fs::read_link(path).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+fn inode(path: &str) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(path).map(|found| found.ino()).unwrap_or_default()
+}
+
 /// Counted as in proc_pid_stat(5): the first is number 1.
 fn stat_fields(at: &str) -> Option<Vec<String>> {
     let text = text(&format!("{at}/stat"));
@@ -179,10 +184,15 @@ fn process(pid: u32, view: &mut View, names: &mut Names) {
     }
     for fd in numbers(&format!("{at}/fd")) {
         let target = link(&format!("{at}/fd/{fd}"));
-        let nameless = target.starts_with("pipe:");
-        let target = if nameless { names.same(&target) } else { target };
+        let deleted = target.ends_with(" (deleted)") && !std::path::Path::new(&target).exists();
+        let nameless = target.starts_with("pipe:") || deleted || target.starts_with("/proc/");
+        let target = match deleted {
+            true => names.same(&format!("deleted {}", inode(&format!("{at}/fd/{fd}")))),
+            false if target.starts_with("pipe:") => names.same(&target),
+            false => target,
+        };
         let info = text(&format!("{at}/fdinfo/{fd}"));
-        // A new pipe is a new inode.
+        // A new pipe is a new inode, and so is a deleted file that was made again (perhaps by another name).
         let info: Vec<&str> = info.lines().filter(|line| !(nameless && line.starts_with("ino:"))).collect();
         view.insert(format!("{pid}/fd/{fd}"), format!("{target} {}", info.join(" ").replace('\t', "")));
     }
@@ -198,9 +208,14 @@ fn mappings(pid: u32, smaps: &str, view: &mut View, names: &mut Names) {
         let first = words.next().unwrap_or_default();
         if let Some((start, end)) = first.split_once('-') {
             let mut rest: Vec<String> = words.map(str::to_owned).collect();
-            // The inode of shared anonymous memory is a new one.
-            if line.contains("/dev/zero (deleted)") && rest.len() > 3 {
+            // What has no name is a new inode; that of a System V segment is its id.
+            if line.ends_with(" (deleted)") && !line.contains("/SYSV") && rest.len() > 3 {
                 rest[3] = names.same(&rest[3]);
+                // Where another file has its name now, it was made again by another one.
+                let replaced = std::path::Path::new(&rest[4]).exists() || rest[4].contains("/.cryosleep-");
+                if replaced && !line.contains("/dev/zero") {
+                    rest[4] = "replaced".into();
+                }
             }
             all.push((start.to_owned(), end.to_owned(), rest.join(" ")));
         } else if let (true, Some(current)) = (matches!(first, "VmFlags:" | "ProtectionKey:"), all.last_mut())

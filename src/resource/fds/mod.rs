@@ -7,13 +7,14 @@
 
 mod channel;
 mod device;
+mod ghost;
 mod path;
 mod pipe;
 mod places;
 mod regular;
 mod table;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{FileStat, SFlag, fstat};
@@ -25,11 +26,12 @@ use crate::proc::{fdinfo, read};
 use crate::resource::{RecordKind, Report};
 
 pub(crate) use channel::Channel;
-pub(crate) use path::FileRef;
+pub(crate) use ghost::{Ghost, Ghosts};
 pub use path::FileValidation;
+pub(crate) use path::{FileRef, Finder, Reason};
 pub(crate) use pipe::Pipe;
 pub(crate) use places::Places;
-pub(crate) use table::{Collector, FdTable, open_fds};
+pub(crate) use table::{Collector, FdTable, FilePolicy, open_fds};
 
 /// What all open file descriptions have, whatever they are of; the owner of its section is a number that the
 /// tables use. A section of the kind's own record has the same owner.
@@ -83,6 +85,11 @@ impl Probe {
         Refusal::new(self.pid, self.subject(), reason)
     }
 
+    /// By what it can be opened again.
+    pub(crate) fn way(&self) -> String {
+        format!("/proc/self/fd/{}", self.file.as_raw_fd())
+    }
+
     fn fdinfo(&self) -> Result<fdinfo::FdInfo> {
         read::parsed(self.pid, &format!("fdinfo/{}", self.fd), fdinfo::parse)
     }
@@ -112,6 +119,11 @@ pub(crate) trait FileKind: Record {
 
     /// Makes a description like it.
     fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd>;
+
+    /// It refers to tasks, and can only be made when they are there and have their memory.
+    fn is_of_tasks(&self) -> bool {
+        false
+    }
 }
 
 /// One line of the list of kinds.
@@ -119,7 +131,13 @@ pub(crate) struct KindRegistration {
     pub(crate) record: RecordKind,
     recognise: fn(&Probe) -> bool,
     describe: fn(&Probe, Owner, &mut Collector, &mut Report, &mut Records) -> Result<()>,
-    build: fn(&Image, Owner, &Description, &mut Builder<'_>) -> Result<Option<OwnedFd>>,
+    build: fn(&Image, Owner, &Description, &mut Builder<'_>) -> Result<Option<Built>>,
+}
+
+/// What became of making a description.
+enum Built {
+    Now(OwnedFd),
+    Later,
 }
 
 impl KindRegistration {
@@ -135,7 +153,13 @@ impl KindRegistration {
                 }
             },
             build: |image, owner, common, builder| {
-                image.get::<K>(owner)?.map(|record| record.build(common, builder)).transpose()
+                let Some(record) = image.get::<K>(owner)? else { return Ok(None) };
+                if record.is_of_tasks() && !builder.tasks_exist {
+                    return Ok(Some(Built::Later));
+                }
+                let made = record.build(common, builder)?;
+                set_flags(&made, common.flags())?;
+                Ok(Some(Built::Now(made)))
             },
         }
     }
@@ -169,28 +193,48 @@ fn unknown_kind(probe: &Probe) -> Refusal {
 /// Restore: makes descriptions on demand, each once.
 pub(crate) struct Builder<'i> {
     pub(crate) image: &'i Image,
-    pub(crate) validation: FileValidation,
+    pub(crate) finder: Finder,
     pipes: std::collections::BTreeMap<u32, pipe::Ends>,
     made: std::collections::BTreeMap<u32, OwnedFd>,
+    later: Vec<Owner>,
+    tasks_exist: bool,
 }
 
 impl<'i> Builder<'i> {
-    pub(crate) fn new(image: &'i Image, validation: FileValidation) -> Self {
-        Self { image, validation, pipes: Default::default(), made: Default::default() }
+    pub(crate) fn new(image: &'i Image, finder: Finder) -> Self {
+        Self {
+            image,
+            finder,
+            pipes: Default::default(),
+            made: Default::default(),
+            later: Vec::new(),
+            tasks_exist: false,
+        }
     }
 
-    /// Makes every description of the image.
+    /// Makes every description of the image, but for those that need the tasks.
     pub(crate) fn make_all(&mut self) -> Result<()> {
         let owners: Vec<Owner> = self.image.owners::<Description>().collect();
-        for owner in owners {
-            let common: Description = self.image.require(owner)?;
-            let made =
-                KINDS.iter().find_map(|kind| (kind.build)(self.image, owner, &common, self).transpose());
-            let made = made.unwrap_or_else(|| {
-                Err(Error::new(ErrorKind::Image, "an open file without its kind")
-                    .about(Subject::Section(format!("{} {owner}", Description::NAME))))
-            })?;
-            self.made.insert(owner.0, made);
+        owners.into_iter().try_for_each(|owner| self.make(owner))?;
+        self.finder.finish()
+    }
+
+    /// Makes the others.
+    pub(crate) fn make_of_tasks(&mut self) -> Result<()> {
+        self.tasks_exist = true;
+        std::mem::take(&mut self.later).into_iter().try_for_each(|owner| self.make(owner))
+    }
+
+    fn make(&mut self, owner: Owner) -> Result<()> {
+        let common: Description = self.image.require(owner)?;
+        let built = KINDS.iter().find_map(|kind| (kind.build)(self.image, owner, &common, self).transpose());
+        let built = built.unwrap_or_else(|| {
+            Err(Error::new(ErrorKind::Image, "an open file without its kind")
+                .about(Subject::Section(format!("{} {owner}", Description::NAME))))
+        })?;
+        match built {
+            Built::Now(made) => drop(self.made.insert(owner.0, made)),
+            Built::Later => self.later.push(owner),
         }
         Ok(())
     }
@@ -202,6 +246,18 @@ impl<'i> Builder<'i> {
             .map(AsFd::as_fd)
             .ok_or_else(|| Error::new(ErrorKind::Image, format!("open file description {number} is missing")))
     }
+}
+
+/// Sets those flags that not every way of making a file takes.
+fn set_flags(file: &OwnedFd, wanted: OFlag) -> Result<()> {
+    const SETTABLE: OFlag =
+        OFlag::O_APPEND.union(OFlag::O_NONBLOCK).union(OFlag::O_DIRECT).union(OFlag::O_NOATIME);
+    let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL).call("fcntl(F_GETFL)")?);
+    if (flags ^ wanted).intersects(SETTABLE) && !wanted.contains(OFlag::O_PATH) {
+        let flags = flags.difference(SETTABLE) | wanted & SETTABLE;
+        fcntl(file, FcntlArg::F_SETFL(flags)).call("fcntl(F_SETFL)")?;
+    }
+    Ok(())
 }
 
 /// The status flags that open(2) takes as they are and that F_GETFL shows again.

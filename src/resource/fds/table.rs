@@ -1,12 +1,12 @@
 //! fd tables, and finding out which slots share one open file description.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
-use super::{Channel, Description, KINDS, Pipe, Probe, pipe, unknown_kind};
+use super::{Channel, Description, FileRef, Ghosts, KINDS, Pipe, Probe, pipe, unknown_kind};
 use crate::Pid;
-use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
+use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::freeze::Process;
 use crate::image::{Decode, Encode, Owner, Record, Records, Tag};
 use crate::proc::{fdinfo, read};
@@ -39,8 +39,10 @@ impl Record for FdTable {
 type Key = (u64, u64, u64, i32);
 
 /// Checkpoint: the descriptions found so far, in all tables.
-#[derive(Default)]
 pub(crate) struct Collector {
+    /// The processes that there will be when late descriptions are made.
+    tree: BTreeSet<Pid>,
+    pub(crate) ghosts: Ghosts,
     known: BTreeMap<Key, Vec<Known>>,
     count: u32,
     /// By inode number: all pipes are on one internal file system.
@@ -53,7 +55,42 @@ struct Known {
     number: u32,
 }
 
+/// What a checkpoint does about files that need a decision.
+#[derive(Clone, Debug)]
+pub(crate) struct FilePolicy {
+    /// How many bytes of data an unlinked file may have.
+    pub(crate) ghost_limit: u64,
+}
+
+impl Default for FilePolicy {
+    fn default() -> Self {
+        Self { ghost_limit: 1 << 20 }
+    }
+}
+
 impl Collector {
+    pub(crate) fn new(tree: impl Iterator<Item = Pid>, policy: &FilePolicy) -> Self {
+        Self {
+            tree: tree.collect(),
+            ghosts: Ghosts::new(policy.ghost_limit),
+            known: BTreeMap::new(),
+            count: 0,
+            pipes: BTreeMap::new(),
+        }
+    }
+
+    /// Is it a living process of the tree?
+    pub(super) fn is_of_tree(&self, pid: Pid) -> bool {
+        self.tree.contains(&pid)
+    }
+
+    /// The file of the file system that a description is of.
+    pub(super) fn file(&mut self, probe: &Probe) -> Result<std::result::Result<FileRef, Refusal>> {
+        let file = FileRef::describe(&probe.name, &probe.stat, &probe.way(), &mut self.ghosts)?;
+        self.ghosts.note_flags(&probe.stat, probe.flags);
+        Ok(file.map_err(|reason| reason.refusal(probe.pid, probe.subject())))
+    }
+
     /// Describes the table that a thread of a process has, and those of its descriptions that are new.
     pub(crate) fn table(
         &mut self,
@@ -129,7 +166,7 @@ impl Collector {
     }
 
     /// What can only be said when all tables are known.
-    pub(crate) fn finish(self, report: &mut Report, records: &mut Records) -> Result<()> {
+    pub(crate) fn finish(mut self, report: &mut Report, records: &mut Records) -> Result<Ghosts> {
         for seen in self.pipes.values() {
             match seen.outside() {
                 Some(refusal) => report.refuse(refusal),
@@ -139,7 +176,8 @@ impl Collector {
                 }
             }
         }
-        Ok(())
+        self.ghosts.finish(report);
+        Ok(self.ghosts)
     }
 }
 

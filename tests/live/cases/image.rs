@@ -53,6 +53,7 @@ pub(super) const CASES: &[Case] = &[
         programs: &[FDS],
     },
     Case { name: "restore_without_cwd", test: || changed(FDS, "places", "inside", remove), programs: &[FDS] },
+    Case { name: "restore_without_system_v_segment", test: lost_segment, programs: &[FILES] },
     Case { name: "restore_with_other_contents", test: other_contents, programs: &[FDS] },
 ];
 
@@ -209,6 +210,24 @@ fn other_contents() -> Outcome {
     Restore::from(target.image()).file_validation(FileValidation::Type).run().map_err(|e| e.to_string())?;
     target.go()?;
     target.verdict()
+}
+
+/// A segment that is still there is attached, one that has gone is made again, another one is not touched.
+fn lost_segment() -> Outcome {
+    let ipcrm = |way: &str| {
+        let removed = Command::new("ipcrm").arg(way).status().map_err(|e| format!("skip: ipcrm: {e}"))?;
+        ensure(removed.success(), || removed.to_string())
+    };
+    let target = dumped(FILES, "sysv")?;
+    ipcrm("--all=shm")?;
+    let thief = "import ctypes; exit(ctypes.CDLL(None).shmget(0x5eed, 4096, 0o1000) < 0)";
+    let made = Command::new("python3").args(["-c", thief]).status().map_err(|e| format!("skip: {e}"))?;
+    ensure(made.success(), || made.to_string())?;
+    expect_conflict(&target)?;
+    ipcrm("--all=shm")?;
+    restore_after_all(target)?;
+    let left = fs::read_to_string("/proc/sysvipc/shm").map_err(text)?;
+    ensure(left.lines().count() == 1, || left)
 }
 
 fn text(error: std::io::Error) -> String {
