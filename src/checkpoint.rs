@@ -16,7 +16,7 @@ use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
 use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
 use crate::proc::smaps::Mapping;
-use crate::resource::fds::{Collector, FilePolicy, Ghosts, Places};
+use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
 use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
 use crate::resource::signals::pending;
 use crate::resource::tasks::births;
@@ -194,6 +194,18 @@ impl<'h> Checkpoint<'h> {
     /// says otherwise. Holes do not count, nor do files in memory (tmpfs, memfds). A larger one is refused.
     pub fn ghost_limit(mut self, bytes: u64) -> Self {
         self.files.ghost_limit = bytes;
+        self
+    }
+
+    /// Leaves an open file out of the image: [`Restore::inherit`](crate::Restore::inherit) supplies it.
+    pub fn external(mut self, file: External) -> Self {
+        self.files.external.insert(file);
+        self
+    }
+
+    /// What to do about pipes with an end outside of the tree.
+    pub fn outer_pipes(mut self, pipes: OuterPipes) -> Self {
+        self.files.outer_pipes = pipes;
         self
     }
 
@@ -619,12 +631,7 @@ impl Described {
         Ok(described)
     }
 
-    fn process(
-        &mut self,
-        borrowed: &Borrowed<'_>,
-        ghosts: &mut Ghosts,
-        report: &mut Report,
-    ) -> Result<()> {
+    fn process(&mut self, borrowed: &Borrowed<'_>, ghosts: &mut Ghosts, report: &mut Report) -> Result<()> {
         let process = borrowed.process;
         self.records.put(Owner(process.pid.get()), &Membership::of(process.speaker())?)?;
         if let Some(leader) = DeadLeader::describe(process)? {

@@ -14,7 +14,7 @@ use crate::family::{Family, Member};
 use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
 use crate::proc::{read, stat};
-use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Finder, Places};
+use crate::resource::fds::{Builder, Channel, External, FdTable, FileValidation, Finder, Inherited, Places};
 use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
 use crate::resource::tasks::births;
@@ -68,6 +68,7 @@ pub struct Restore<'h> {
     validation: FileValidation,
     cgroups: Cgroups,
     cpu_check: CpuCheck,
+    inherited: Inherited,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
@@ -192,6 +193,7 @@ impl<'h> Restore<'h> {
             validation: FileValidation::default(),
             cgroups: Cgroups::default(),
             cpu_check: CpuCheck::default(),
+            inherited: Inherited::default(),
             hooks: None,
         }
     }
@@ -220,6 +222,14 @@ impl<'h> Restore<'h> {
         self
     }
 
+    /// Supplies an open file that the image does not contain: one that was external at the checkpoint
+    /// ([`Checkpoint::external`](crate::Checkpoint::external)), or any that is open by this path. The tasks get the very
+    /// description that `file` is of; a second description of that file is opened anew.
+    pub fn inherit(mut self, key: External, file: impl Into<OwnedFd>) -> Self {
+        self.inherited.add(key, file.into());
+        self
+    }
+
     /// Who hears of the stages.
     pub fn hooks(mut self, hooks: &'h mut dyn Hooks) -> Self {
         self.hooks = Some(hooks);
@@ -238,7 +248,8 @@ impl<'h> Restore<'h> {
         let started = Instant::now();
         let image = Image::open(&self.dir).in_phase(Phase::Read)?;
         let blueprint = Blueprint::load(&image).in_phase(Phase::Read)?;
-        let mut ready = Ready::plan(&blueprint, &image, &self).in_phase(Phase::Plan)?;
+        let inherited = std::mem::take(&mut self.inherited);
+        let ready = Ready::plan(&blueprint, &image, &self, inherited).in_phase(Phase::Plan)?;
         let root = blueprint.tree.root()?.pid();
         let stats = RestoreStats { reading: started.elapsed(), ..RestoreStats::default() };
         self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
@@ -246,18 +257,20 @@ impl<'h> Restore<'h> {
         // The calling thread is the parent; the tracer ends with this call.
         let seed =
             Family::seed(blueprint.workshop, &blueprint.tree, &ready.channel).in_phase(Phase::Build)?;
-        on_own_thread(|| self.build(&blueprint, &mut ready, seed, (building, stats)))
+        on_own_thread(|| self.build(&blueprint, ready, seed, (building, stats)))
     }
 
     fn build(
         &mut self,
         blueprint: &Blueprint,
-        ready: &mut Ready<'_>,
+        mut ready: Ready<'_>,
         seed: Seed,
         (started, mut stats): (Instant, RestoreStats),
     ) -> Result<Restored> {
         let root = blueprint.tree.root()?.pid();
         let family = ready.build(blueprint, seed).in_phase(Phase::Build)?;
+        // What only we have open must not be there any more when they run: an end of a pipe, for one.
+        drop(ready);
         stats.building = started.elapsed();
         stats.tasks = family.members().map(|member| member.threads.len() as u64).sum();
         stats.bytes_restored = blueprint.bytes();
@@ -481,7 +494,12 @@ struct Ready<'i> {
 }
 
 impl<'i> Ready<'i> {
-    fn plan(blueprint: &Blueprint, image: &'i Image, options: &Restore<'_>) -> Result<Self> {
+    fn plan(
+        blueprint: &Blueprint,
+        image: &'i Image,
+        options: &Restore<'_>,
+        inherited: Inherited,
+    ) -> Result<Self> {
         image.require::<Processor>(Owner::IMAGE)?.check(options.cpu_check)?;
         let outer_group = outer_group(&blueprint.plan, options.session)?;
         let mut patience = Duration::from_secs(3);
@@ -498,7 +516,7 @@ impl<'i> Ready<'i> {
             let places = process.seats.values().filter_map(|seat| seat.places.as_ref());
             opened.open_all(of_memory.chain(places.flat_map(Places::needs)), &finder).of(Pid::from(*pid))?;
         }
-        let mut files = Builder::new(image, finder);
+        let mut files = Builder::new(image, finder, inherited);
         files.make_all()?;
         let channel = Channel::new(blueprint.channel_number)?;
         Ok(Self { image, opened, files, channel, outer_group })
@@ -590,7 +608,7 @@ impl<'i> Ready<'i> {
             table.install(
                 &self.channel,
                 |number| self.files.description(number),
-                |batch| puppet.run(batch)?.check().hint("RLIMIT_NOFILE limits how high descriptors can be"),
+                |batch| puppet.run(batch)?.check(),
                 || Batch::new(scratch),
             )?;
             let mut batch = puppet.batch();

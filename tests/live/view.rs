@@ -151,6 +151,15 @@ fn link(path: &str) -> String {
     fs::read_link(path).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// Without its number in the list and, of locks that belong to a description, who took it. Inodes are compared anyway.
+fn lock(line: &str) -> String {
+    let words: Vec<&str> = line.split_whitespace().skip(2).collect();
+    let pid = if words.first() == Some(&"FLOCK") { 3 } else { usize::MAX };
+    let kept =
+        words.iter().enumerate().filter(|(index, word)| *index != pid && word.matches(':').count() != 2);
+    kept.map(|(_, word)| *word).collect::<Vec<_>>().join(" ")
+}
+
 fn inode(path: &str) -> u64 {
     use std::os::unix::fs::MetadataExt;
     fs::metadata(path).map(|found| found.ino()).unwrap_or_default()
@@ -193,7 +202,9 @@ fn process(pid: u32, view: &mut View, names: &mut Names) {
         };
         let info = text(&format!("{at}/fdinfo/{fd}"));
         // A new pipe is a new inode, and so is a deleted file that was made again (perhaps by another name).
-        let info: Vec<&str> = info.lines().filter(|line| !(nameless && line.starts_with("ino:"))).collect();
+        let info = info.lines().filter(|line| !(nameless && line.starts_with("ino:")));
+        let info: Vec<_> =
+            info.map(|line| if line.starts_with("lock:") { lock(line) } else { line.into() }).collect();
         view.insert(format!("{pid}/fd/{fd}"), format!("{target} {}", info.join(" ").replace('\t', "")));
     }
     mappings(pid, &text(&format!("{at}/smaps")), view, names);

@@ -7,12 +7,16 @@
 
 mod channel;
 mod device;
+mod external;
 mod ghost;
+mod locks;
 mod path;
 mod pipe;
 mod places;
 mod regular;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -26,7 +30,10 @@ use crate::proc::{fdinfo, read};
 use crate::resource::{RecordKind, Report};
 
 pub(crate) use channel::Channel;
+pub(crate) use external::Inherited;
+pub use external::{External, OuterPipes};
 pub(crate) use ghost::{Ghost, Ghosts};
+pub(crate) use locks::DescriptionLocks;
 pub use path::FileValidation;
 pub(crate) use path::{FileRef, Finder, Reason};
 pub(crate) use pipe::Pipe;
@@ -63,6 +70,8 @@ pub(crate) struct Probe {
     /// What `/proc/PID/fd/N` says.
     pub(crate) name: Vec<u8>,
     pub(crate) flags: OFlag,
+    /// The caller will supply it.
+    pub(crate) external: bool,
 }
 
 impl Probe {
@@ -70,7 +79,7 @@ impl Probe {
         let name = read::link(pid, &format!("fd/{fd}"))?;
         let stat = fstat(&file).call("fstat")?;
         let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).call("fcntl")?);
-        Ok(Self { pid, fd, file, stat, name, flags })
+        Ok(Self { pid, fd, file, stat, name, flags, external: false })
     }
 
     pub(crate) fn kind(&self) -> SFlag {
@@ -83,6 +92,12 @@ impl Probe {
 
     pub(crate) fn refusal(&self, reason: impl Into<std::borrow::Cow<'static, str>>) -> Refusal {
         Refusal::new(self.pid, self.subject(), reason)
+    }
+
+    /// Its name, if that is a path.
+    pub(crate) fn path(&self) -> Option<std::path::PathBuf> {
+        use std::os::unix::ffi::OsStrExt;
+        self.name.starts_with(b"/").then(|| std::ffi::OsStr::from_bytes(&self.name).into())
     }
 
     /// By what it can be opened again.
@@ -154,11 +169,14 @@ impl KindRegistration {
             },
             build: |image, owner, common, builder| {
                 let Some(record) = image.get::<K>(owner)? else { return Ok(None) };
+                let locks: Option<DescriptionLocks> = image.get(owner)?;
+                locks.iter().try_for_each(DescriptionLocks::check)?;
                 if record.is_of_tasks() && !builder.tasks_exist {
                     return Ok(Some(Built::Later));
                 }
                 let made = record.build(common, builder)?;
                 set_flags(&made, common.flags())?;
+                locks.iter().try_for_each(|locks| locks.take(&made))?;
                 Ok(Some(Built::Now(made)))
             },
         }
@@ -167,6 +185,7 @@ impl KindRegistration {
 
 /// Every kind of open file that can be restored; the first that recognises a file takes it.
 pub(crate) const KINDS: &[KindRegistration] = &[
+    KindRegistration::of::<external::ExternalFile>(),
     KindRegistration::of::<regular::Regular>(),
     KindRegistration::of::<device::Device>(),
     KindRegistration::of::<pipe::PipeEnd>(),
@@ -176,7 +195,6 @@ pub(crate) const KINDS: &[KindRegistration] = &[
 fn unknown_kind(probe: &Probe) -> Refusal {
     let what = match (probe.kind(), probe.name.as_slice()) {
         (SFlag::S_IFSOCK, _) => "sockets are not supported yet".into(),
-        (SFlag::S_IFIFO, _) => "named pipes are not supported yet".into(),
         (SFlag::S_IFCHR, name) if name.starts_with(b"/dev/pts/") || name.starts_with(b"/dev/tty") => {
             "terminals are not supported yet".into()
         }
@@ -194,6 +212,7 @@ fn unknown_kind(probe: &Probe) -> Refusal {
 pub(crate) struct Builder<'i> {
     pub(crate) image: &'i Image,
     pub(crate) finder: Finder,
+    pub(crate) inherited: Inherited,
     pipes: std::collections::BTreeMap<u32, pipe::Ends>,
     made: std::collections::BTreeMap<u32, OwnedFd>,
     later: Vec<Owner>,
@@ -201,10 +220,11 @@ pub(crate) struct Builder<'i> {
 }
 
 impl<'i> Builder<'i> {
-    pub(crate) fn new(image: &'i Image, finder: Finder) -> Self {
+    pub(crate) fn new(image: &'i Image, finder: Finder, inherited: Inherited) -> Self {
         Self {
             image,
             finder,
+            inherited,
             pipes: Default::default(),
             made: Default::default(),
             later: Vec::new(),

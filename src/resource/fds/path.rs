@@ -117,10 +117,23 @@ impl FileRef {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn of_test(path: &std::path::Path, kind: u32) -> Self {
+        Self::Named(Named { path: path.as_os_str().as_bytes().to_vec().into(), kind, size: 0, device: 0 })
+    }
+
     pub(crate) fn subject(&self) -> Subject {
         match self {
             Self::Named(named) => named.subject(),
             Self::Ghost(number) => ghost::subject_of(*number),
+        }
+    }
+
+    /// By its name.
+    pub(super) fn path(&self) -> Option<PathBuf> {
+        match self {
+            Self::Named(named) => Some(named.path()),
+            Self::Ghost(_) => None,
         }
     }
 
@@ -142,6 +155,11 @@ pub(crate) struct Finder {
 impl Finder {
     pub(crate) fn new(image: &Image, validation: FileValidation) -> Result<Self> {
         Ok(Self { validation, ghosts: Revived::make(image)? })
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_nothing() -> Self {
+        Self { validation: FileValidation::default(), ghosts: Revived::default() }
     }
 
     /// Opens a file.

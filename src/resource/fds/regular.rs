@@ -44,11 +44,8 @@ impl FileKind for Regular {
                     .hint("only files of /proc/PID, of processes of the tree, can be opened again")));
             }
         };
-        let info = probe.fdinfo()?;
-        if !info.locks.is_empty() {
-            return Ok(Err(probe.refusal("file locks and leases are not supported yet")));
-        }
-        Ok(collector.file(probe)?.map(|file| Self { file, position: info.pos, of_process }))
+        let position = probe.fdinfo()?.pos;
+        Ok(collector.file(probe)?.map(|file| Self { file, position, of_process }))
     }
 
     fn is_of_tasks(&self) -> bool {
@@ -56,6 +53,11 @@ impl FileKind for Regular {
     }
 
     fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd> {
+        if let Some(path) = self.file.path()
+            && let Some(supplied) = builder.inherited.take_for(path, common.flags())
+        {
+            return supplied;
+        }
         let file = builder.finder.open(&self.file, common.flags() & OPEN_FLAGS.union(TMPFILE))?;
         if self.position != 0 && !common.flags().contains(OFlag::O_PATH) {
             lseek(&file, self.position, Whence::SeekSet).call("lseek").about(|| self.file.subject())?;
