@@ -609,7 +609,7 @@ impl Described {
         described.records.put(Owner::IMAGE, &Processor::here())?;
         births::check(&tree, shares, report)?;
         shares.write(&mut described.records)?;
-        let mut files = Collector::new(frozen.processes.iter().map(|process| process.pid), policy);
+        let mut files = Collector::new(&tree, policy);
         for process in borrowed {
             described.process(process, &mut files.ghosts, report).of(process.process.pid)?;
             for (tid, sharing) in shares.seats(process.process) {

@@ -1,6 +1,6 @@
 //! Restore: read, plan, build, release.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,7 +14,9 @@ use crate::family::{Family, Member};
 use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
 use crate::proc::{read, stat};
-use crate::resource::fds::{Builder, Channel, External, FdTable, FileValidation, Finder, Inherited, Places};
+use crate::resource::fds::{
+    Builder, Channel, External, FdTable, FileOwner, FileValidation, Finder, Inherited, Places, Watches,
+};
 use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
 use crate::resource::tasks::births;
@@ -257,20 +259,18 @@ impl<'h> Restore<'h> {
         // The calling thread is the parent; the tracer ends with this call.
         let seed =
             Family::seed(blueprint.workshop, &blueprint.tree, &ready.channel).in_phase(Phase::Build)?;
-        on_own_thread(|| self.build(&blueprint, ready, seed, (building, stats)))
+        on_own_thread(move || self.build(&blueprint, ready, seed, (building, stats)))
     }
 
     fn build(
         &mut self,
         blueprint: &Blueprint,
-        mut ready: Ready<'_>,
+        ready: Ready<'_>,
         seed: Seed,
         (started, mut stats): (Instant, RestoreStats),
     ) -> Result<Restored> {
         let root = blueprint.tree.root()?.pid();
-        let family = ready.build(blueprint, seed).in_phase(Phase::Build)?;
-        // What only we have open must not be there any more when they run: an end of a pipe, for one.
-        drop(ready);
+        let (family, files) = ready.build(blueprint, seed).in_phase(Phase::Build)?;
         stats.building = started.elapsed();
         stats.tasks = family.members().map(|member| member.threads.len() as u64).sum();
         stats.bytes_restored = blueprint.bytes();
@@ -278,6 +278,9 @@ impl<'h> Restore<'h> {
         self.tell(Event::PreResume { root }).in_phase(Phase::Build)?;
 
         let built = Instant::now();
+        files.start(&blueprint.watches).in_phase(Phase::Release)?;
+        // What only we have open must not be there any more when they run: an end of a pipe, for one.
+        drop(files);
         let pidfd = family.release().in_phase(Phase::Release)?;
         stats.release = built.elapsed();
         // The tree runs: it is too late for a veto.
@@ -329,6 +332,9 @@ struct Blueprint {
     plan: Plan,
     processes: BTreeMap<u32, ProcessPlan>,
     shared: SharedPlan,
+    /// By the open file description of the epoll instance.
+    watches: BTreeMap<u32, Watches>,
+    file_owners: Vec<FileOwner>,
     workshop: Workshop,
     channel_number: i32,
 }
@@ -354,9 +360,14 @@ impl Blueprint {
         let spaces = || processes.values().filter_map(|process: &ProcessPlan| process.space.as_ref());
         let workshop = Workshop::find(spaces(), shared.len)?;
         spaces().try_for_each(|space| shared.check(space, &workshop))?;
-        let seats = processes.values().flat_map(|process: &ProcessPlan| process.seats.values());
-        let channel_number = lowest_unused(seats.filter_map(|seat| seat.table.as_ref()));
-        Ok(Self { tree, plan, processes, shared, workshop, channel_number })
+        let seats = processes.values().flat_map(|process: &ProcessPlan| &process.seats);
+        let tables: BTreeMap<u32, &FdTable> =
+            seats.filter_map(|(number, seat)| Some((*number, seat.table.as_ref()?))).collect();
+        let slot = |table: u32, fd| tables.get(&table)?.slot(fd).map(|slot| slot.description);
+        let watches = Watches::load(image, slot)?;
+        let file_owners = FileOwner::load(image, &tree, slot)?;
+        let channel_number = lowest_unused(tables.values(), &watches);
+        Ok(Self { tree, plan, processes, shared, watches, file_owners, workshop, channel_number })
     }
 }
 
@@ -392,9 +403,9 @@ impl Blueprint {
 }
 
 /// A number that no process uses, so that the way in does not stand in the way.
-fn lowest_unused<'t>(tables: impl Iterator<Item = &'t FdTable>) -> i32 {
-    let used: std::collections::BTreeSet<i32> =
-        tables.flat_map(|table| table.slots.iter().map(|slot| slot.fd)).collect();
+fn lowest_unused<'t>(tables: impl Iterator<Item = &'t &'t FdTable>, watches: &BTreeMap<u32, Watches>) -> i32 {
+    let open = tables.flat_map(|table| table.slots.iter().map(|slot| slot.fd));
+    let used: BTreeSet<i32> = open.chain(watches.values().flat_map(Watches::numbers)).collect();
     (0..i32::MAX).find(|number| !used.contains(number)).unwrap_or(0)
 }
 
@@ -516,13 +527,15 @@ impl<'i> Ready<'i> {
             let places = process.seats.values().filter_map(|seat| seat.places.as_ref());
             opened.open_all(of_memory.chain(places.flat_map(Places::needs)), &finder).of(Pid::from(*pid))?;
         }
-        let mut files = Builder::new(image, finder, inherited);
+        let tasks = blueprint.tree.numbers().collect();
+        let mut files = Builder::new(image, finder, inherited, tasks);
         files.make_all()?;
         let channel = Channel::new(blueprint.channel_number)?;
         Ok(Self { image, opened, files, channel, outer_group })
     }
 
-    fn build(&mut self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
+    /// Builds everything, and closes what was open for that. The descriptions remain: some have yet to be started.
+    fn build(mut self, blueprint: &Blueprint, seed: Seed) -> Result<(Family, Builder<'i>)> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
         family.prepare(|puppet| {
@@ -536,12 +549,16 @@ impl<'i> Ready<'i> {
             }
         }
         self.files.finder.finish_mapped()?;
+        for member in family.members_mut() {
+            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                build_threads(member, process).of(member.pid)?;
+            }
+        }
         self.files.make_of_tasks()?;
         // Fd tables are needed empty until those who share them have all their mappings and places.
         for member in family.members_mut() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {
-                self.build_tables(member, process).of(member.pid)?;
-                self.build_process(member, process).of(member.pid)?;
+                self.build_files(member, process, blueprint).of(member.pid)?;
             }
         }
         // Before signal actions are set, which takes away what the parents were told by these.
@@ -558,6 +575,11 @@ impl<'i> Ready<'i> {
                 }
             }
         }
+        for member in family.members() {
+            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                set_file_owners(member, process, blueprint).of(member.pid)?;
+            }
+        }
         let mut registers = BTreeMap::new();
         for member in family.members() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {
@@ -570,7 +592,7 @@ impl<'i> Ready<'i> {
                 finish(member, process, space, &blueprint.workshop, &registers).of(member.pid)?;
             }
         }
-        Ok(family)
+        Ok((family, self.files))
     }
 
     fn build_memory(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
@@ -600,40 +622,66 @@ impl<'i> Ready<'i> {
         Ok(())
     }
 
-    fn build_tables(&self, member: &Member, process: &ProcessPlan) -> Result<()> {
+    fn build_files(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
         for (number, seat) in &process.seats {
             let Some(table) = &seat.table else { continue };
             let mut puppet = member.puppet_of(*number)?;
             let scratch = puppet.scratch();
+            let new_batch = || Batch::new(scratch);
             table.install(
                 &self.channel,
                 |number| self.files.description(number),
-                |batch| puppet.run(batch)?.check(),
-                || Batch::new(scratch),
+                |batch| puppet.run(batch)?.check().hint("RLIMIT_NOFILE limits how high descriptors can be"),
+                new_batch,
             )?;
+            for watches in blueprint.watches.values().filter(|one| one.table() == *number) {
+                watches.connect(&mut puppet, table, &self.files, &self.channel)?;
+            }
             let mut batch = puppet.batch();
             batch.call(sys::close, &[self.channel.number() as u64]);
             puppet.run(batch)?.check()?;
+            table.take_locks(|batch| puppet.run(batch)?.check(), new_batch)?;
         }
         Ok(())
     }
+}
 
-    fn build_process(&self, member: &mut Member, process: &ProcessPlan) -> Result<()> {
-        {
-            let mut puppet = member.puppet(0)?;
-            let mut batch = puppet.batch();
-            // From here on PTRACE_O_EXITKILL alone looks after orphans; the signal would outlast the release.
-            batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
-            if let Some((leader, _)) = &process.dead_leader {
-                let name = batch.input(&[&leader.name[..], b"\0"].concat());
-                batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
-            }
-            puppet.run(batch)?.check()?;
+/// Makes the threads of a process, before it has any files: some files are of threads.
+fn build_threads(member: &mut Member, process: &ProcessPlan) -> Result<()> {
+    {
+        let mut puppet = member.puppet(0)?;
+        let mut batch = puppet.batch();
+        // From here on PTRACE_O_EXITKILL alone looks after orphans; the signal would outlast the release.
+        batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
+        if let Some((leader, _)) = &process.dead_leader {
+            let name = batch.input(&[&leader.name[..], b"\0"].concat());
+            batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
         }
-        let there: Vec<u32> = member.threads.iter().map(|thread| thread.tid().get()).collect();
-        let others = process.threads.keys().copied().filter(|tid| !there.contains(tid));
-        member.make_threads(&others.collect::<Vec<_>>())
+        puppet.run(batch)?.check()?;
     }
+    let there: Vec<u32> = member.threads.iter().map(|thread| thread.tid().get()).collect();
+    let others = process.threads.keys().copied().filter(|tid| !there.contains(tid));
+    member.make_threads(&others.collect::<Vec<_>>())
+}
+
+/// Says who gets signals about its files: as the user that it is by now.
+fn set_file_owners(member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
+    for number in process.seats.keys() {
+        let mut owners = blueprint.file_owners.iter().filter(|one| one.table() == *number).peekable();
+        if owners.peek().is_none() {
+            continue;
+        }
+        let mut puppet = member.puppet_of(*number)?;
+        let mut batch = puppet.batch();
+        for owner in owners {
+            owner.set(&mut batch);
+            if batch.is_nearly_full() {
+                puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
+            }
+        }
+        puppet.run(batch)?.check()?;
+    }
+    Ok(())
 }
 
 /// Which group the root joins, when it is one from outside.

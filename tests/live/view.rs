@@ -67,6 +67,19 @@ const FILES: &[&str] = &[
     "timers",
 ];
 
+/// Lines of fdinfo that may differ, by how they begin.
+const FDINFO: &[(&str, &str)] = &[
+    ("eventfd-id:", "the kernel counts them"),
+    ("it_value:", "time goes on"),
+    ("ticks:", "as it_value; what is unread is checked by the subjects"),
+];
+
+/// What an epoll instance watches may be a new pipe.
+fn without_inodes_of_targets(line: &str) -> String {
+    let end = line.find("ino:").filter(|_| line.starts_with("tfd:")).unwrap_or(line.len());
+    line[..end].to_owned()
+}
+
 const LINKS: &[&str] = &["exe", "cwd", "root"];
 
 /// The processes of the tree below `root`, itself included.
@@ -195,6 +208,7 @@ fn process(pid: u32, view: &mut View, names: &mut Names) {
         let target = link(&format!("{at}/fd/{fd}"));
         let deleted = target.ends_with(" (deleted)") && !std::path::Path::new(&target).exists();
         let nameless = target.starts_with("pipe:") || deleted || target.starts_with("/proc/");
+        let nameless = nameless || target == "anon_inode:[pidfd]";
         let target = match deleted {
             true => names.same(&format!("deleted {}", inode(&format!("{at}/fd/{fd}")))),
             false if target.starts_with("pipe:") => names.same(&target),
@@ -202,9 +216,13 @@ fn process(pid: u32, view: &mut View, names: &mut Names) {
         };
         let info = text(&format!("{at}/fdinfo/{fd}"));
         // A new pipe is a new inode, and so is a deleted file that was made again (perhaps by another name).
-        let info = info.lines().filter(|line| !(nameless && line.starts_with("ino:")));
-        let info: Vec<_> =
-            info.map(|line| if line.starts_with("lock:") { lock(line) } else { line.into() }).collect();
+        let lines = info.lines().filter(|line| !(nameless && line.starts_with("ino:")));
+        let mut info: Vec<String> = lines
+            .filter(|line| !FDINFO.iter().any(|(start, _)| line.starts_with(start)))
+            .map(|line| if line.starts_with("lock:") { lock(line) } else { without_inodes_of_targets(line) })
+            .collect();
+        // By address in the kernel.
+        info.sort_unstable();
         view.insert(format!("{pid}/fd/{fd}"), format!("{target} {}", info.join(" ").replace('\t', "")));
     }
     mappings(pid, &text(&format!("{at}/smaps")), view, names);
