@@ -140,7 +140,7 @@ pub(super) fn describe_watches(
 }
 
 fn watches_of(collector: &Collector, seen: &Seen) -> Result<std::result::Result<Watches, Refusal>> {
-    let Place { pid, fd, table } = seen.place;
+    let Place { pid, fd, table, .. } = seen.place;
     let parse = |text: &[u8]| nameless::targets(&fdinfo::parse(text)?);
     let targets = read::parsed(pid, &format!("fdinfo/{fd}"), parse)?;
     let mut before: BTreeMap<i32, u32> = BTreeMap::new();
@@ -225,7 +225,7 @@ impl Watches {
         owners.into_iter().map(|owner| load(owner).about(about(owner))).collect()
     }
 
-    /// The number of the process whose table it is in.
+    /// The number of the table that it is in.
     pub(crate) fn table(&self) -> u32 {
         self.table
     }

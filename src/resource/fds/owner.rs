@@ -46,7 +46,7 @@ impl FileOwner {
     /// None when nobody gets any.
     pub(super) fn describe(
         probe: &Probe,
-        process: &Process,
+        (process, table): (&Process, u32),
         collector: &Collector,
         report: &mut Report,
     ) -> Result<Option<Self>> {
@@ -75,14 +75,7 @@ impl FileOwner {
                 format!("its owner (F_SETOWN) was named by another user ({real}, effectively {effective})");
             report.refuse(probe.refusal(reason));
         }
-        Ok(Some(Self {
-            table: process.pid.get(),
-            fd: probe.fd,
-            kind: owner.kind,
-            number,
-            signal: owner.signal,
-            asynchronous,
-        }))
+        Ok(Some(Self { table, fd: probe.fd, kind: owner.kind, number, signal: owner.signal, asynchronous }))
     }
 
     /// All of an image, with their references checked. `slot` knows all tables.
@@ -109,7 +102,7 @@ impl FileOwner {
         owners.into_iter().map(load).collect()
     }
 
-    /// The number of the process whose table it is in.
+    /// The number of the table that it is in.
     pub(crate) fn table(&self) -> u32 {
         self.table
     }

@@ -52,6 +52,7 @@ pub(super) struct Place {
     /// The number of the table.
     pub(super) table: u32,
     pub(super) pid: Pid,
+    pub(super) is_leader: bool,
     pub(super) fd: RawFd,
 }
 
@@ -128,20 +129,20 @@ impl Collector {
         self.groups.contains(&group)
     }
 
-    /// Describes one process's table, and those of its descriptions that are new.
+    /// Describes the table that a thread of a process has, and those of its descriptions that are new.
     pub(crate) fn table(
         &mut self,
         process: &Process,
+        tid: Pid,
         report: &mut Report,
         records: &mut Records,
     ) -> Result<()> {
         let mut table = FdTable::default();
-        let pidfd =
-            sys::pidfd::open_thread(process.speaker(), process.leader_is_dead()).call("pidfd_open")?;
-        for fd in open_fds(process.speaker())? {
-            let described = self.slot(process, &pidfd, fd, report, records);
+        let pidfd = sys::pidfd::open_thread(tid, tid != process.pid).call("pidfd_open")?;
+        for fd in open_fds(tid)? {
+            let described = self.slot(process, tid, &pidfd, fd, report, records);
             let at = || Subject::Fd { fd, what: String::new() };
-            let (slot, locks) = described.of(process.pid).about(at)?;
+            let (slot, locks) = described.of(tid).about(at)?;
             // Each is shown for all descriptors of the description that it was taken by.
             let mut others = table.slots.iter();
             if !locks.is_empty() && !others.any(|other| other.description == slot.description) {
@@ -152,25 +153,26 @@ impl Collector {
             }
             table.slots.push(slot);
         }
-        records.put(Owner(process.pid.get()), &table)
+        records.put(process.owner_for(tid), &table)
     }
 
     fn slot(
         &mut self,
         process: &Process,
+        pid: Pid,
         pidfd: &OwnedFd,
         fd: RawFd,
         report: &mut Report,
         records: &mut Records,
     ) -> Result<(Slot, Vec<TableLock>)> {
-        let pid = process.speaker();
         let file = sys::pidfd::get_fd(pidfd.as_fd(), fd).call("pidfd_getfd")?;
         let mut probe = Probe::new(pid, fd, file)?;
         probe.external =
             probe.path().is_some_and(|path| self.policy.external.contains(&External::File(path)));
         let info = read::parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse)?;
         let close_on_exec = info.flags & libc::O_CLOEXEC as u32 != 0;
-        let place = Place { table: process.pid.get(), pid, fd };
+        let table = process.owner_for(pid).0;
+        let place = Place { table, pid, is_leader: pid == process.pid, fd };
         let stat = &probe.stat;
         let key = (stat.st_dev, stat.st_ino, stat.st_rdev, probe.flags.bits());
         let order = |other: Place| sys::kcmp_file((other.pid, other.fd), (pid, fd));
@@ -180,7 +182,7 @@ impl Collector {
                 self.found.push(Found { place, polled: Polled::Anything });
                 let number = self.found.len() as u32;
                 self.sorted.entry(key).or_default().insert(index, number);
-                self.describe(Owner(number), &probe, process, report, records)?;
+                self.describe(Owner(number), &probe, (process, table), report, records)?;
                 if info.locks.iter().any(|lock| lock.kind == fdinfo::LockKind::Lease) {
                     let reason = "its lease was taken by a process that does not have the file any more";
                     self.leases.insert(number, probe.refusal(reason));
@@ -241,8 +243,7 @@ impl Collector {
     pub(super) fn borrow(&self, number: u32) -> Result<OwnedFd> {
         let missing = || Error::new(ErrorKind::Kernel, format!("no open file description {number}"));
         let place = self.place(number).ok_or_else(missing)?;
-        let leader = place.pid.get() == place.table;
-        let pidfd = sys::pidfd::open_thread(place.pid, !leader).call("pidfd_open")?;
+        let pidfd = sys::pidfd::open_thread(place.pid, !place.is_leader).call("pidfd_open")?;
         sys::pidfd::get_fd(pidfd.as_fd(), place.fd).call("pidfd_getfd").of(place.pid)
     }
 
@@ -275,11 +276,11 @@ impl Collector {
         &mut self,
         owner: Owner,
         probe: &Probe,
-        process: &Process,
+        holder: (&Process, u32),
         report: &mut Report,
         records: &mut Records,
     ) -> Result<()> {
-        if let Some(signals) = FileOwner::describe(probe, process, self, report)? {
+        if let Some(signals) = FileOwner::describe(probe, holder, self, report)? {
             records.put(owner, &signals)?;
         }
         let disguised = unsupported::disguised(probe)?;
@@ -315,7 +316,8 @@ impl Collector {
     }
 }
 
-fn open_fds(pid: Pid) -> Result<Vec<RawFd>> {
+/// The descriptors that a task has open, in order.
+pub(crate) fn open_fds(pid: Pid) -> Result<Vec<RawFd>> {
     let path = format!("/proc/{pid}/fd");
     let entries = std::fs::read_dir(&path).call("open").about(|| Subject::Path(path.into()))?;
     let number = |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
