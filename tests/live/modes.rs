@@ -72,7 +72,7 @@ impl Subject {
         let mut changed = Vec::new();
         for _ in 0..TRIES {
             std::thread::sleep(Duration::from_millis(15));
-            changed = view::difference(before, &view::of(target.pid), self.churns);
+            changed = view::difference(before, &view::of(target.pid)?, self.churns);
             if changed.is_empty() {
                 return Ok(());
             }
@@ -92,7 +92,7 @@ impl Subject {
             Mode::ResumeTwice | Mode::RestoreTwice => 2,
         };
         for round in 1..=rounds {
-            let before = view::of(target.pid);
+            let before = view::of(target.pid)?;
             match mode {
                 Mode::Restore | Mode::RestoreTwice => target.dump_and_restore()?,
                 _ => target.dump(AfterDump::Resume).map(drop)?,
