@@ -261,6 +261,7 @@ impl<'h> Checkpoint<'h> {
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
         let Described { mut records, spaces, shared, sleeps } = described;
+        let root = borrowed.first().map_or(self.root, |root| Pid::from(root.process.number));
         let mut image = ImageWriter::create(dir)?.durability(self.durability);
         let started = Instant::now();
         let hooks = &mut self.hooks;
@@ -271,14 +272,14 @@ impl<'h> Checkpoint<'h> {
         let mut pages = PageWriter::new(&mut progress);
         for (mut space, process) in spaces.into_iter().zip(borrowed) {
             process.write_pages(&mut space, &mut pages, &mut image).of(process.process.pid)?;
-            records.put(Owner(process.process.pid.get()), &space)?;
+            records.put(Owner(process.process.number), &space)?;
         }
         shared.write(Memory::open, &mut pages, &mut image, &mut records)?;
         stats.memory = started.elapsed();
         stats.pages_scanned = pages.counts.scanned;
         stats.pages_zero = pages.counts.zero;
         stats.pages_written = pages.counts.written;
-        stats.bytes_written = image.finish(records, ManifestInfo { root: self.root })?.bytes;
+        stats.bytes_written = image.finish(records, ManifestInfo { root })?.bytes;
         Ok(sleeps)
     }
 }
@@ -322,8 +323,9 @@ struct Borrowed<'f> {
 
 impl<'f> Borrowed<'f> {
     fn all(frozen: &'f Frozen, report: &mut Report) -> Result<Vec<Self>> {
+        let root = frozen.root()?;
         let borrow = |process: &'f Process| {
-            unsupported::check(process, report)?;
+            unsupported::check(process, root, report)?;
             Self::borrow(process).of(process.pid)
         };
         frozen.processes.iter().map(borrow).collect()
@@ -367,7 +369,7 @@ impl<'f> Borrowed<'f> {
     fn puppet<'p>(&'p self, thread: &'p Thread) -> Result<Option<Puppet<'p>>> {
         let Some((_, scratch)) = self.tools else { return Ok(None) };
         let saved = Saved::of(&thread.tracee)?;
-        Puppet::borrow(&thread.tracee, self.process.pid, &self.memory, scratch, &saved).map(Some)
+        Puppet::borrow(&thread.tracee, self.process.ids(), &self.memory, scratch, &saved).map(Some)
     }
 
     fn write_pages(
@@ -411,7 +413,7 @@ impl<'f> Borrowed<'f> {
     }
 
     /// Asks it about those of its children that are stopped.
-    fn stops_of(&self, frozen: &Frozen) -> Result<Vec<(Pid, JobStop)>> {
+    fn stops_of(&self, frozen: &Frozen) -> Result<Vec<(u32, JobStop)>> {
         let Some(speaker) = self.process.threads.first() else { return Ok(Vec::new()) };
         let own = |child: &&Process| child.stat.ppid == self.process.pid.get() && child.is_stopped();
         let stopped: Vec<&Process> = frozen.processes.iter().filter(own).collect();
@@ -431,7 +433,7 @@ impl<'f> Borrowed<'f> {
     }
 
     /// Makes the process wait for children of its own that have been killed.
-    fn wait_for(&self, children: &[Pid]) -> Result<()> {
+    fn wait_for(&self, children: &[u32]) -> Result<()> {
         let Some(speaker) = self.process.threads.first().filter(|_| !children.is_empty()) else {
             return Ok(());
         };
@@ -440,7 +442,7 @@ impl<'f> Borrowed<'f> {
             let mut batch = puppet.batch();
             let options = (libc::WNOHANG | libc::__WALL) as u64;
             some.iter().for_each(|child| {
-                batch.call(sys::wait4, &[u64::from(child.get()), 0, options, 0]);
+                batch.call(sys::wait4, &[u64::from(*child), 0, options, 0]);
             });
             // One that ignores SIGCHLD has none to wait for: that is as well.
             puppet.run(batch)?;
@@ -454,7 +456,7 @@ impl<'f> Borrowed<'f> {
             return Ok(());
         };
         let tools = (springboard, scratch);
-        pending::queue_continues(&self.continues, tools, self.process.pid, &speaker.tracee, &self.memory)?;
+        pending::queue_continues(&self.continues, tools, self.process.number, &speaker.tracee, &self.memory)?;
         springboard.unmap_scratch(&speaker.tracee, &self.memory, scratch)?;
         springboard.remove(&self.memory)
     }
@@ -489,13 +491,13 @@ impl Described {
         let sharing = sharing::describe(frozen, &tree, report)?;
         let mut files = Collector::default();
         for process in borrowed {
-            let shared = sharing.get(&process.process.pid.get()).copied().unwrap_or_default();
+            let shared = sharing.get(&process.process.number).copied().unwrap_or_default();
             described.process(process, shared, report).of(process.process.pid)?;
             if shared.files.is_none() {
                 files.table(process.process, report, &mut described.records)?;
             }
             for (child, stop) in process.stops_of(frozen)? {
-                described.records.put(Owner(child.get()), &stop)?;
+                described.records.put(Owner(child), &stop)?;
             }
         }
         files.finish(report, &mut described.records)?;
@@ -505,16 +507,16 @@ impl Described {
     fn process(&mut self, borrowed: &Borrowed<'_>, shared: Sharing, report: &mut Report) -> Result<()> {
         let process = borrowed.process;
         if shared != Sharing::default() {
-            self.records.put(Owner(process.pid.get()), &shared)?;
+            self.records.put(Owner(process.number), &shared)?;
         }
         if shared.places.is_none()
             && let Some(places) = Places::describe(process, report)?
         {
-            self.records.put(Owner(process.pid.get()), &places)?;
+            self.records.put(Owner(process.number), &places)?;
         }
-        self.records.put(Owner(process.pid.get()), &Membership::of(process.speaker())?)?;
+        self.records.put(Owner(process.number), &Membership::of(process.speaker())?)?;
         if let Some(leader) = DeadLeader::describe(process)? {
-            self.records.put(Owner(process.pid.get()), &leader)?;
+            self.records.put(Owner(process.number), &leader)?;
         }
         for (index, thread) in process.threads.iter().enumerate() {
             self.thread(borrowed, thread, index == 0, report).of(thread.tid())?;
@@ -533,7 +535,7 @@ impl Described {
         let view = View { process: borrowed.process, thread, saved: &saved };
         match Blocked::describe(view.tid(), &saved.regs, thread.sleeper, &borrowed.memory) {
             Ok(Some(sleep)) => {
-                self.records.put(Owner(view.tid().get()), &sleep)?;
+                self.records.put(Owner(view.number()), &sleep)?;
                 self.sleeps.push((view.tid(), sleep));
             }
             Ok(None) => {}
@@ -591,7 +593,7 @@ impl Asked {
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
         let space = speaks.then(|| memory::ask(&mut batch));
         let mut puppet =
-            Puppet::borrow(view.tracee(), view.process.pid, &borrowed.memory, scratch, view.saved)?;
+            Puppet::borrow(view.tracee(), view.process.ids(), &borrowed.memory, scratch, view.saved)?;
         let answers = puppet.run(batch)?;
         let refused =
             if speaks { mempolicy::of_mappings(&mut puppet, &borrowed.mappings)? } else { Vec::new() };

@@ -16,11 +16,15 @@ use crate::resource::tasks::sharing::Sharing;
 use crate::resource::tasks::tree::{Life, ProcessRecord, Tree};
 use crate::sys::pidfd;
 use crate::sys::ptrace::{Resume, SigMask};
-use crate::tracee::{Blank, CloneArgs, Memory, Puppet, Scratch, Seed, Stop, StubFile, Tracee, sys};
+use crate::tracee::{
+    Birthplace, Blank, CloneArgs, Ids, Memory, Puppet, Scratch, Seed, Stop, StubFile, Tracee, sys,
+};
 
 /// One process that is being restored.
 pub(crate) struct Member {
     pub(crate) pid: Pid,
+    /// By which it knows itself, and the image knows it.
+    pub(crate) number: u32,
     /// The leader is first.
     pub(crate) threads: Vec<Tracee>,
     pub(crate) memory: Memory,
@@ -42,7 +46,7 @@ impl Member {
             .threads
             .get(thread)
             .ok_or_else(|| Error::new(ErrorKind::TaskGone, "no such thread").of(self.pid))?;
-        Puppet::own(thread, self.pid, &self.memory, self.scratch)
+        Puppet::own(thread, Ids { pid: self.pid, number: self.number }, &self.memory, self.scratch)
     }
 
     /// Makes its other threads, with their numbers.
@@ -84,7 +88,7 @@ impl Member {
         for (call, number) in calls.into_iter().zip(numbers) {
             answers.get(call).map_err(|error| crate::tracee::explain_clone(error, Pid::from(*number)))?;
         }
-        Ok(born)
+        Ok(born.into_iter().zip(numbers).map(|(child, number)| child.known_as(*number)).collect())
     }
 
     /// Its leader ends by a call at this address, as it had ended; the other threads remain.
@@ -185,9 +189,9 @@ pub(crate) struct Family {
 
 impl Family {
     /// Makes the process that will be the root: from the thread that is to be its parent.
-    pub(crate) fn seed(workshop: Workshop, tree: &Tree, channel: &Channel) -> Result<Seed> {
+    pub(crate) fn seed(workshop: Workshop, place: Birthplace<'_>, channel: &Channel) -> Result<Seed> {
         let (base, room) = workshop.stub();
-        Seed::plant(&StubFile::new(base, room)?, tree.root()?.pid(), channel.gift())
+        Seed::plant(&StubFile::new(base, room)?, place, channel.gift())
     }
 
     /// The root, blank: from the thread that traces the whole family.
@@ -200,8 +204,10 @@ impl Family {
         let mut family = Self { members: Vec::new(), nameless: BTreeMap::new(), pidfd: Some(pidfd), scratch };
         let memory = Memory::open(pid)?;
         memory.write(workshop.code(), arch::code())?;
+        let number = tracee.number();
         family.members.push(Member {
             pid,
+            number,
             threads: vec![tracee],
             memory,
             to_be_stopped: false,
@@ -209,6 +215,25 @@ impl Family {
             dead: false,
         });
         suspended.map(|()| family)
+    }
+
+    /// What we call the process that knows itself by this number.
+    pub(crate) fn pid_of(&self, number: u32) -> Result<Pid> {
+        self.members
+            .iter()
+            .find(|member| member.number == number)
+            .map(|member| member.pid)
+            .ok_or_else(no_root)
+    }
+
+    /// Whoever has restored may ignore SIGCHLD, and what is ignored is inherited: then nobody could be waited for.
+    pub(crate) fn mind_children(&mut self) -> Result<()> {
+        self.with_root(|puppet| {
+            let mut batch = puppet.batch();
+            let default = batch.input_words(&[0; 4]);
+            batch.call(sys::rt_sigaction, &[libc::SIGCHLD as u64, default, 0, 8]);
+            puppet.run(batch)?.check()
+        })
     }
 
     /// Lets the root work.
@@ -233,8 +258,7 @@ impl Family {
         sharing: &BTreeMap<u32, Sharing>,
         outer_group: Option<u32>,
     ) -> Result<()> {
-        let own = nix::unistd::getpgrp().as_raw() as u32;
-        if let Some(group) = outer_group.filter(|group| *group != own) {
+        if let Some(group) = outer_group {
             // Before it has children, who are in it too.
             let root = Actor::Number(tree.root()?.pid);
             self.call(root, sys::setpgid, &[0, u64::from(group)])
@@ -257,7 +281,7 @@ impl Family {
     }
 
     fn member(&mut self, pid: u32) -> Result<&mut Member> {
-        self.members.iter_mut().find(|member| member.pid.get() == pid).ok_or_else(no_root)
+        self.members.iter_mut().find(|member| member.number == pid).ok_or_else(no_root)
     }
 
     fn number(&self, actor: Actor) -> Result<u32> {
@@ -297,14 +321,23 @@ impl Family {
             }
             Actor::Nameless(index) => {
                 let threads = self.bear_nameless(parent, tree)?;
-                let number = threads.first().map_or(0, |thread| thread.tid().get());
+                let number = threads.first().map_or(0, Tracee::number);
                 self.nameless.insert(index, number);
                 threads
             }
         };
-        let pid = threads.first().ok_or_else(no_root)?.tid();
+        let leader = threads.first().ok_or_else(no_root)?;
+        let (pid, number) = (leader.tid(), leader.number());
         let (memory, scratch) = (Memory::open(pid)?, self.scratch);
-        self.members.push(Member { pid, threads, memory, to_be_stopped: false, scratch, dead: false });
+        self.members.push(Member {
+            pid,
+            number,
+            threads,
+            memory,
+            to_be_stopped: false,
+            scratch,
+            dead: false,
+        });
         Ok(())
     }
 
@@ -333,7 +366,7 @@ impl Family {
         let leader = member.leader()?;
         crate::tracee::last_call(leader, member.scratch.syscall(), sys::exit_group, [0; 6], 0)?;
         leader.wait_death(true)?;
-        self.members.retain(|member| member.pid.get() != pid);
+        self.members.retain(|member| member.number != pid);
         if let Some(heir) = heir {
             self.call(Actor::Number(heir), sys::prctl, &subreaper(0))?;
         }
@@ -346,14 +379,14 @@ impl Family {
 
     /// Stops those that were, and makes their parents take note where they had.
     pub(crate) fn stop(&self, tree: &Tree, stops: &BTreeMap<u32, JobStop>) -> Result<()> {
-        let of = |pid: u32| self.members.iter().find(|member| member.pid.get() == pid).ok_or_else(no_root);
+        let of = |pid: u32| self.members.iter().find(|member| member.number == pid).ok_or_else(no_root);
         for record in &tree.processes {
             let Some(stop) = stops.get(&record.pid) else { continue };
             of(record.pid)?.stop(stop.signal).of(record.pid())?;
             if stop.seen {
                 let mut puppet = of(record.parent)?.puppet(0)?;
                 let mut batch = puppet.batch();
-                job_stop::take_note(record.pid(), &mut batch);
+                job_stop::take_note(record.pid, &mut batch);
                 puppet.run(batch)?.check()?;
             }
         }
@@ -380,8 +413,33 @@ impl Family {
         leader.wait_death(true)
     }
 
-    /// Lets all of them run.
-    pub(crate) fn release(mut self) -> Result<OwnedFd> {
+    /// Makes the first process, which is none of the tree's, process 1 of the namespace that the tree is in.
+    pub(crate) fn start_init(&self, workshop: &Workshop, root: u32) -> Result<()> {
+        let member = self.members.first().ok_or_else(no_root)?;
+        {
+            let mut puppet = member.puppet(0)?;
+            let mut batch = puppet.batch();
+            let name = batch.input(b"cryosleep-init\0");
+            batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
+            let top = batch.input(b"/\0");
+            batch.call(sys::chdir, &[top]);
+            batch.call(sys::close_range, &[0, u64::from(u32::MAX), 0]);
+            batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
+            puppet.run(batch)?.check()?;
+        }
+        let leader = member.leader()?;
+        let (stub, _) = workshop.stub();
+        let mut regs = leader.regs()?;
+        regs.enter_init(stub, workshop.code()..workshop.range().end, root);
+        leader.set_regs(&regs)?;
+        leader.set_sigmask(SigMask(0))
+    }
+
+    /// Lets all of them run. `root` is the number of the tree's root.
+    pub(crate) fn release(mut self, root: u32) -> Result<Released> {
+        let pid = self.pid_of(root)?;
+        let init = self.members.first().filter(|first| first.pid != pid).map(|first| first.pid);
+        let inner = init.map(|_| pidfd::open(pid).call("pidfd_open").of(pid)).transpose()?;
         for member in self.members() {
             if member.to_be_stopped {
                 nix::sys::signal::kill(member.pid.nix(), nix::sys::signal::Signal::SIGSTOP)
@@ -392,8 +450,21 @@ impl Family {
         for member in self.members() {
             member.threads.iter().try_for_each(Tracee::detach)?;
         }
-        self.pidfd.take().ok_or_else(no_root)
+        let seed = self.pidfd.take().ok_or_else(no_root)?;
+        Ok(match inner {
+            None => Released { pid, pidfd: seed, init: None },
+            Some(pidfd) => Released { pid, pidfd, init: init.map(|init| (init, seed)) },
+        })
     }
+}
+
+/// The tree runs.
+pub(crate) struct Released {
+    /// Its root.
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: OwnedFd,
+    /// The process 1 that had to be made for it.
+    pub(crate) init: Option<(Pid, OwnedFd)>,
 }
 
 fn no_root() -> Error {

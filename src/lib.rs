@@ -83,6 +83,7 @@ pub use pid::Pid;
 pub use resource::fds::FileValidation;
 pub use resource::tasks::cgroup::Cgroups;
 pub use resource::tasks::cpu::CpuCheck;
+pub use resource::tasks::pids::Pids;
 pub use restore::{Exit, OuterSession, Restore, RestoreStats, Restored};
 
 /// The README's example compiles.

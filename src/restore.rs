@@ -10,7 +10,7 @@ use tracing::{debug, info_span};
 use crate::arch::Regs;
 use crate::checkpoint::{on_own_thread, sleep_precisely};
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Result, Subject};
-use crate::family::{Family, Member};
+use crate::family::{Family, Member, Released};
 use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
 use crate::proc::{read, stat};
@@ -22,6 +22,7 @@ use crate::resource::tasks::cgroup::{Cgroups, Membership};
 use crate::resource::tasks::cpu::{CpuCheck, Processor};
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::JobStop;
+use crate::resource::tasks::pids::Pids;
 use crate::resource::tasks::plan::Plan;
 use crate::resource::tasks::registers::Registers;
 use crate::resource::tasks::sharing::Sharing;
@@ -63,6 +64,7 @@ pub enum OuterSession {
 #[must_use = "nothing happens before run()"]
 pub struct Restore<'h> {
     dir: PathBuf,
+    pids: Pids,
     session: OuterSession,
     validation: FileValidation,
     cgroups: Cgroups,
@@ -74,6 +76,7 @@ impl std::fmt::Debug for Restore<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Restore")
             .field("dir", &self.dir)
+            .field("pids", &self.pids)
             .field("session", &self.session)
             .finish_non_exhaustive()
     }
@@ -134,15 +137,29 @@ impl Exit {
 #[derive(Debug)]
 pub struct Restored {
     pid: Pid,
+    number: u32,
     pidfd: OwnedFd,
+    init: Option<(Pid, OwnedFd)>,
     /// How long it took.
     pub stats: RestoreStats,
 }
 
 impl Restored {
-    /// The root of the tree, which is a child of the calling process.
+    /// The root of the tree. It is a child of the calling process, unless there is an [`init`](Self::init).
     pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// What the root's pid is for the tree itself: that in the image.
+    pub fn inner_pid(&self) -> u32 {
+        self.number
+    }
+
+    /// The process 1 that was made for the tree's new pid namespace ([`Pids::NewNamespace`]): a child of the
+    /// calling process and the root's parent. It ends when the root does, with its status (128 and the number of
+    /// the signal that ended it); killing it ends everything in the namespace.
+    pub fn init(&self) -> Option<Pid> {
+        self.init.as_ref().map(|(pid, _)| *pid)
     }
 
     /// A pidfd of the root: poll(2) says when it has ended.
@@ -157,7 +174,12 @@ impl Restored {
     /// (before Linux 6.15) no longer knows how it ended.
     pub fn wait(self) -> Result<Exit> {
         loop {
-            match system::wait::wait(self.pidfd.as_fd()) {
+            let child = self.init.as_ref().map_or(&self.pidfd, |(_, pidfd)| pidfd);
+            match system::wait::wait(child.as_fd()) {
+                // Its own status says more than what its parent could make of it.
+                Ok(Some(Ended::Code(code))) if self.init.is_some() => {
+                    return self.exit_of_reaped().or(Ok(Exit::Code(code)));
+                }
                 Ok(Some(Ended::Code(code))) => return Ok(Exit::Code(code)),
                 Ok(Some(Ended::Signal(signal))) => return Ok(Exit::Signal(signal)),
                 Ok(None) | Err(nix::errno::Errno::EINTR) => {}
@@ -187,12 +209,19 @@ impl<'h> Restore<'h> {
     pub fn from(dir: impl AsRef<Path>) -> Self {
         Self {
             dir: dir.as_ref().into(),
+            pids: Pids::default(),
             session: OuterSession::default(),
             validation: FileValidation::default(),
             cgroups: Cgroups::default(),
             cpu_check: CpuCheck::default(),
             hooks: None,
         }
+    }
+
+    /// The pid namespace that the tree is restored into.
+    pub fn pids(mut self, pids: Pids) -> Self {
+        self.pids = pids;
+        self
     }
 
     /// What to do about a session that the tree was in but did not lead.
@@ -236,15 +265,15 @@ impl<'h> Restore<'h> {
         let _entered = span.enter();
         let started = Instant::now();
         let image = Image::open(&self.dir).in_phase(Phase::Read)?;
-        let blueprint = Blueprint::load(&image).in_phase(Phase::Read)?;
+        let blueprint = Blueprint::load(&image, &self.pids, self.session).in_phase(Phase::Read)?;
         let ready = Ready::plan(&blueprint, &image, &self).in_phase(Phase::Plan)?;
-        let root = blueprint.tree.root()?.pid();
+        let root = Pid::from(blueprint.root);
         let stats = RestoreStats { reading: started.elapsed(), ..RestoreStats::default() };
         self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
         let building = Instant::now();
         // The calling thread is the parent; the tracer ends with this call.
-        let seed =
-            Family::seed(blueprint.workshop, &blueprint.tree, &ready.channel).in_phase(Phase::Build)?;
+        let seed = Family::seed(blueprint.workshop, self.pids.birthplace(blueprint.root), &ready.channel)
+            .in_phase(Phase::Build)?;
         on_own_thread(|| self.build(&blueprint, &ready, seed, (building, stats)))
     }
 
@@ -255,20 +284,21 @@ impl<'h> Restore<'h> {
         seed: Seed,
         (started, mut stats): (Instant, RestoreStats),
     ) -> Result<Restored> {
-        let root = blueprint.tree.root()?.pid();
         let family = ready.build(blueprint, seed).in_phase(Phase::Build)?;
         stats.building = started.elapsed();
-        stats.tasks = family.members().map(|member| member.threads.len() as u64).sum();
+        let root = family.pid_of(blueprint.root)?;
+        let of_tree = |member: &&Member| blueprint.processes.contains_key(&member.number);
+        stats.tasks = family.members().filter(of_tree).map(|member| member.threads.len() as u64).sum();
         stats.bytes_restored = blueprint.bytes();
         debug!(tasks = stats.tasks, "built");
         self.tell(Event::PreResume { root }).in_phase(Phase::Build)?;
 
         let built = Instant::now();
-        let pidfd = family.release().in_phase(Phase::Release)?;
+        let Released { pid, pidfd, init } = family.release(blueprint.root).in_phase(Phase::Release)?;
         stats.release = built.elapsed();
         // The tree runs: it is too late for a veto.
         let _ = self.tell(Event::PostResume { root });
-        Ok(Restored { pid: root, pidfd, stats })
+        Ok(Restored { pid, number: blueprint.root, pidfd, init, stats })
     }
 
     fn tell(&mut self, event: Event) -> Result<()> {
@@ -304,7 +334,10 @@ struct ThreadPlan {
 
 /// The whole image, decoded and checked: nothing in it is looked up again.
 struct Blueprint {
+    /// With the process 1 that has to be made for it, if one has to be.
     tree: Tree,
+    /// The number of the image's own root.
+    root: u32,
     plan: Plan,
     processes: BTreeMap<u32, ProcessPlan>,
     shared: SharedPlan,
@@ -313,15 +346,20 @@ struct Blueprint {
 }
 
 impl Blueprint {
-    fn load(image: &Image) -> Result<Self> {
+    fn load(image: &Image, pids: &Pids, session: OuterSession) -> Result<Self> {
         refuse_unknown(image)?;
-        let tree: Tree = image.require(Owner::IMAGE)?;
+        let mut tree: Tree = image.require(Owner::IMAGE)?;
+        let root = tree.root()?.pid;
+        if matches!(pids, Pids::NewNamespace) && root != 1 {
+            tree.below_init(session == OuterSession::Inherit);
+        }
         let plan = tree.plan()?;
         let mut processes = BTreeMap::new();
         for record in tree
             .processes
             .iter()
             .filter(|record| record.life != Life::Zombie(0) && !record.threads().is_empty())
+            .skip(usize::from(tree.root()?.pid != root))
         {
             let process = ProcessPlan::load(image, record.pid(), record.threads()).of(record.pid())?;
             processes.insert(record.pid, process);
@@ -332,7 +370,7 @@ impl Blueprint {
             shared.check(&process.space, &workshop)?;
         }
         let channel_number = lowest_unused(processes.values().filter_map(|process| process.table.as_ref()));
-        Ok(Self { tree, plan, processes, shared, workshop, channel_number })
+        Ok(Self { tree, root, plan, processes, shared, workshop, channel_number })
     }
 }
 
@@ -455,11 +493,13 @@ struct Ready<'i> {
 impl<'i> Ready<'i> {
     fn plan(blueprint: &Blueprint, image: &'i Image, options: &Restore<'_>) -> Result<Self> {
         image.require::<Processor>(Owner::IMAGE)?.check(options.cpu_check)?;
-        let outer_group = outer_group(&blueprint.plan, options.session)?;
-        let mut patience = Duration::from_secs(3);
-        let stand_ins = blueprint.plan.stand_ins.iter().map(|number| Pid::from(*number));
-        for tid in blueprint.tree.numbers().chain(stand_ins) {
-            wait_until_free(tid, &mut patience)?;
+        let outer_group = outer_group(&blueprint.plan, options.session, &options.pids)?;
+        if let Pids::Original = options.pids {
+            let mut patience = Duration::from_secs(3);
+            let stand_ins = blueprint.plan.stand_ins.iter().map(|number| Pid::from(*number));
+            for tid in blueprint.tree.numbers().chain(stand_ins) {
+                wait_until_free(tid, &mut patience)?;
+            }
         }
         let mut opened = Opened::new(options.validation);
         for (pid, process) in &blueprint.processes {
@@ -475,19 +515,23 @@ impl<'i> Ready<'i> {
     fn build(&self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
+        let needs_init = blueprint.tree.root()?.pid != blueprint.root;
+        if needs_init {
+            family.mind_children()?;
+        }
         family.with_root(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
         let sharing = blueprint.processes.iter().map(|(pid, process)| (*pid, process.sharing)).collect();
         family.grow(&blueprint.tree, &blueprint.plan, &sharing, self.outer_group)?;
         for member in family.members_mut() {
-            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+            if let Some(process) = blueprint.processes.get(&member.number) {
                 self.build_memory(member, process, blueprint).of(member.pid)?;
             }
         }
         // Those who share an fd table need it empty until they have all their mappings.
         for member in family.members_mut() {
-            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+            if let Some(process) = blueprint.processes.get(&member.number) {
                 self.build_process(member, process, blueprint).of(member.pid)?;
             }
         }
@@ -497,15 +541,18 @@ impl<'i> Ready<'i> {
         family.stop(&blueprint.tree, &stops)?;
         for stage in Stage::BATCHES {
             for member in family.members() {
-                if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                if let Some(process) = blueprint.processes.get(&member.number) {
                     run_stage(member, process, stage).of(member.pid)?;
                 }
             }
         }
         for member in family.members_mut() {
-            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+            if let Some(process) = blueprint.processes.get(&member.number) {
                 finish(member, process, &blueprint.workshop).of(member.pid)?;
             }
+        }
+        if needs_init {
+            family.start_init(&blueprint.workshop, blueprint.root)?;
         }
         Ok(family)
     }
@@ -549,18 +596,33 @@ impl<'i> Ready<'i> {
             }
             puppet.run(batch)?.check()?;
         }
-        let others = process.threads.keys().copied().filter(|tid| *tid != member.pid.get());
+        let others = process.threads.keys().copied().filter(|tid| *tid != member.number);
         member.make_threads(&others.collect::<Vec<_>>())
     }
 }
 
 /// Which group the root joins, when it is one from outside.
-fn outer_group(plan: &Plan, policy: OuterSession) -> Result<Option<u32>> {
+fn outer_group(plan: &Plan, policy: OuterSession, pids: &Pids) -> Result<Option<u32>> {
     let Some(session) = plan.outer_session else { return Ok(None) };
-    let own = nix::unistd::getsid(None).call("getsid")?.as_raw() as u32;
+    // For who is inside a namespace, everybody outside has the number 0.
+    let (own, group) = match pids {
+        Pids::Original => (nix::unistd::getsid(None).call("getsid")?, nix::unistd::getpgrp()),
+        Pids::NewNamespace | Pids::Namespace(_) => {
+            (nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0))
+        }
+    };
+    let (own, group) = (own.as_raw() as u32, group.as_raw() as u32);
     match policy {
         OuterSession::Inherit => Ok(None),
-        OuterSession::Same if own == session => Ok(plan.outer_group),
+        OuterSession::Same if own == session => match plan.outer_group.filter(|wanted| *wanted != group) {
+            Some(0) => Err(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "the tree was in a group from outside its pid namespace, and the caller is in group {group}"
+                ),
+            )),
+            other => Ok(other),
+        },
         OuterSession::Same => {
             let reason =
                 format!("the tree was part of session {session}, and the caller is in session {own}");
@@ -580,7 +642,8 @@ fn wait_until_free(tid: Pid, patience: &mut Duration) -> Result<()> {
         match read::parsed(tid, "stat", stat::parse) {
             Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(()),
             Ok(stat) if !matches!(stat.state, 'Z' | 'X') => {
-                return taken("this pid is taken by a running task");
+                return taken("this pid is taken by a running task")
+                    .hint("in a pid namespace of its own (Pids::NewNamespace) the tree's numbers are free");
             }
             Ok(_) if patience.is_zero() => {
                 return taken("this pid is taken by a zombie that nobody waits for");
@@ -597,7 +660,7 @@ fn wait_until_free(tid: Pid, patience: &mut Duration) -> Result<()> {
 fn run_stage(member: &Member, process: &ProcessPlan, stage: Stage) -> Result<()> {
     for (index, thread) in member.threads.iter().enumerate() {
         let tid = thread.tid();
-        let own = match (process.threads.get(&tid.get()), &process.dead_leader) {
+        let own = match (process.threads.get(&thread.number()), &process.dead_leader) {
             (Some(thread), _) => thread.states.as_slice(),
             (None, Some((_, states))) => states.as_slice(),
             (None, None) => &[],
@@ -607,7 +670,7 @@ fn run_stage(member: &Member, process: &ProcessPlan, stage: Stage) -> Result<()>
         if states.is_empty() {
             continue;
         }
-        let task = Rebuilt { pid: member.pid, tracee: thread };
+        let task = Rebuilt { pid: member.pid, process: member.number, tracee: thread };
         let mut puppet = member.puppet(index)?;
         let mut batch = puppet.batch();
         for (_, state) in &states {
@@ -628,7 +691,7 @@ fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Re
     // A dead leader has nothing to go back to.
     let dead = usize::from(process.dead_leader.is_some());
     for (index, thread) in member.threads.iter().enumerate().skip(dead) {
-        let plan = plan_of(process, thread.tid())?;
+        let plan = plan_of(process, thread.number())?;
         let regs = plan.registers.general();
         if plan.registers.has_tiles() {
             member.puppet(index)?.use_tiles().of(thread.tid())?;
@@ -644,8 +707,8 @@ fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Re
     let leader = member.leader()?;
     call_at(leader, syscall, sys::munmap, [range.start, range.end - range.start, 0, 0, 0, 0])?;
     for (thread, regs) in member.threads.iter().skip(dead).zip(&registers) {
-        let task = Rebuilt { pid: member.pid, tracee: thread };
-        let plan = plan_of(process, thread.tid())?;
+        let task = Rebuilt { pid: member.pid, process: member.number, tracee: thread };
+        let plan = plan_of(process, thread.number())?;
         for (_, state) in plan.states.iter().filter(|(stage, _)| *stage == Stage::Release) {
             state.settle(task).of(thread.tid())?;
         }
@@ -655,11 +718,11 @@ fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Re
     process.dead_leader.iter().try_for_each(|(leader, _)| member.end_leader(syscall, leader.code()))
 }
 
-fn plan_of(process: &ProcessPlan, tid: Pid) -> Result<&ThreadPlan> {
+fn plan_of(process: &ProcessPlan, number: u32) -> Result<&ThreadPlan> {
     process
         .threads
-        .get(&tid.get())
-        .ok_or_else(|| Error::new(ErrorKind::Image, "a thread without its records").of(tid))
+        .get(&number)
+        .ok_or_else(|| Error::new(ErrorKind::Image, "a thread without its records").of(Pid::from(number)))
 }
 
 /// A SIGCONT survives no batch: each is sent by a call of its own.
@@ -669,7 +732,7 @@ fn queue_continues(member: &Member, process: &ProcessPlan, workshop: &Workshop) 
     for info in pending.continues() {
         let address = scratch.input().start;
         member.memory.write(address, &info.0)?;
-        let args = [u64::from(member.pid.get()), info.signo() as u64, address, 0, 0, 0];
+        let args = [u64::from(member.number), info.signo() as u64, address, 0, 0, 0];
         call_at(leader, scratch.syscall(), sys::rt_sigqueueinfo, args)?;
     }
     Ok(())

@@ -9,8 +9,8 @@ mod puppet;
 mod stop;
 
 pub(crate) use batch::{Answers, Batch, Call, Output, Sys, sys};
-pub(crate) use blank::{Blank, CloneArgs, Gift, Seed, StubFile, explain as explain_clone};
+pub(crate) use blank::{Birthplace, Blank, CloneArgs, Gift, Seed, StubFile, explain as explain_clone};
 pub(crate) use dummy::Dummy;
 pub(crate) use memory::Memory;
-pub(crate) use puppet::{Puppet, Saved, Scratch, Springboard, call_at, last_call};
+pub(crate) use puppet::{Ids, Puppet, Saved, Scratch, Springboard, call_at, last_call};
 pub(crate) use stop::{Stop, Tracee};

@@ -84,11 +84,18 @@ fn put_back(tracee: &Tracee, regs: &Regs, mask: SigMask) -> Result<()> {
     tracee.set_regs(regs)
 }
 
+/// A process: its number here, and the one by which it knows itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ids {
+    pub(crate) pid: Pid,
+    pub(crate) number: u32,
+}
+
 /// A stopped task that executes batches. Dropping it puts the registers and the mask back.
 pub(crate) struct Puppet<'t> {
     tracee: &'t Tracee,
     memory: &'t Memory,
-    tgid: Pid,
+    process: Ids,
     scratch: Scratch,
     regs: Regs,
     stack: u64,
@@ -104,7 +111,7 @@ impl<'t> Puppet<'t> {
     /// Takes over a running program's task. Should we die, it stops, and goes on where it was when continued.
     pub(crate) fn borrow(
         tracee: &'t Tracee,
-        tgid: Pid,
+        process: Ids,
         memory: &'t Memory,
         scratch: Scratch,
         saved: &Saved,
@@ -119,16 +126,21 @@ impl<'t> Puppet<'t> {
         idle.enter_loop(scratch.code, scratch.table(), scratch.table(), stack);
         tracee.set_regs(&idle)?;
         tracee.set_sigmask(SigMask::ALL)?;
-        Ok(Self { tracee, memory, tgid, scratch, regs, stack, back, tiles: None, stop_arrived: false })
+        Ok(Self { tracee, memory, process, scratch, regs, stack, back, tiles: None, stop_arrived: false })
     }
 
     /// Takes over a blank task, which has nothing to be put back.
-    pub(crate) fn own(tracee: &'t Tracee, tgid: Pid, memory: &'t Memory, scratch: Scratch) -> Result<Self> {
+    pub(crate) fn own(
+        tracee: &'t Tracee,
+        process: Ids,
+        memory: &'t Memory,
+        scratch: Scratch,
+    ) -> Result<Self> {
         let regs = tracee.regs()?;
         Ok(Self {
             tracee,
             memory,
-            tgid,
+            process,
             scratch,
             regs,
             stack: 0,
@@ -143,7 +155,7 @@ impl<'t> Puppet<'t> {
     }
 
     pub(crate) fn tgid(&self) -> Pid {
-        self.tgid
+        self.process.pid
     }
 
     pub(crate) fn memory(&self) -> &'t Memory {
@@ -183,8 +195,8 @@ impl<'t> Puppet<'t> {
         batch.fits()?;
         let stop = [
             sys::tgkill.number as u64,
-            u64::from(self.tgid.get()),
-            u64::from(tid.get()),
+            u64::from(self.process.number),
+            u64::from(self.tracee.number()),
             libc::SIGSTOP as u64,
         ];
         let table = batch.table(stop);
@@ -260,8 +272,8 @@ impl<'t> Puppet<'t> {
 
     fn put_back(&mut self) -> Result<()> {
         if std::mem::take(&mut self.stop_arrived) {
-            let sent = nix::sys::signal::kill(self.tgid.nix(), nix::sys::signal::Signal::SIGSTOP);
-            sent.map_err(|errno| Error::call("kill", errno).of(self.tgid))?;
+            let sent = nix::sys::signal::kill(self.tgid().nix(), nix::sys::signal::Signal::SIGSTOP);
+            sent.map_err(|errno| Error::call("kill", errno).of(self.tgid()))?;
         }
         self.back.take().map_or(Ok(()), |(regs, mask)| put_back(self.tracee, &regs, mask))
     }

@@ -2,6 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::process::Command;
+
+use crate::cell;
 
 /// One line for everything that must be the same, by where it was found: `pid/tid/file/key`.
 pub(crate) type View = BTreeMap<String, String>;
@@ -57,8 +60,8 @@ const FILES: &[(&str, Look)] = &[
     ("map_files", Each),
     ("maps", Not("smaps has all of it")),
     ("mem", Not("the subject checks what is in its memory")),
-    ("mountinfo", Whole),
-    ("mounts", Whole),
+    ("mountinfo", By(mounts)),
+    ("mounts", By(mounts)),
     ("mountstats", Not("mountinfo, with counters of network file systems")),
     ("net", Not("is that of the network namespace, which ns/net compares")),
     ("ns", Each),
@@ -197,9 +200,13 @@ fn excepted(exceptions: &[(&str, &str)], key: &str) -> bool {
 
 /// The processes of the tree below `root`, itself included.
 pub(crate) fn tree(root: u32) -> BTreeSet<u32> {
-    let parents: BTreeMap<u32, u32> = numbers("/proc")
+    tree_in("/proc", root)
+}
+
+fn tree_in(proc: &str, root: u32) -> BTreeSet<u32> {
+    let parents: BTreeMap<u32, u32> = numbers(proc)
         .into_iter()
-        .filter_map(|pid| Some((pid, stat_fields(&format!("/proc/{pid}"))?.get(4)?.parse().ok()?)))
+        .filter_map(|pid| Some((pid, stat_fields(&format!("{proc}/{pid}"))?.get(4)?.parse().ok()?)))
         .collect();
     let mut found = BTreeSet::from([root]);
     loop {
@@ -217,9 +224,45 @@ pub(crate) fn tree(root: u32) -> BTreeSet<u32> {
 
 /// Looks at the whole tree. An error is a file of /proc about which nobody has decided.
 pub(crate) fn of(root: u32) -> Result<View, String> {
+    of_in("/proc", root)
+}
+
+/// The same as it sees itself, in the pid namespace that it has of its own. That is another namespace after a
+/// restore, and another parent may have the root.
+pub(crate) fn from_inside(root: u32) -> Result<View, String> {
+    let inner = numbers_of(root).last().copied().ok_or("it has no number")?;
+    let mounted = cell::lab().join(LOOK);
+    fs::create_dir_all(&mounted).map_err(|e| e.to_string())?;
+    let mut mount = Command::new("nsenter");
+    mount.arg(format!("--pid=/proc/{root}/ns/pid")).args(["mount", "-t", "proc", "proc"]).arg(&mounted);
+    let done = mount.status().map_err(|e| format!("{mount:?}: {e}"))?;
+    let view = of_in(&mounted.to_string_lossy(), inner);
+    nix::mount::umount(&mounted).map_err(|e| format!("{mount:?}: {done}; umount: {e}"))?;
+    let mut view = view?;
+    let other = ["/ns/pid", "/ns/pid_for_children"];
+    let of_root = ["/status/PPid", "/stat/4"];
+    let root = format!("{inner}/");
+    view.retain(|key, _| {
+        !other.iter().any(|end| key.ends_with(end))
+            && !(key.starts_with(&root) && of_root.iter().any(|end| key.ends_with(end)))
+    });
+    Ok(view)
+}
+
+/// Where a /proc is mounted while it is looked at.
+const LOOK: &str = "look-at-proc";
+
+/// All numbers of a process, from ours to its own.
+pub(crate) fn numbers_of(pid: u32) -> Vec<u32> {
+    let status = text(&format!("/proc/{pid}/status"));
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    line.split_whitespace().filter_map(|number| number.parse().ok()).collect()
+}
+
+fn of_in(proc: &str, root: u32) -> Result<View, String> {
     let mut look = Looker::default();
-    for pid in tree(root) {
-        let at = format!("/proc/{pid}");
+    for pid in tree_in(proc, root) {
+        let at = format!("{proc}/{pid}");
         look.task(&at, &pid.to_string())?;
         for tid in numbers(&format!("{at}/task")) {
             look.task(&format!("{at}/task/{tid}"), &format!("{pid}/{tid}"))?;
@@ -410,6 +453,12 @@ fn children(text: &str) -> Vec<(String, String)> {
     let mut all: Vec<&str> = text.split_whitespace().collect();
     all.sort_unstable();
     vec![("all".to_owned(), all.join(" "))]
+}
+
+/// But for what has been mounted to look at them.
+fn mounts(text: &str) -> Vec<(String, String)> {
+    let lines: Vec<&str> = text.lines().filter(|line| !line.contains(LOOK)).collect();
+    vec![("all".to_owned(), lines.join("\n"))]
 }
 
 /// Its other lines count pages.

@@ -69,7 +69,7 @@ impl Collector {
             let at = || Subject::Fd { fd, what: String::new() };
             slots.push(described.of(process.pid).about(at)?);
         }
-        records.put(Owner(process.pid.get()), &FdTable { slots })
+        records.put(Owner(process.number), &FdTable { slots })
     }
 
     fn slot(

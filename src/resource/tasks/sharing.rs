@@ -72,14 +72,14 @@ pub(crate) fn describe(frozen: &Frozen, tree: &Tree, report: &mut Report) -> Res
     let mut sharing: BTreeMap<u32, Sharing> = BTreeMap::new();
     for (what, name) in [(Compare::Files, "shared fd table"), (Compare::Fs, "shared working directory")] {
         for group in groups(frozen, what)? {
-            let pids: BTreeSet<u32> = group.iter().map(|process| process.pid.get()).collect();
-            let first = group[0].pid.get();
+            let pids: BTreeSet<u32> = group.iter().map(|process| process.number).collect();
+            let first = group[0].number;
             for process in group.iter().skip(1) {
-                if !births.get(&process.pid.get()).is_some_and(|parent| pids.contains(parent)) {
+                if !births.get(&process.number).is_some_and(|parent| pids.contains(parent)) {
                     let reason = format!("it shares it with process {first}, but not with its parent");
                     report.attribute(process.pid, name, reason);
                 }
-                let own = sharing.entry(process.pid.get()).or_default();
+                let own = sharing.entry(process.number).or_default();
                 match what {
                     Compare::Files => own.files = Some(first),
                     _ => own.places = Some(first),

@@ -13,23 +13,27 @@ const NAMESPACES: [&str; 10] =
     ["cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "time_for_children", "user", "uts"];
 
 /// Adds to the report what this process holds that no resource describes.
-pub(crate) fn check(process: &Process, report: &mut Report) -> Result<()> {
+pub(crate) fn check(process: &Process, root: &Process, report: &mut Report) -> Result<()> {
     let own = Pid::from(std::process::id());
     for name in NAMESPACES {
-        let way = format!("ns/{name}");
-        let (theirs, ours) = (read::link(process.speaker(), &way), read::link(own, &way));
+        // A tree may live in a pid namespace of its own, all of it in the same one.
+        let (task, as_well) = match name {
+            "pid" | "pid_for_children" => (root.speaker(), "pid"),
+            name => (own, name),
+        };
+        let theirs = read::link(process.speaker(), &format!("ns/{name}"));
         // pid_for_children has no link in a process whose own is empty; older kernels lack some.
-        if let (Ok(theirs), Ok(ours)) = (theirs, ours)
-            && theirs != ours
+        if let (Ok(theirs), Ok(same)) = (theirs, read::link(task, &format!("ns/{as_well}")))
+            && theirs != same
         {
-            report.refuse(
-                Refusal::new(
-                    process.pid,
-                    Subject::Namespace(name),
+            let (reason, hint) = match as_well {
+                "pid" => ("it is in another namespace than the root of the tree", "checkpoint them apart"),
+                _ => (
                     "it is in another namespace than the caller",
-                )
-                .hint("run the checkpoint inside the same namespaces"),
-            );
+                    "run the checkpoint inside the same namespaces",
+                ),
+            };
+            report.refuse(Refusal::new(process.pid, Subject::Namespace(name), reason).hint(hint));
         }
     }
     if !can_be_asked(process) {
