@@ -204,6 +204,10 @@ impl<'h> Checkpoint<'h> {
         on_own_thread(move || {
             let frozen = freeze(self.root, self.time_limit).in_phase(Phase::Freeze)?;
             let mut report = Report::default();
+            unsupported::nested(&frozen, &mut report).in_phase(Phase::Collect)?;
+            if !report.0.is_empty() {
+                return Ok(Preflight(report.0));
+            }
             let borrowed = Borrowed::all(&frozen, &mut report).in_phase(Phase::Collect)?;
             let described = Described::of(&frozen, &borrowed, &mut report).in_phase(Phase::Describe);
             drop(borrowed);
@@ -226,6 +230,10 @@ impl<'h> Checkpoint<'h> {
         self.tell(Event::Frozen { root }).in_phase(Phase::Freeze)?;
 
         let mut report = Report::default();
+        unsupported::nested(&frozen, &mut report).in_phase(Phase::Collect)?;
+        if !report.0.is_empty() {
+            return Err(Error::unsupported(report.0).in_phase(Phase::Collect));
+        }
         let borrowed = Borrowed::all(&frozen, &mut report).in_phase(Phase::Collect)?;
         let described = Described::of(&frozen, &borrowed, &mut report).in_phase(Phase::Describe)?;
         if !report.0.is_empty() {
@@ -323,9 +331,8 @@ struct Borrowed<'f> {
 
 impl<'f> Borrowed<'f> {
     fn all(frozen: &'f Frozen, report: &mut Report) -> Result<Vec<Self>> {
-        let root = frozen.root()?;
         let borrow = |process: &'f Process| {
-            unsupported::check(process, root, report)?;
+            unsupported::check(process, report)?;
             Self::borrow(process).of(process.pid)
         };
         frozen.processes.iter().map(borrow).collect()

@@ -141,6 +141,16 @@ impl Drop for Warden {
     }
 }
 
+/// Where a subject lives.
+enum Home {
+    /// In our own namespace.
+    Here,
+    /// Below a warden.
+    Warded,
+    /// As process 1.
+    AsInit,
+}
+
 fn only_child(pid: u32) -> Option<u32> {
     fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?.trim().parse().ok()
 }
@@ -162,7 +172,7 @@ impl Target {
     }
 
     pub(crate) fn start_in(name: &str, program: Program, args: &[&str]) -> Result<Self, String> {
-        Self::started(name, program.command(args), false)
+        Self::started(name, program.command(args), Home::Here)
     }
 
     /// In a pid namespace of its own, of which it is not process 1.
@@ -172,10 +182,23 @@ impl Target {
         // Numbers that are none of its own outside.
         command.args(["--pid", "--fork", "sh", "-c", "\"$@\" & while :; do wait; sleep 0.02; done", "sh"]);
         command.arg(inner.get_program()).args(inner.get_args());
-        Self::started("subject", command, true)
+        Self::started("subject", command, Home::Warded)
     }
 
-    fn started(name: &str, mut command: Command, warded: bool) -> Result<Self, String> {
+    /// As process 1 of a pid namespace.
+    pub(crate) fn start_as_init(
+        name: &str,
+        program: Program,
+        args: &[&str],
+        through: &[&str],
+    ) -> Result<Self, String> {
+        let Program::C(_) = program else { return Err("only C programs need no setsid".into()) };
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork"]).args(through).arg(program.binary()).args(args);
+        Self::started(name, command, Home::AsInit)
+    }
+
+    fn started(name: &str, mut command: Command, home: Home) -> Result<Self, String> {
         let dir = cell::lab().join(name);
         fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
         let log = File::create(dir.join("log")).map_err(|e| e.to_string())?;
@@ -187,6 +210,9 @@ impl Target {
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(|e| e.to_string())?)
             .stderr(log);
+        if matches!(home, Home::AsInit) {
+            command.stderr(Stdio::null()); // unshare says that its child was killed, and so the log grows
+        }
         let child = command.spawn().map_err(|e| format!("{command:?}: {e}"))?;
         let mut target = Self {
             pid: child.id(),
@@ -197,8 +223,11 @@ impl Target {
             restored: None,
         };
         target.until("ready", || target.file("ready").is_some())?;
-        if warded {
-            let pid = only_child(child.id()).ok_or("there is no process 1")?;
+        if !matches!(home, Home::Here) {
+            target.pid = only_child(child.id()).ok_or("there is no process 1")?;
+        }
+        if matches!(home, Home::Warded) {
+            let pid = target.pid;
             target.pid = only_child(pid).ok_or("process 1 has not exactly one child")?;
             target.warden = Some(Warden { pid, keeper: child });
         }

@@ -243,8 +243,8 @@ pub(crate) fn from_inside(root: u32) -> Result<View, String> {
     let of_root = ["/status/PPid", "/stat/4"];
     let root = format!("{inner}/");
     view.retain(|key, _| {
-        !other.iter().any(|end| key.ends_with(end))
-            && !(key.starts_with(&root) && of_root.iter().any(|end| key.ends_with(end)))
+        let ends = |with: &[&str]| with.iter().any(|end| key.ends_with(end));
+        !ends(&other) && (!key.starts_with(&root) || !ends(&of_root))
     });
     Ok(view)
 }

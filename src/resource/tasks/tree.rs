@@ -178,6 +178,9 @@ impl Tree {
             }
             known.insert(process.pid, process);
         }
+        if known.contains_key(&root.parent) {
+            return Err(Error::new(ErrorKind::Image, "the parent of the root is in the tree").of(root.pid()));
+        }
         plan::of(self, root, known, &tasks)
     }
 }
@@ -235,8 +238,9 @@ mod tests {
         let twice = Tree { processes: vec![process(10, 1, 10, 10), process(10, 10, 10, 10)] };
         let orphan = Tree { processes: vec![process(10, 1, 10, 10), process(11, 12, 10, 10)] };
         let cycle = Tree { processes: vec![process(10, 11, 10, 10), process(11, 11, 10, 10)] };
+        let circle = Tree { processes: vec![process(10, 11, 10, 10), process(11, 10, 0, 0)] };
         let empty = Tree { processes: vec![] };
-        for tree in [twice, orphan, cycle, empty] {
+        for tree in [twice, orphan, cycle, circle, empty] {
             assert_eq!(tree.plan().unwrap_err().kind(), ErrorKind::Image, "{tree:?}");
         }
     }

@@ -4,6 +4,7 @@ mod crash;
 pub(crate) mod criu;
 mod host;
 mod image;
+mod pids;
 mod real;
 mod refusal;
 
@@ -23,7 +24,7 @@ pub(crate) struct Case {
 }
 
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
-    [refusal::CASES, image::CASES, crash::CASES, host::CASES, real::CASES].into_iter().flatten()
+    [refusal::CASES, image::CASES, pids::CASES, crash::CASES, host::CASES, real::CASES].into_iter().flatten()
 }
 
 const HELPER: &str = "CRYOSLEEP_HELPER";
