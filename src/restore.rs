@@ -29,7 +29,7 @@ use crate::resource::tasks::sharing::Sharing;
 use crate::resource::tasks::tree::{Life, Tree};
 use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
 use crate::sys::wait::Ended;
-use crate::tracee::{Batch, Seed, call_at, sys};
+use crate::tracee::{Batch, Birthplace, Seed, call_at, sys};
 use crate::{Pid, sys as system};
 
 /// What a tree that was part of a session without leading it is restored into.
@@ -272,9 +272,28 @@ impl<'h> Restore<'h> {
         self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
         let building = Instant::now();
         // The calling thread is the parent; the tracer ends with this call.
-        let seed = Family::seed(blueprint.workshop, self.pids.birthplace(blueprint.root), &ready.channel)
-            .in_phase(Phase::Build)?;
+        let seed = self.plant(&blueprint, &ready).in_phase(Phase::Build)?;
         on_own_thread(|| self.build(&blueprint, &ready, seed, (building, stats)))
+    }
+
+    fn plant(&self, blueprint: &Blueprint, ready: &Ready<'_>) -> Result<Seed> {
+        const STEP: Duration = Duration::from_millis(1);
+        let mut patience = PATIENCE;
+        loop {
+            let place = self.pids.birthplace(blueprint.root);
+            match Family::seed(blueprint.workshop, place, &ready.channel) {
+                // Whether it is the dead who have the numbers of another namespace is hard to say.
+                Err(error)
+                    if error.kind() == ErrorKind::Conflict
+                        && matches!(place, Birthplace::Namespace(..))
+                        && !patience.is_zero() =>
+                {
+                    std::thread::sleep(STEP);
+                    patience = patience.saturating_sub(STEP);
+                }
+                planted => return planted,
+            }
+        }
     }
 
     fn build(
@@ -495,7 +514,7 @@ impl<'i> Ready<'i> {
         image.require::<Processor>(Owner::IMAGE)?.check(options.cpu_check)?;
         let outer_group = outer_group(&blueprint.plan, options.session, &options.pids)?;
         if let Pids::Original = options.pids {
-            let mut patience = Duration::from_secs(3);
+            let mut patience = PATIENCE;
             let stand_ins = blueprint.plan.stand_ins.iter().map(|number| Pid::from(*number));
             for tid in blueprint.tree.numbers().chain(stand_ins) {
                 wait_until_free(tid, &mut patience)?;
@@ -516,9 +535,7 @@ impl<'i> Ready<'i> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
         let needs_init = blueprint.tree.root()?.pid != blueprint.root;
-        if needs_init {
-            family.mind_children()?;
-        }
+        family.mind_children()?;
         family.with_root(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
@@ -632,6 +649,9 @@ fn outer_group(plan: &Plan, policy: OuterSession, pids: &Pids) -> Result<Option<
         }
     }
 }
+
+/// How long the numbers of the dead may stay taken.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A number is free when no task has it. The dead of a tree that was killed a moment ago are on their way out:
 /// whoever inherited them has to wait for them.

@@ -78,6 +78,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("stops_seen_and_not", Subject::new(C("families"), &["stops"]).namespaced()),
     ("dead_leaders", Subject::new(C("families"), &["leaderless"]).namespaced()),
     ("sharing_with_children", Subject::new(C("families"), &["sharing"]).namespaced()),
+    ("numbers", Subject::new(C("pids"), &["check"]).namespaced()),
     ("zombies", Subject::new(C("tasks"), &["zombies"]).namespaced()),
     ("stopped_children", Subject::new(C("tasks"), &["stopped"]).namespaced()),
     ("stopped_root", Subject::new(C("counter"), &[]).stopped().namespaced()),

@@ -112,6 +112,8 @@ static int run(const char *part)
 	must(kill(child, SIGTERM));
 	int status;
 	expect(must(waitpid(child, &status, 0)) == child && WTERMSIG(status) == SIGTERM);
+	if (!strcmp(part, "check"))
+		return passed();
 	if (getppid() == 1)
 		orphan_is_waited_for();
 	if (!strcmp(part, "killed"))

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use cryosleep::{AfterDump, Checkpoint, ErrorKind, Exit, OuterSession, Pids, Restore, Restored, Subject};
+use cryosleep::{
+    AfterDump, Checkpoint, ErrorKind, Event, Exit, Hooks, OuterSession, Pids, Restore, Restored, Subject,
+};
 use nix::sys::wait::{WaitStatus, waitpid};
 
 use super::{Case, ensure};
-use crate::program::{Program, Target, nothing_left, reap};
+use crate::program::{Program, Target, nothing_left, others, reap};
 use crate::{Outcome, view};
 
 const PIDS: Program = Program::C("pids");
@@ -17,6 +19,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "pids_taken_and_not", test: taken, programs: &[PIDS] },
     Case { name: "pids_killed_root", test: killed, programs: &[PIDS] },
     Case { name: "pids_killed_init", test: killed_init, programs: &[PIDS] },
+    Case { name: "pids_after_a_veto", test: vetoed, programs: &[PIDS] },
     Case { name: "pids_process_1", test: process_1, programs: &[PIDS] },
     Case { name: "pids_outer_session", test: outer_session, programs: &[PIDS] },
     Case { name: "pids_nested", test: nested, programs: &[PIDS] },
@@ -107,6 +110,33 @@ fn killed_init() -> Outcome {
     nix::sys::signal::kill(init, nix::sys::signal::Signal::SIGKILL).map_err(|e| e.to_string())?;
     ended(&target, restored, Exit::Signal(9))?;
     nothing_left()
+}
+
+/// The last moment at which an error undoes all.
+struct Veto(u32);
+
+impl Hooks for Veto {
+    fn event(&mut self, event: Event) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        match event {
+            Event::PreResume { root } if view::numbers_of(root.get()) == [root.get(), self.0] => {
+                Err("not now".into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn vetoed() -> Outcome {
+    let target = Target::start(PIDS, &["clone"])?;
+    target.dump(AfterDump::Kill)?;
+    reap(target.pid());
+    let mut veto = Veto(target.pid);
+    match Restore::from(target.image()).pids(Pids::NewNamespace).hooks(&mut veto).run() {
+        Ok(_) => return Err("it runs".into()),
+        Err(error) => ensure(error.kind() == ErrorKind::Hook, || error.to_string())?,
+    }
+    let left = others();
+    ensure(left.is_empty(), || format!("left: {left:?}\n{}", view::whereabouts()))
 }
 
 /// The root is process 1, and becomes it again; its parent and its session are outside.
