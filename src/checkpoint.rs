@@ -1,5 +1,6 @@
 //! Checkpoint: freeze, collect, describe, write; then let go.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -65,17 +66,19 @@ pub struct Checkpoint<'h> {
     after: AfterDump,
     time_limit: Duration,
     durability: Durability,
+    writers: NonZeroUsize,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
 impl std::fmt::Debug for Checkpoint<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { root, after, time_limit, durability, .. } = self;
+        let Self { root, after, time_limit, durability, writers, .. } = self;
         f.debug_struct("Checkpoint")
             .field("root", root)
             .field("after", after)
             .field("time_limit", time_limit)
             .field("durability", durability)
+            .field("writers", writers)
             .finish_non_exhaustive()
     }
 }
@@ -157,6 +160,7 @@ impl<'h> Checkpoint<'h> {
             after: AfterDump::default(),
             time_limit: TIME_LIMIT,
             durability: Durability::default(),
+            writers: default_writers(),
             hooks: None,
         }
     }
@@ -176,6 +180,16 @@ impl<'h> Checkpoint<'h> {
     /// What must have reached the disk before the target is let go; nothing unless this says otherwise.
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
+        self
+    }
+
+    /// How many threads write a process's memory at the same time, each to a page segment of its own. As many
+    /// as there are processors, but at most 4, unless this says otherwise.
+    ///
+    /// All but the first are threads that the target gets for that time. It may not be allowed any (RLIMIT_NPROC,
+    /// pids.max): then there are fewer. Small targets have one.
+    pub fn writers(mut self, writers: NonZeroUsize) -> Self {
+        self.writers = writers;
         self
     }
 
@@ -277,7 +291,7 @@ impl<'h> Checkpoint<'h> {
             Some(hooks) => vetoed(hooks.progress(progress)),
             None => Ok(()),
         };
-        let mut pages = PageWriter::new(&mut progress);
+        let mut pages = PageWriter::new(self.writers.get(), &mut progress);
         for (mut space, process) in spaces.into_iter().zip(borrowed) {
             process.write_pages(&mut space, &mut pages, &mut image).of(process.process.pid)?;
             records.put(Owner(process.process.number), &space)?;
@@ -290,6 +304,11 @@ impl<'h> Checkpoint<'h> {
         stats.bytes_written = image.finish(records, ManifestInfo { root })?.bytes;
         Ok(sleeps)
     }
+}
+
+fn default_writers() -> NonZeroUsize {
+    const MOST: NonZeroUsize = NonZeroUsize::MIN.saturating_add(3);
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).min(MOST)
 }
 
 /// The default slack of 50 us would make every short sleep of the engine's thread that much longer.
@@ -387,11 +406,9 @@ impl<'f> Borrowed<'f> {
     ) -> Result<()> {
         let pid = self.process.speaker();
         let Some(speaker) = self.process.threads.first() else { return Ok(()) };
-        let mut write = |file: &std::fs::File, offset: u64, ranges: &[std::ops::Range<u64>]| match self
-            .puppet(speaker)?
-        {
+        let mut write = |shares: &[memory::inside::Share<'_>]| match self.puppet(speaker)? {
             Some(mut puppet) => {
-                memory::inside::write(&mut puppet, file, offset, ranges)?;
+                memory::inside::write(&mut puppet, shares)?;
                 puppet.release()
             }
             None => Err(Error::new(ErrorKind::Kernel, "it cannot be asked").of(pid)),

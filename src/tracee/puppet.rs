@@ -32,6 +32,24 @@ impl Scratch {
         Self { base, code }
     }
 
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+
+    fn mmap_arguments() -> [u64; 6] {
+        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
+        [0, Self::LEN, prot, flags, u64::MAX, 0]
+    }
+
+    /// Writes the signal frame through which a task finds back; gives the stack pointer that leads to it.
+    pub(crate) fn put_way_back(&self, saved: &Saved, memory: &Memory) -> Result<u64> {
+        let at = self.base + Self::FRAME;
+        let frame = saved.frame(at, memory);
+        memory.write_all(&[(at, &frame.bytes)])?;
+        Ok(frame.stack_pointer)
+    }
+
     /// The address of a bare `syscall` instruction.
     pub(crate) fn syscall(&self) -> u64 {
         self.code
@@ -91,9 +109,26 @@ pub(crate) struct Ids {
     pub(crate) number: u32,
 }
 
+/// A batch that a task is working through.
+struct Running {
+    batch: Batch,
+    /// Where the entry is by which the task stops.
+    last: u64,
+}
+
+/// Executes batches by several tasks, one each, at the same time.
+pub(crate) fn run_together(puppets: &mut [&mut Puppet<'_>], batches: Vec<Batch>) -> Result<Vec<Answers>> {
+    let started = puppets.iter_mut().zip(batches).map(|(puppet, batch)| puppet.start(batch));
+    let started: Vec<Result<Running>> = started.collect();
+    // Every one is waited for, whatever became of the others.
+    let finished = puppets.iter_mut().zip(started);
+    let finished = finished.map(|(puppet, running)| puppet.finish(running?, |_| Ok(())));
+    finished.collect::<Vec<_>>().into_iter().collect()
+}
+
 /// A stopped task that executes batches. Dropping it puts the registers and the mask back.
 pub(crate) struct Puppet<'t> {
-    tracee: &'t Tracee,
+    tracee: Tracee,
     memory: &'t Memory,
     process: Ids,
     scratch: Scratch,
@@ -110,35 +145,28 @@ pub(crate) struct Puppet<'t> {
 impl<'t> Puppet<'t> {
     /// Takes over a running program's task. Should we die, it stops, and goes on where it was when continued.
     pub(crate) fn borrow(
-        tracee: &'t Tracee,
+        tracee: &Tracee,
         process: Ids,
         memory: &'t Memory,
         scratch: Scratch,
         saved: &Saved,
     ) -> Result<Self> {
-        let at = scratch.base + Scratch::FRAME;
-        let frame = saved.frame(at, memory);
-        memory.write_all(&[(at, &frame.bytes)])?;
-        let back = Some((saved.regs, saved.mask));
-        let (regs, stack) = (saved.regs, frame.stack_pointer);
+        let stack = scratch.put_way_back(saved, memory)?;
+        let (regs, back) = (saved.regs, Some((saved.regs, saved.mask)));
         // An empty batch, which ends in the frame: the mask only changes when the way back is there.
         let mut idle = regs;
         idle.enter_loop(scratch.code, scratch.table(), scratch.table(), stack);
         tracee.set_regs(&idle)?;
         tracee.set_sigmask(SigMask::ALL)?;
+        let tracee = tracee.clone();
         Ok(Self { tracee, memory, process, scratch, regs, stack, back, tiles: None, stop_arrived: false })
     }
 
     /// Takes over a blank task, which has nothing to be put back.
-    pub(crate) fn own(
-        tracee: &'t Tracee,
-        process: Ids,
-        memory: &'t Memory,
-        scratch: Scratch,
-    ) -> Result<Self> {
+    pub(crate) fn own(tracee: &Tracee, process: Ids, memory: &'t Memory, scratch: Scratch) -> Result<Self> {
         let regs = tracee.regs()?;
         Ok(Self {
-            tracee,
+            tracee: tracee.clone(),
             memory,
             process,
             scratch,
@@ -150,8 +178,12 @@ impl<'t> Puppet<'t> {
         })
     }
 
-    pub(crate) fn tracee(&self) -> &'t Tracee {
-        self.tracee
+    pub(crate) fn tracee(&self) -> &Tracee {
+        &self.tracee
+    }
+
+    pub(crate) fn process(&self) -> Ids {
+        self.process
     }
 
     pub(crate) fn tgid(&self) -> Pid {
@@ -188,9 +220,16 @@ impl<'t> Puppet<'t> {
         batch: Batch,
         born: impl FnMut(Pid) -> Result<()>,
     ) -> Result<Answers> {
+        let running = self.start(batch)?;
+        self.finish(running, born)
+    }
+
+    /// Sets the task to work on a batch. Until that is finished, nothing else can be wanted of it.
+    fn start(&mut self, batch: Batch) -> Result<Running> {
         let tid = self.tracee.tid();
+        let last = self.scratch.table() + (batch.len() * ENTRY_WORDS * 8) as u64;
         if batch.is_empty() {
-            return Ok(batch.answered(tid, &[], Vec::new()));
+            return Ok(Running { batch, last });
         }
         batch.fits()?;
         let stop = [
@@ -204,27 +243,33 @@ impl<'t> Puppet<'t> {
             (self.scratch.table(), table.as_slice()),
             (self.scratch.input().start, batch.input_bytes()),
         ])?;
-        let last = self.scratch.table() + (batch.len() * ENTRY_WORDS * 8) as u64;
-        self.go(last, born)?;
+        let mut regs = self.regs;
+        regs.enter_loop(self.scratch.code, self.scratch.table(), last + (ENTRY_WORDS * 8) as u64, self.stack);
+        if let Some(configuration) = self.tiles {
+            regs.enter_through_tiles(configuration);
+        }
+        self.tracee.set_regs(&regs)?;
+        self.tracee.resume(Resume::Run)?;
+        Ok(Running { batch, last })
+    }
 
+    /// Waits until the batch is done, and fetches the answers.
+    fn finish(&mut self, running: Running, born: impl FnMut(Pid) -> Result<()>) -> Result<Answers> {
+        let Running { batch, last } = running;
+        if batch.is_empty() {
+            return Ok(batch.answered(self.tracee.tid(), &[], Vec::new()));
+        }
+        self.wait_for_last(last, born)?;
         let mut back = vec![0; batch.len() * ENTRY_WORDS * 8 + batch.output_len()];
         let table = self.scratch.table()..last;
         let output = self.scratch.output().start..self.scratch.output().start + batch.output_len() as u64;
         self.memory.read_ranges(&[table, output], &mut back)?;
         let output = back.split_off(batch.len() * ENTRY_WORDS * 8);
-        Ok(batch.answered(tid, &back, output))
+        Ok(batch.answered(self.tracee.tid(), &back, output))
     }
 
-    fn go(&mut self, last: u64, mut born: impl FnMut(Pid) -> Result<()>) -> Result<()> {
-        let end = last + (ENTRY_WORDS * 8) as u64;
-        let mut regs = self.regs;
-        regs.enter_loop(self.scratch.code, self.scratch.table(), end, self.stack);
-        if let Some(configuration) = self.tiles {
-            regs.enter_through_tiles(configuration);
-        }
-        self.tracee.set_regs(&regs)?;
+    fn wait_for_last(&mut self, last: u64, mut born: impl FnMut(Pid) -> Result<()>) -> Result<()> {
         loop {
-            self.tracee.resume(Resume::Run)?;
             match self.tracee.wait_step()? {
                 Stop::Event(_) => {
                     let child = crate::sys::ptrace::event_message(self.tracee.tid());
@@ -240,7 +285,22 @@ impl<'t> Puppet<'t> {
                     return Err(Error::new(ErrorKind::Kernel, reason).of(self.tracee.tid()));
                 }
             }
+            self.tracee.resume(Resume::Run)?;
         }
+    }
+
+    /// Has it map scratch memory for one more task of its process.
+    pub(super) fn map_scratch(&mut self) -> Result<Scratch> {
+        let mut batch = self.batch();
+        let mapped = batch.call(sys::mmap, &Scratch::mmap_arguments());
+        let base = self.run(batch)?.get(mapped)?;
+        Ok(Scratch::new(base, self.scratch.code))
+    }
+
+    pub(super) fn unmap_scratch(&mut self, scratch: Scratch) -> Result<()> {
+        let mut batch = self.batch();
+        batch.call(sys::munmap, &[scratch.base, Scratch::LEN]);
+        self.run(batch)?.check()
     }
 
     /// Starts one call and interrupts it at its entry, so that the kernel is in the state of a task that a
@@ -250,7 +310,7 @@ impl<'t> Puppet<'t> {
         let mut regs = self.regs;
         regs.enter_call(self.scratch.syscall(), sys.number, args, self.stack);
         self.tracee.set_regs(&regs)?;
-        step_to_syscall(self.tracee)?;
+        step_to_syscall(&self.tracee)?;
         self.tracee.interrupt()?;
         self.tracee.resume(Resume::Run)?;
         loop {
@@ -275,7 +335,7 @@ impl<'t> Puppet<'t> {
             let sent = nix::sys::signal::kill(self.tgid().nix(), nix::sys::signal::Signal::SIGSTOP);
             sent.map_err(|errno| Error::call("kill", errno).of(self.tgid()))?;
         }
-        self.back.take().map_or(Ok(()), |(regs, mask)| put_back(self.tracee, &regs, mask))
+        self.back.take().map_or(Ok(()), |(regs, mask)| put_back(&self.tracee, &regs, mask))
     }
 }
 
@@ -344,9 +404,7 @@ impl Springboard {
 
     /// Makes the task map scratch memory.
     pub(crate) fn map_scratch(self, tracee: &Tracee, memory: &Memory) -> Result<Scratch> {
-        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
-        let base = self.call(tracee, memory, sys::mmap, [0, Scratch::LEN, prot, flags, u64::MAX, 0])?;
+        let base = self.call(tracee, memory, sys::mmap, Scratch::mmap_arguments())?;
         Ok(Scratch::new(base, self.code))
     }
 

@@ -17,6 +17,7 @@ const fn blocked(name: &'static [&'static str]) -> Subject {
 pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("static_counter", Subject::new(StaticC("counter"), &[]).namespaced()),
     ("dynamic_counter", Subject::new(C("counter"), &[])),
+    ("large_counter", Subject::new(C("counter"), &["72"]).namespaced()),
     ("registers_avx", Subject::new(C("registers"), &["spin"])),
     ("registers_avx512", Subject::new(C("registers"), &["spin512"])),
     ("registers_avx_in_call", Subject::new(C("registers"), &["call"])),

@@ -12,11 +12,19 @@ use crate::error::{Error, ErrorKind, NameCall, Result, Subject};
 use crate::freeze::Process;
 use crate::proc::{limits, read};
 use crate::sys::{kcmp_file, pidfd};
-use crate::tracee::{Puppet, sys};
+use crate::tracee::{Batch, Call, Puppet, run_together, sys, with_hands};
 
 /// Bytes of one remote write, and of one batch of them.
 const WRITE: u64 = 4 * 1024 * 1024;
-const BATCH: u64 = 64 * 1024 * 1024;
+const BATCH: u64 = 256 * 1024 * 1024;
+
+/// What one writer is to do: write ranges of memory, back to back, to a file of its own.
+pub(crate) struct Share<'f> {
+    pub(crate) file: &'f File,
+    /// Where in the file they go.
+    pub(crate) offset: u64,
+    pub(crate) ranges: Vec<Range<u64>>,
+}
 
 /// May this process write a large file of ours? A limit on file sizes would also send it a signal. What a process
 /// without a leader has got cannot be looked at before Linux 6.9.
@@ -28,11 +36,76 @@ pub(crate) fn is_possible(process: &Process) -> bool {
     limits.is_ok_and(|limits| limits[libc::RLIMIT_FSIZE as usize].soft == u64::MAX)
 }
 
-/// Writes ranges of the task's memory, back to back, to `file` at `offset`.
-pub(crate) fn write(puppet: &mut Puppet<'_>, file: &File, offset: u64, ranges: &[Range<u64>]) -> Result<()> {
-    let lent = Lent::lend(puppet, file)?;
-    let written = lent.write(puppet, offset, ranges);
-    lent.take_back(puppet).and(written)
+/// Has the task write its memory, by one thread for each share where it can have so many. More than one to a
+/// file would wait for each other.
+pub(crate) fn write(speaker: &mut Puppet<'_>, shares: &[Share<'_>]) -> Result<()> {
+    let mut lent = Vec::new();
+    let written = shares
+        .iter()
+        .try_for_each(|share| Lent::lend(speaker, share.file).map(|one| lent.push(one)))
+        .and_then(|()| {
+            let mut work: Vec<Work<'_>> =
+                lent.iter().zip(shares).map(|(lent, share)| Work::of(lent, share)).collect();
+            with_hands(speaker, shares.len() - 1, |writers| {
+                work.chunks_mut(writers.len()).try_for_each(|some| write_together(writers, some))
+            })
+        });
+    lent.into_iter().try_for_each(|one| one.take_back(speaker)).and(written)
+}
+
+fn write_together(writers: &mut [&mut Puppet<'_>], work: &mut [Work<'_>]) -> Result<()> {
+    while work.iter().any(|work| !work.left.is_empty()) {
+        let planned: Vec<_> =
+            writers.iter().zip(&mut *work).map(|(writer, work)| work.plan(writer.batch())).collect();
+        let (batches, planned): (Vec<_>, Vec<_>) = planned.into_iter().unzip();
+        let answers = run_together(writers, batches)?;
+        for (((writer, work), answers), writes) in writers.iter().zip(&*work).zip(answers).zip(planned) {
+            for Write { call, piece, offset } in writes {
+                work.lent.complete(writer, answers.get(call), piece, offset)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A share that is being worked on.
+struct Work<'l> {
+    lent: &'l Lent,
+    offset: u64,
+    /// In reverse order: the next one is last.
+    left: Vec<Range<u64>>,
+}
+
+/// One write in a batch.
+struct Write {
+    call: Call,
+    piece: Range<u64>,
+    offset: u64,
+}
+
+impl<'l> Work<'l> {
+    fn of(lent: &'l Lent, share: &Share<'_>) -> Self {
+        Self { lent, offset: share.offset, left: share.ranges.iter().rev().cloned().collect() }
+    }
+
+    /// As much of it as goes into one batch.
+    fn plan(&mut self, mut batch: Batch) -> (Batch, Vec<Write>) {
+        let (mut writes, mut len) = (Vec::new(), 0);
+        while len < BATCH && !batch.is_nearly_full() {
+            let Some(range) = self.left.pop() else { break };
+            let piece = range.start..range.end.min(range.start + WRITE);
+            if piece.end < range.end {
+                self.left.push(piece.end..range.end);
+            }
+            let (size, offset) = (piece.end - piece.start, self.offset);
+            batch.about(Subject::Vma { start: piece.start, end: piece.end, what: String::new() });
+            let call = batch.call(sys::pwrite64, &[self.lent.number as u64, piece.start, size, offset]);
+            writes.push(Write { call, piece, offset });
+            self.offset += size;
+            len += size;
+        }
+        (batch, writes)
+    }
 }
 
 /// A descriptor of ours in the task's table, for as long as the writing takes.
@@ -93,32 +166,6 @@ impl Lent {
             Ok(std::cmp::Ordering::Equal) => Ok(number),
             _ => Err(Error::new(ErrorKind::Kernel, "a descriptor did not arrive").of(pid)),
         }
-    }
-
-    fn write(&self, puppet: &mut Puppet<'_>, mut offset: u64, ranges: &[Range<u64>]) -> Result<()> {
-        let pieces = ranges.iter().flat_map(|range| {
-            let end = range.end;
-            range.clone().step_by(WRITE as usize).map(move |start| start..(start + WRITE).min(end))
-        });
-        let mut pieces = pieces.peekable();
-        while pieces.peek().is_some() {
-            let mut batch = puppet.batch();
-            let (mut calls, mut len) = (Vec::new(), 0);
-            while len < BATCH && !batch.is_nearly_full() {
-                let Some(piece) = pieces.next() else { break };
-                let size = piece.end - piece.start;
-                batch.about(Subject::Vma { start: piece.start, end: piece.end, what: String::new() });
-                let call = batch.call(sys::pwrite64, &[self.number as u64, piece.start, size, offset]);
-                calls.push((call, piece, offset));
-                offset += size;
-                len += size;
-            }
-            let answers = puppet.run(batch)?;
-            for (call, piece, at) in calls {
-                self.complete(puppet, answers.get(call), piece, at)?;
-            }
-        }
-        Ok(())
     }
 
     /// What the task may not read itself, or what a full disk cut short, is written from outside.

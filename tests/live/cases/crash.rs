@@ -21,6 +21,8 @@ const TASKS: Program = Program::C("tasks");
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "crash_of_dump_counter", test: || dump(COUNTER, ""), programs: &[COUNTER] },
+    // So large that the target is given more threads to write it.
+    Case { name: "crash_of_dump_large", test: || dump(COUNTER, "48"), programs: &[COUNTER] },
     Case { name: "crash_of_dump_registers", test: || dump(REGISTERS, "spin512"), programs: &[REGISTERS] },
     Case { name: "crash_of_dump_threads", test: || dump(TASKS, "threads"), programs: &[TASKS] },
     Case { name: "crash_of_dump_pending", test: || dump(SIGNALS, "pending_others"), programs: &[SIGNALS] },
