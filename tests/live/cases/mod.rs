@@ -11,7 +11,7 @@ mod refusal;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
 
-use cryosleep::{AfterDump, Checkpoint, Restore};
+use cryosleep::{AfterDump, Checkpoint, Pids, Restore};
 
 use crate::Outcome;
 use crate::program::Program;
@@ -51,6 +51,7 @@ pub(crate) fn help() -> Option<ExitCode> {
     let image = arguments.get(2)?;
     let done = match role.as_str() {
         "dump" => Checkpoint::of(pid).after(AfterDump::Resume).write_to(image).map(drop),
+        "clone" => Restore::from(image).pids(Pids::NewNamespace).run().map(drop),
         _ => Restore::from(image).run().map(drop),
     };
     Some(match done {

@@ -77,7 +77,7 @@ fn taken() -> Outcome {
     }
     let clone = into_new(target.image())?;
     target.go()?;
-    ended(&target, clone, RIGHT)?;
+    init_ends(clone, 42)?;
     // The original's orphan comes to us, its process 1.
     let original = loop {
         match waitpid(None, None) {
@@ -93,10 +93,18 @@ fn killed() -> Outcome {
     let target = Target::start(PIDS, &["killed"])?;
     target.dump(AfterDump::Kill)?;
     reap(target.pid());
-    let restored = into_new(target.image())?;
     target.go()?;
-    ended(&target, restored, Exit::Signal(9))?;
+    ended(&target, into_new(target.image())?, Exit::Signal(9))?;
+    // What process 1 makes of it.
+    init_ends(into_new(target.image())?, 128 + 9)?;
     nothing_left()
+}
+
+/// Its process 1 ends with this code.
+fn init_ends(restored: Restored, code: i32) -> Outcome {
+    let init = restored.init().ok_or("it has no process 1")?;
+    let end = waitpid(nix::unistd::Pid::from_raw(init.get() as i32), None);
+    ensure(matches!(end, Ok(WaitStatus::Exited(_, ended)) if ended == code), || format!("process 1: {end:?}"))
 }
 
 /// All of the namespace ends with its process 1.
