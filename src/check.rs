@@ -405,6 +405,19 @@ features! {
             }
         },
     }
+    /// A pid namespace can be made ([`Pids::NewNamespace`](crate::Pids::NewNamespace)).
+    PidNamespaces {
+        name: "pidns", criu: None, since: (3, 8), need: Optional,
+        source: "pid_namespaces(7)",
+        hint: "without it (CAP_SYS_ADMIN, CONFIG_PID_NS) a tree is only restored where its numbers are free; look at user.max_pid_namespaces, too",
+        ask: |_| {
+            let flags = libc::CLONE_NEWPID as u64;
+            match Dummy::spawn(CloneArgs { flags, ..CloneArgs::default() }) {
+                Err(errno @ Errno::ENOSPC) => Err(No { reason: Reason::Setting, errno: Some(errno) }),
+                made => Ok(made.map(drop)?),
+            }
+        },
+    }
     /// Write tracking without a handler (userfaultfd(2), UFFD_FEATURE_WP_ASYNC).
     VmWriteTracking {
         name: "uffd_wp_async", criu: Some("mem_dirty_track"), since: (6, 7), need: Unused,

@@ -167,7 +167,8 @@ impl Restored {
         self.pidfd.as_fd()
     }
 
-    /// Waits for the root to end, like waitpid(2).
+    /// Waits for the root to end, like waitpid(2): with an [`init`](Self::init), for both. Before Linux 6.15 a signal that
+    /// has ended the root shows there as the code 128 and its number.
     ///
     /// # Errors
     /// [`ErrorKind::TaskGone`] when somebody else in this process has waited for it already and the kernel
@@ -198,7 +199,8 @@ impl Restored {
         })
     }
 
-    /// Leaves it to itself; the pid and the pidfd remain.
+    /// Leaves it to itself; the pid and the pidfd of the root remain. Where there is an [`init`](Self::init), that is the
+    /// child to be waited for.
     pub fn detach(self) -> (Pid, OwnedFd) {
         (self.pid, self.pidfd)
     }
@@ -254,7 +256,7 @@ impl<'h> Restore<'h> {
         self
     }
 
-    /// Makes the restore: the tree runs when this returns. Its root is a child of the calling process; a parent-death
+    /// Makes the restore: the tree runs when this returns. Its root is a child of the calling process ([`Pids`] has the exception); a parent-death
     /// signal (PR_SET_PDEATHSIG(2const)) that the root has asked for comes when the calling thread ends.
     ///
     /// # Errors
