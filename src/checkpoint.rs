@@ -1,29 +1,34 @@
 //! Checkpoint: freeze, collect, describe, write; then let go.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info_span};
 
 use crate::Pid;
+use crate::arch::RegsExt;
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Refusal, Result};
 use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
 use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
 use crate::proc::smaps::Mapping;
-use crate::resource::fds::{Collector, Places};
+use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
 use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
 use crate::resource::signals::pending;
+use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::{self, Blocked};
 use crate::resource::tasks::cgroup::Membership;
 use crate::resource::tasks::cpu::Processor;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::{self, JobStop};
-use crate::resource::tasks::sharing::{self, Sharing};
-use crate::resource::tasks::{mempolicy, rseq, tree::Tree, unsupported};
+use crate::resource::tasks::sharing::{Kind, Shares};
+use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
-use crate::tracee::{Batch, Memory, Puppet, Saved, Scratch, Springboard, sys};
+use crate::tracee::{Answers, Batch, Home, Memory, Puppet, Saved, Scratch, Springboard, sys};
 
 /// What becomes of the target when its image is complete.
 ///
@@ -66,6 +71,7 @@ pub struct Checkpoint<'h> {
     after: AfterDump,
     time_limit: Duration,
     durability: Durability,
+    files: FilePolicy,
     writers: NonZeroUsize,
     hooks: Option<&'h mut dyn Hooks>,
 }
@@ -160,6 +166,7 @@ impl<'h> Checkpoint<'h> {
             after: AfterDump::default(),
             time_limit: TIME_LIMIT,
             durability: Durability::default(),
+            files: FilePolicy::default(),
             writers: default_writers(),
             hooks: None,
         }
@@ -180,6 +187,25 @@ impl<'h> Checkpoint<'h> {
     /// What must have reached the disk before the target is let go; nothing unless this says otherwise.
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
+        self
+    }
+
+    /// How many bytes an image may hold of one file that is open or mapped though it was deleted: 1 MiB unless this
+    /// says otherwise. Holes do not count, nor do files in memory (tmpfs, memfds). A larger one is refused.
+    pub fn ghost_limit(mut self, bytes: u64) -> Self {
+        self.files.ghost_limit = bytes;
+        self
+    }
+
+    /// Leaves an open file out of the image: [`Restore::inherit`](crate::Restore::inherit) supplies it.
+    pub fn external(mut self, file: External) -> Self {
+        self.files.external.insert(file);
+        self
+    }
+
+    /// What to do about pipes with an end outside of the tree.
+    pub fn outer_pipes(mut self, pipes: OuterPipes) -> Self {
+        self.files.outer_pipes = pipes;
         self
     }
 
@@ -216,14 +242,16 @@ impl<'h> Checkpoint<'h> {
     /// When the tree cannot be frozen or looked at.
     pub fn preflight(self) -> Result<Preflight> {
         on_own_thread(move || {
-            let frozen = freeze(self.root, self.time_limit).in_phase(Phase::Freeze)?;
+            let frozen = freeze_program(self.root, self.time_limit).in_phase(Phase::Freeze)?;
             let mut report = Report::default();
             unsupported::nested(&frozen, &mut report).in_phase(Phase::Collect)?;
             if !report.0.is_empty() {
                 return Ok(Preflight(report.0));
             }
-            let borrowed = Borrowed::all(&frozen, &mut report).in_phase(Phase::Collect)?;
-            let described = Described::of(&frozen, &borrowed, &mut report).in_phase(Phase::Describe);
+            let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
+            let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
+            let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
+            let described = described.in_phase(Phase::Describe);
             drop(borrowed);
             described.map(|_| Preflight(report.0))
         })
@@ -237,7 +265,7 @@ impl<'h> Checkpoint<'h> {
         self.tell(Event::PreDump { root }).in_phase(Phase::Freeze)?;
         sleep_precisely();
         let started = Instant::now();
-        let frozen = freeze(root, self.time_limit).in_phase(Phase::Freeze)?;
+        let frozen = freeze_program(root, self.time_limit).in_phase(Phase::Freeze)?;
         stats.freezing = started.elapsed();
         stats.tasks = frozen.processes.iter().map(|process| process.threads.len() as u64).sum();
         debug!(processes = frozen.processes.len(), tasks = stats.tasks, "frozen");
@@ -248,8 +276,10 @@ impl<'h> Checkpoint<'h> {
         if !report.0.is_empty() {
             return Err(Error::unsupported(report.0).in_phase(Phase::Collect));
         }
-        let borrowed = Borrowed::all(&frozen, &mut report).in_phase(Phase::Collect)?;
-        let described = Described::of(&frozen, &borrowed, &mut report).in_phase(Phase::Describe)?;
+        let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
+        let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
+        let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
+        let described = described.in_phase(Phase::Describe)?;
         if !report.0.is_empty() {
             return Err(Error::unsupported(report.0).in_phase(Phase::Describe));
         }
@@ -282,7 +312,7 @@ impl<'h> Checkpoint<'h> {
         dir: &Path,
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
-        let Described { mut records, spaces, shared, sleeps } = described;
+        let Described { mut records, spaces, shared, ghosts, sleeps } = described;
         let root = borrowed.first().map_or(self.root, |root| Pid::from(root.process.number));
         let mut image = ImageWriter::create(dir)?.durability(self.durability);
         let started = Instant::now();
@@ -292,11 +322,13 @@ impl<'h> Checkpoint<'h> {
             None => Ok(()),
         };
         let mut pages = PageWriter::new(self.writers.get(), &mut progress);
-        for (mut space, process) in spaces.into_iter().zip(borrowed) {
+        let owners = borrowed.iter().filter(|process| process.owns_memory);
+        for (mut space, process) in spaces.into_iter().zip(owners) {
             process.write_pages(&mut space, &mut pages, &mut image).of(process.process.pid)?;
             records.put(Owner(process.process.number), &space)?;
         }
         shared.write(Memory::open, &mut pages, &mut image, &mut records)?;
+        ghosts.write(&mut pages, &mut image, &mut records)?;
         stats.memory = started.elapsed();
         stats.pages_scanned = pages.counts.scanned;
         stats.pages_zero = pages.counts.zero;
@@ -314,6 +346,34 @@ fn default_writers() -> NonZeroUsize {
 /// The default slack of 50 us would make every short sleep of the engine's thread that much longer.
 pub(crate) fn sleep_precisely() {
     let _ = nix::sys::prctl::set_timerslack(1);
+}
+
+/// Freezes the tree without the threads that a killed checkpoint has given it: they end when they are let go.
+fn freeze_program(root: Pid, limit: Duration) -> Result<Frozen> {
+    let started = Instant::now();
+    loop {
+        let frozen = freeze(root, limit.saturating_sub(started.elapsed()))?;
+        if !has_hands(&frozen)? {
+            return Ok(frozen);
+        }
+        drop(frozen);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn has_hands(frozen: &Frozen) -> Result<bool> {
+    let mut found = false;
+    for process in &frozen.processes {
+        for thread in process.threads.iter().skip(1) {
+            if Springboard::may_be_at(thread.tracee.regs()?.pc()) {
+                let memory = Memory::open(process.speaker())?;
+                let mappings = memory::mappings(process.speaker())?;
+                let Some(vdso) = memory::vdso(&mappings) else { continue };
+                found |= Springboard::bring_home(&thread.tracee, &memory, &vdso)? == Home::End;
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Ends the whole tree, children first: each parent, as its last call, waits for its dead children, so that
@@ -337,31 +397,67 @@ pub(crate) fn on_own_thread<T: Send>(body: impl FnOnce() -> Result<T> + Send) ->
     })
 }
 
+/// What batches need in an address space; the processes that share it use them one at a time.
+#[derive(Clone, Copy)]
+struct Tools {
+    springboard: Springboard,
+    scratch: Scratch,
+}
+
+impl Tools {
+    fn install(speaker: &Thread, memory: &Memory, vdso: Range<u64>) -> Result<Self> {
+        let springboard = Springboard::install(memory, vdso)?;
+        match springboard.map_scratch(&speaker.tracee, memory) {
+            Ok(scratch) => Ok(Self { springboard, scratch }),
+            Err(error) => {
+                springboard.remove(memory)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn remove(self, speaker: &Thread, memory: &Memory) -> Result<()> {
+        self.springboard.unmap_scratch(&speaker.tracee, memory, self.scratch)?;
+        self.springboard.remove(memory)
+    }
+}
+
 /// A stopped process that executes system calls for us. Dropping it gives it back.
 struct Borrowed<'f> {
     process: &'f Process,
-    mappings: Vec<Mapping>,
+    /// Its memory is not described with another process that shares it.
+    owns_memory: bool,
+    mappings: Arc<Vec<Mapping>>,
     memory: Memory,
-    /// None for a process that cannot be asked.
-    tools: Option<(Springboard, Scratch)>,
+    /// None for a process that cannot be asked. The last of those who share them takes them away.
+    tools: Option<Arc<Tools>>,
     /// A blocked SIGCONT that our stops would discard.
     continues: Vec<crate::sys::ptrace::SigInfo>,
 }
 
 impl<'f> Borrowed<'f> {
-    fn all(frozen: &'f Frozen, report: &mut Report) -> Result<Vec<Self>> {
-        let borrow = |process: &'f Process| {
+    fn all(frozen: &'f Frozen, shares: &Shares, report: &mut Report) -> Result<Vec<Self>> {
+        let mut all: Vec<Self> = Vec::with_capacity(frozen.processes.len());
+        // Where those are whose memory others share.
+        let mut owners = BTreeMap::new();
+        for process in &frozen.processes {
             unsupported::check(process, report)?;
-            Self::borrow(process).of(process.pid)
-        };
-        frozen.processes.iter().map(borrow).collect()
+            let owner = shares.process(process.number).get(Kind::Memory);
+            let first = owners.get(&owner).and_then(|index: &usize| all.get(*index));
+            let borrowed = Self::borrow(process, first).of(process.pid)?;
+            owners.entry(owner).or_insert(all.len());
+            all.push(borrowed);
+        }
+        Ok(all)
     }
 
-    fn borrow(process: &'f Process) -> Result<Self> {
+    fn borrow(process: &'f Process, sharer: Option<&Self>) -> Result<Self> {
         let memory = Memory::open(process.speaker())?;
-        let mappings = memory::mappings(process.speaker())?;
-        let vdso = mappings.iter().find(|mapping| mapping.name == b"[vdso]");
-        let vdso = vdso.map(|mapping| mapping.start..mapping.end);
+        let mappings = match sharer {
+            Some(sharer) => sharer.mappings.clone(),
+            None => Arc::new(memory::mappings(process.speaker())?),
+        };
+        let vdso = memory::vdso(&mappings);
         for thread in &process.threads {
             if let Some(vdso) = &vdso {
                 Springboard::bring_home(&thread.tracee, &memory, vdso)?;
@@ -369,7 +465,9 @@ impl<'f> Borrowed<'f> {
             rseq::leave_critical_section(&thread.tracee, &memory)?;
             blocked::call_again(&thread.tracee, thread.sleeper, &memory)?;
         }
-        let mut borrowed = Self { process, mappings, memory, tools: None, continues: Vec::new() };
+        let owns_memory = sharer.is_none();
+        let mut borrowed =
+            Self { process, owns_memory, mappings, memory, tools: None, continues: Vec::new() };
         if unsupported::can_be_asked(process)
             && let Some(speaker) = process.threads.first()
         {
@@ -380,22 +478,20 @@ impl<'f> Borrowed<'f> {
                 )
             })?;
             borrowed.continues = pending::continues(speaker.tid())?;
-            let springboard = Springboard::install(&borrowed.memory, vdso)?;
-            match springboard.map_scratch(&speaker.tracee, &borrowed.memory) {
-                Ok(scratch) => borrowed.tools = Some((springboard, scratch)),
-                Err(error) => {
-                    springboard.remove(&borrowed.memory)?;
-                    return Err(error);
-                }
-            }
+            borrowed.tools = match sharer.and_then(|sharer| sharer.tools.clone()) {
+                Some(tools) => Some(tools),
+                None => Some(Arc::new(Tools::install(speaker, &borrowed.memory, vdso)?)),
+            };
         }
         Ok(borrowed)
     }
 
     fn puppet<'p>(&'p self, thread: &'p Thread) -> Result<Option<Puppet<'p>>> {
-        let Some((_, scratch)) = self.tools else { return Ok(None) };
+        let Some(Tools { scratch, .. }) = self.tools.as_deref().copied() else { return Ok(None) };
         let saved = Saved::of(&thread.tracee)?;
-        Puppet::borrow(&thread.tracee, self.process.ids(), &self.memory, scratch, &saved).map(Some)
+        let Process { status, .. } = self.process;
+        let ids = self.process.ids();
+        Puppet::borrow(&thread.tracee, ids, &self.memory, scratch, &saved, status.sig_cgt).map(Some)
     }
 
     fn write_pages(
@@ -475,14 +571,15 @@ impl<'f> Borrowed<'f> {
     }
 
     fn take_tools_away(&mut self) -> Result<()> {
-        let (Some((springboard, scratch)), Some(speaker)) = (self.tools.take(), self.process.threads.first())
-        else {
+        let (Some(tools), Some(speaker)) = (self.tools.take(), self.process.threads.first()) else {
             return Ok(());
         };
-        let tools = (springboard, scratch);
-        pending::queue_continues(&self.continues, tools, self.process.number, &speaker.tracee, &self.memory)?;
-        springboard.unmap_scratch(&speaker.tracee, &self.memory, scratch)?;
-        springboard.remove(&self.memory)
+        let Tools { springboard, scratch } = *tools;
+        let (number, tracee) = (self.process.number, &speaker.tracee);
+        let queued =
+            pending::queue_continues(&self.continues, (springboard, scratch), number, tracee, &self.memory);
+        let last = Arc::into_inner(tools);
+        queued.and(last.map_or(Ok(()), |tools| tools.remove(speaker, &self.memory)))
     }
 }
 
@@ -498,52 +595,74 @@ struct Described {
     records: Records,
     spaces: Vec<AddressSpace>,
     shared: SharedObjects,
+    ghosts: Ghosts,
     sleeps: Vec<(Pid, Blocked)>,
 }
 
 impl Described {
-    fn of(frozen: &Frozen, borrowed: &[Borrowed<'_>], report: &mut Report) -> Result<Self> {
+    fn of(
+        frozen: &Frozen,
+        borrowed: &[Borrowed<'_>],
+        shares: &Shares,
+        policy: &FilePolicy,
+        report: &mut Report,
+    ) -> Result<Self> {
         let mut described = Self {
             records: Records::new()?,
             spaces: Vec::new(),
-            shared: SharedObjects::default(),
+            shared: SharedObjects::new()?,
+            ghosts: Ghosts::default(),
             sleeps: Vec::new(),
         };
         let tree = Tree::describe(frozen, report);
         described.records.put(Owner::IMAGE, &tree)?;
         described.records.put(Owner::IMAGE, &Processor::here())?;
-        let sharing = sharing::describe(frozen, &tree, report)?;
-        let mut files = Collector::default();
+        births::check(&tree, shares, report)?;
+        shares.write(&mut described.records)?;
+        // By its number in somebody else's /proc nothing will be found again.
+        let of_our_proc = |process: &&Process| process.status.ns_pid.len() == 1;
+        let shown = frozen.processes.iter().filter(of_our_proc).map(|process| process.pid);
+        let mut files = Collector::new(shown, policy);
         for process in borrowed {
-            let shared = sharing.get(&process.process.number).copied().unwrap_or_default();
-            described.process(process, shared, report).of(process.process.pid)?;
-            if shared.files.is_none() {
-                files.table(process.process, report, &mut described.records)?;
+            described.process(process, &mut files.ghosts, report).of(process.process.pid)?;
+            for (tid, sharing) in shares.seats(process.process) {
+                let owner = process.process.owner_for(tid);
+                if sharing.get(Kind::Files) == owner.0 {
+                    files.table(process.process, tid, report, &mut described.records)?;
+                }
+                if sharing.get(Kind::Places) == owner.0
+                    && let Some(places) = Places::describe(process.process, tid, report)?
+                {
+                    described.records.put(owner, &places)?;
+                }
             }
             for (child, stop) in process.stops_of(frozen)? {
                 described.records.put(Owner(child), &stop)?;
             }
         }
-        files.finish(report, &mut described.records)?;
+        described.ghosts = files.finish(report, &mut described.records)?;
         Ok(described)
     }
 
-    fn process(&mut self, borrowed: &Borrowed<'_>, shared: Sharing, report: &mut Report) -> Result<()> {
+    fn process(&mut self, borrowed: &Borrowed<'_>, ghosts: &mut Ghosts, report: &mut Report) -> Result<()> {
         let process = borrowed.process;
-        if shared != Sharing::default() {
-            self.records.put(Owner(process.number), &shared)?;
-        }
-        if shared.places.is_none()
-            && let Some(places) = Places::describe(process, report)?
-        {
-            self.records.put(Owner(process.number), &places)?;
-        }
         self.records.put(Owner(process.number), &Membership::of(process.speaker())?)?;
         if let Some(leader) = DeadLeader::describe(process)? {
             self.records.put(Owner(process.number), &leader)?;
         }
         for (index, thread) in process.threads.iter().enumerate() {
-            self.thread(borrowed, thread, index == 0, report).of(thread.tid())?;
+            let space = self.thread(borrowed, thread, index == 0, report).of(thread.tid())?;
+            if let Some((space, answers)) = space {
+                let described = memory::describe(
+                    process,
+                    &borrowed.mappings,
+                    (&space, &answers),
+                    &borrowed.memory,
+                    (&mut self.shared, ghosts),
+                    report,
+                )?;
+                self.spaces.extend(described);
+            }
         }
         Ok(())
     }
@@ -554,7 +673,7 @@ impl Described {
         thread: &Thread,
         speaks: bool,
         report: &mut Report,
-    ) -> Result<()> {
+    ) -> Result<Option<(memory::Asked, Answers)>> {
         let saved = Saved::of(&thread.tracee)?;
         let view = View { process: borrowed.process, thread, saved: &saved };
         match Blocked::describe(view.tid(), &saved.regs, thread.sleeper, &borrowed.memory) {
@@ -565,7 +684,7 @@ impl Described {
             Ok(None) => {}
             Err(error) => report.refuse(error.into_refusal()?),
         }
-        let Some((_, scratch)) = borrowed.tools else { return Ok(()) };
+        let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { return Ok(None) };
         // A timer that expires in between would be seen in neither place, or in both: look again.
         let mut asked = Asked::of(view, speaks, borrowed, scratch)?;
         for _ in 0..5 {
@@ -574,27 +693,14 @@ impl Described {
             }
             asked = Asked::of(view, speaks, borrowed, scratch)?;
         }
-        let Asked { states, space, answers, refused, .. } = asked;
-        refused.into_iter().for_each(|refusal| report.refuse(refusal));
+        let Asked { states, space, answers, .. } = asked;
         for describe in states {
             let refused = describe(&answers, view, report, &mut self.records);
             if let Err(error) = refused {
                 report.refuse(error.of(view.tid()).into_refusal()?);
             }
         }
-        if let Some(space) = space {
-            let shared = &mut self.shared;
-            let described = memory::describe(
-                view.process,
-                &borrowed.mappings,
-                (&space, &answers),
-                &borrowed.memory,
-                shared,
-                report,
-            )?;
-            self.spaces.extend(described);
-        }
-        Ok(())
+        Ok(space.map(|space| (space, answers)))
     }
 }
 
@@ -603,9 +709,7 @@ struct Asked {
     states: Vec<crate::resource::Describe>,
     space: Option<memory::Asked>,
     pending: pending::Snapshot,
-    answers: crate::tracee::Answers,
-    /// What is refused of its mappings.
-    refused: Vec<crate::error::Refusal>,
+    answers: Answers,
 }
 
 impl Asked {
@@ -615,13 +719,19 @@ impl Asked {
         let wanted = STATES.iter().filter(|state| speaks || state.scope == Scope::Thread);
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
-        let space = speaks.then(|| memory::ask(&mut batch));
-        let mut puppet =
-            Puppet::borrow(view.tracee(), view.process.ids(), &borrowed.memory, scratch, view.saved)?;
+        let mut space = (speaks && borrowed.owns_memory).then(|| memory::ask(&mut batch));
+        let status = &view.process.status;
+        let mut puppet = Puppet::borrow(
+            view.tracee(),
+            view.process.ids(),
+            &borrowed.memory,
+            scratch,
+            view.saved,
+            status.sig_cgt,
+        )?;
         let answers = puppet.run(batch)?;
-        let refused =
-            if speaks { mempolicy::of_mappings(&mut puppet, &borrowed.mappings)? } else { Vec::new() };
+        space.iter_mut().try_for_each(|space| space.ask_of_each(&mut puppet, &borrowed.mappings))?;
         puppet.release()?;
-        Ok(Self { states, space, pending, answers, refused })
+        Ok(Self { states, space, pending, answers })
     }
 }

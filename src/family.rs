@@ -9,15 +9,14 @@ use crate::arch::{self, RegsExt, SYSCALL};
 use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::proc::{read, stat};
 use crate::resource::fds::Channel;
-use crate::resource::memory::{AddressSpace, Backing, Workshop};
+use crate::resource::memory::{AddressSpace, Backing, Made, Workshop};
 use crate::resource::tasks::job_stop::{self, JobStop};
-use crate::resource::tasks::plan::{Actor, Plan, Step};
-use crate::resource::tasks::sharing::Sharing;
+use crate::resource::tasks::plan::{Actor, Birth, Plan, Step};
 use crate::resource::tasks::tree::{Life, ProcessRecord, Tree};
 use crate::sys::pidfd;
 use crate::sys::ptrace::{Resume, SigMask};
 use crate::tracee::{
-    Birthplace, Blank, CloneArgs, Ids, Memory, Puppet, Scratch, Seed, Stop, StubFile, Tracee, sys,
+    Birthplace, Blank, CloneArgs, Ending, Ids, Memory, Puppet, Scratch, Seed, Stop, StubFile, Tracee, sys,
 };
 
 /// One process that is being restored.
@@ -31,11 +30,23 @@ pub(crate) struct Member {
     /// It has yet to be stopped, as job control does.
     pub(crate) to_be_stopped: bool,
     scratch: Scratch,
+    ending: Ending,
     /// It has already ended, as it had at the checkpoint.
     dead: bool,
 }
 
 impl Member {
+    fn new(threads: Vec<Tracee>, memory: Memory, scratch: Scratch) -> Result<Self> {
+        let leader = threads.first().ok_or_else(no_root)?;
+        let (pid, number, ending) = (leader.tid(), leader.number(), Ending::QUIET);
+        Ok(Self { pid, number, threads, memory, to_be_stopped: false, scratch, ending, dead: false })
+    }
+
+    /// From now on signals may be pending, none of which may be taken for the end of a batch.
+    pub(crate) fn expect_signals(&mut self) {
+        self.ending = Ending::STOP;
+    }
+
     pub(crate) fn leader(&self) -> Result<&Tracee> {
         self.threads.first().ok_or_else(|| Error::new(ErrorKind::TaskGone, "it has no thread").of(self.pid))
     }
@@ -46,7 +57,14 @@ impl Member {
             .threads
             .get(thread)
             .ok_or_else(|| Error::new(ErrorKind::TaskGone, "no such thread").of(self.pid))?;
-        Puppet::own(thread, Ids { pid: self.pid, number: self.number }, &self.memory, self.scratch)
+        let ids = Ids { pid: self.pid, number: self.number };
+        Puppet::own(thread, ids, &self.memory, self.scratch, self.ending)
+    }
+
+    /// The same of the thread with this number.
+    pub(crate) fn puppet_of(&self, tid: u32) -> Result<Puppet<'_>> {
+        let index = self.threads.iter().position(|thread| thread.number() == tid);
+        self.puppet(index.unwrap_or(usize::MAX))
     }
 
     /// Makes its other threads, with their numbers.
@@ -59,15 +77,16 @@ impl Member {
             | libc::CLONE_THREAD
             | libc::CLONE_SYSVSEM;
         for some in tids.chunks(AT_ONCE) {
-            let born = self.clone(some, FLAGS as u64, 0)?;
+            let born = self.clone(0, some, FLAGS as u64, 0)?;
             self.threads.extend(born);
         }
         Ok(())
     }
 
-    /// Remote clone3(2), one for each number. The new tasks are stopped before their first instruction.
-    fn clone(&self, numbers: &[u32], flags: u64, exit_signal: u64) -> Result<Vec<Tracee>> {
-        let mut puppet = self.puppet(0)?;
+    /// Remote clone3(2) by one of its threads, for each number. The new tasks are stopped before their first
+    /// instruction.
+    fn clone(&self, thread: usize, numbers: &[u32], flags: u64, exit_signal: u64) -> Result<Vec<Tracee>> {
+        let mut puppet = self.puppet(thread)?;
         let mut batch = puppet.batch();
         let mut calls = Vec::new();
         for number in numbers {
@@ -122,7 +141,6 @@ impl Member {
         // A stop by any signal but SIGSTOP is ignored where nobody could continue it: it sleeps then.
         let mut regs = leader.regs()?;
         regs.enter_call(self.scratch.syscall(), sys::pause.number, [0; 6], 0);
-        leader.set_sigmask(SigMask(!(1 << (signal - 1))))?;
         {
             // What is made of the signal that ends a batch is up to us.
             let mut puppet = self.puppet(0)?;
@@ -131,6 +149,7 @@ impl Member {
             puppet.run(batch)?;
         }
         leader.set_regs(&regs)?;
+        leader.set_sigmask(SigMask(!(1 << (signal - 1))))?;
         let delivered =
             |signal| crate::sys::ptrace::deliver(leader.tid(), signal).call("ptrace(CONT)").of(leader.tid());
         delivered(signal)?;
@@ -153,7 +172,6 @@ impl Member {
                 leader.wait_step()?;
             }
         }
-        leader.set_sigmask(SigMask::ALL)?;
         for thread in self.threads.iter().skip(1) {
             thread.resume(Resume::Run)?;
             thread.wait_step()?;
@@ -185,6 +203,8 @@ pub(crate) struct Family {
     nameless: BTreeMap<usize, u32>,
     pidfd: Option<OwnedFd>,
     scratch: Scratch,
+    /// Outside of the tasks: gone again unless they are released.
+    made: Vec<Made>,
 }
 
 impl Family {
@@ -201,45 +221,39 @@ impl Family {
         let suspended = if filtered { blank.suspend_seccomp() } else { Ok(()) };
         let Blank { tracee, pidfd } = blank;
         let (pid, scratch) = (tracee.tid(), workshop.scratch());
-        let mut family = Self { members: Vec::new(), nameless: BTreeMap::new(), pidfd: Some(pidfd), scratch };
+        let mut family = Self {
+            members: Vec::new(),
+            nameless: BTreeMap::new(),
+            pidfd: Some(pidfd),
+            scratch,
+            made: Vec::new(),
+        };
         let memory = Memory::open(pid)?;
         memory.write(workshop.code(), arch::code())?;
-        let number = tracee.number();
-        family.members.push(Member {
-            pid,
-            number,
-            threads: vec![tracee],
-            memory,
-            to_be_stopped: false,
-            scratch,
-            dead: false,
-        });
+        family.members.push(Member::new(vec![tracee], memory, scratch)?);
         suspended.map(|()| family)
     }
 
     /// What we call the process that knows itself by this number.
     pub(crate) fn pid_of(&self, number: u32) -> Result<Pid> {
-        self.members
-            .iter()
-            .find(|member| member.number == number)
-            .map(|member| member.pid)
-            .ok_or_else(no_root)
+        let member = self.members.iter().find(|member| member.number == number);
+        member.map(|member| member.pid).ok_or_else(no_root)
     }
 
     /// Whoever has restored may ignore SIGCHLD, and what is ignored is inherited: then nobody could be waited for.
-    pub(crate) fn mind_children(&mut self) -> Result<()> {
-        self.with_root(|puppet| {
-            let mut batch = puppet.batch();
-            let default = batch.input_words(&[0; 4]);
-            batch.call(sys::rt_sigaction, &[libc::SIGCHLD as u64, default, 0, 8]);
-            puppet.run(batch)?.check()
-        })
+    pub(crate) fn mind_children(&self) -> Result<()> {
+        let mut puppet = self.members.first().ok_or_else(no_root)?.puppet(0)?;
+        let mut batch = puppet.batch();
+        let default = batch.input_words(&[0; 4]);
+        batch.call(sys::rt_sigaction, &[libc::SIGCHLD as u64, default, 0, 8]);
+        puppet.run(batch)?.check()
     }
 
-    /// Lets the root work.
-    pub(crate) fn with_root(&mut self, work: impl FnOnce(&mut Puppet<'_>) -> Result<()>) -> Result<()> {
+    /// Lets the root make what all are going to have.
+    pub(crate) fn prepare(&mut self, work: impl FnOnce(&mut Puppet<'_>) -> Result<Vec<Made>>) -> Result<()> {
         let root = self.members.first().ok_or_else(no_root)?;
-        work(&mut root.puppet(0)?)
+        self.made = work(&mut root.puppet(0)?)?;
+        Ok(())
     }
 
     pub(crate) fn members(&self) -> impl Iterator<Item = &Member> {
@@ -251,13 +265,7 @@ impl Family {
     }
 
     /// Makes all processes of the tree, in their sessions and groups; the dead die.
-    pub(crate) fn grow(
-        &mut self,
-        tree: &Tree,
-        plan: &Plan,
-        sharing: &BTreeMap<u32, Sharing>,
-        outer_group: Option<u32>,
-    ) -> Result<()> {
+    pub(crate) fn grow(&mut self, tree: &Tree, plan: &Plan, outer_group: Option<u32>) -> Result<()> {
         if let Some(group) = outer_group {
             // Before it has children, who are in it too.
             let root = Actor::Number(tree.root()?.pid);
@@ -266,7 +274,13 @@ impl Family {
         }
         for step in &plan.steps {
             match *step {
-                Step::Bear { parent, child } => self.bear(parent, child, tree, sharing)?,
+                Step::Bear { child, birth, .. } => self.bear(child, birth, tree)?,
+                Step::Spawn { process, tid, birth } => {
+                    let (member, thread) = self.task(birth.by)?;
+                    let born = member.clone(thread, &[tid], birth.flags, 0)?;
+                    self.member(process)?.threads.extend(born);
+                }
+                Step::Unshare(who, flags) => self.call(who, sys::unshare, &[flags]).map(drop)?,
                 Step::StartSession(who) => self.call(who, sys::setsid, &[]).map(drop)?,
                 Step::JoinGroup(who, group) => {
                     self.call(who, sys::setpgid, &[0, u64::from(group)]).map(drop)?;
@@ -299,60 +313,35 @@ impl Family {
         puppet.run(batch)?.get(call).of(member.pid)
     }
 
-    fn bear(
-        &mut self,
-        parent: Actor,
-        child: Actor,
-        tree: &Tree,
-        sharing: &BTreeMap<u32, Sharing>,
-    ) -> Result<()> {
-        let parent = self.number(parent)?;
+    /// The process of a task, and which of its threads that is.
+    fn task(&self, who: Actor) -> Result<(&Member, usize)> {
+        let number = self.number(who)?;
+        let leads = self.members.iter().find(|member| member.number == number).map(|member| (member, 0));
+        let thread = |member: &Member| member.threads.iter().position(|thread| thread.number() == number);
+        let threads = || self.members.iter().find_map(|member| Some((member, thread(member)?)));
+        leads.or_else(threads).ok_or_else(no_root)
+    }
+
+    fn bear(&mut self, child: Actor, birth: Birth, tree: &Tree) -> Result<()> {
+        let (midwife, thread) = self.task(birth.by)?;
         let threads = match child {
             Actor::Number(number) => {
                 let record = tree.processes.iter().find(|record| record.pid == number);
-                // Nobody is told of the end of a stand-in.
-                let exit_signal = record.map_or(0, |record| record.exit_signal);
-                let of = |pid| (pid, sharing.get(&pid).copied().unwrap_or_default());
-                let flags = Sharing::clone_flags(of(number), of(parent)).ok_or_else(|| {
-                    Error::new(ErrorKind::Image, "it shares with somebody else than its parent")
-                        .of(Pid::from(number))
-                })?;
-                self.member(parent)?.clone(&[number], flags, u64::from(exit_signal))?
+                // Nobody is told of the end of a stand-in. A sibling's child gets the sibling's signal.
+                let signals = birth.flags & libc::CLONE_PARENT as u64 == 0;
+                let exit_signal = record.filter(|_| signals).map_or(0, |record| record.exit_signal);
+                midwife.clone(thread, &[number], birth.flags, u64::from(exit_signal))?
             }
             Actor::Nameless(index) => {
-                let threads = self.bear_nameless(parent, tree)?;
+                let threads = bear_nameless(midwife, thread, birth.flags, tree)?;
                 let number = threads.first().map_or(0, Tracee::number);
                 self.nameless.insert(index, number);
                 threads
             }
         };
-        let leader = threads.first().ok_or_else(no_root)?;
-        let (pid, number) = (leader.tid(), leader.number());
-        let (memory, scratch) = (Memory::open(pid)?, self.scratch);
-        self.members.push(Member {
-            pid,
-            number,
-            threads,
-            memory,
-            to_be_stopped: false,
-            scratch,
-            dead: false,
-        });
+        let memory = Memory::open(threads.first().ok_or_else(no_root)?.tid())?;
+        self.members.push(Member::new(threads, memory, self.scratch)?);
         Ok(())
-    }
-
-    /// A child with a number that nobody else is going to need.
-    fn bear_nameless(&mut self, parent: u32, tree: &Tree) -> Result<Vec<Tracee>> {
-        let needed: BTreeSet<u32> = tree.numbers().map(Pid::get).collect();
-        let limit = crate::proc::read::pid_limit()?;
-        let unneeded = |number: &u32| !needed.contains(number);
-        for number in (limit / 2..limit).rev().filter(unneeded) {
-            match self.member(parent)?.clone(&[number], 0, 0) {
-                Err(error) if error.kind() == ErrorKind::Conflict => {}
-                born => return born,
-            }
-        }
-        Err(Error::new(ErrorKind::Conflict, "no pid is free"))
     }
 
     /// Ends a stand-in, and makes its parent wait for it.
@@ -450,6 +439,7 @@ impl Family {
         for member in self.members() {
             member.threads.iter().try_for_each(Tracee::detach)?;
         }
+        self.made.drain(..).for_each(Made::keep);
         let seed = self.pidfd.take().ok_or_else(no_root)?;
         Ok(match inner {
             None => Released { pid, pidfd: seed, init: None },
@@ -465,6 +455,20 @@ pub(crate) struct Released {
     pub(crate) pidfd: OwnedFd,
     /// The process 1 that had to be made for it.
     pub(crate) init: Option<(Pid, OwnedFd)>,
+}
+
+/// A child with a number that nobody else is going to need.
+fn bear_nameless(midwife: &Member, thread: usize, flags: u64, tree: &Tree) -> Result<Vec<Tracee>> {
+    let needed: BTreeSet<u32> = tree.numbers().map(Pid::get).collect();
+    let limit = crate::proc::read::pid_limit()?;
+    let unneeded = |number: &u32| !needed.contains(number);
+    for number in (limit / 2..limit).rev().filter(unneeded) {
+        match midwife.clone(thread, &[number], flags, 0) {
+            Err(error) if error.kind() == ErrorKind::Conflict => {}
+            born => return born,
+        }
+    }
+    Err(Error::new(ErrorKind::Conflict, "no pid is free"))
 }
 
 fn no_root() -> Error {

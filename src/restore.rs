@@ -14,9 +14,10 @@ use crate::family::{Family, Member, Released};
 use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
 use crate::proc::{read, stat};
-use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Places};
+use crate::resource::fds::{Builder, Channel, External, FdTable, FileValidation, Finder, Inherited, Places};
 use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
+use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::Blocked;
 use crate::resource::tasks::cgroup::{Cgroups, Membership};
 use crate::resource::tasks::cpu::{CpuCheck, Processor};
@@ -25,11 +26,11 @@ use crate::resource::tasks::job_stop::JobStop;
 use crate::resource::tasks::pids::Pids;
 use crate::resource::tasks::plan::Plan;
 use crate::resource::tasks::registers::Registers;
-use crate::resource::tasks::sharing::Sharing;
+use crate::resource::tasks::sharing::{Kind, Shares, Sharing};
 use crate::resource::tasks::tree::{Life, Tree};
 use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
 use crate::sys::wait::Ended;
-use crate::tracee::{Batch, Birthplace, Seed, call_at, sys};
+use crate::tracee::{Batch, Birthplace, Seed, Tracee, call_at, sys};
 use crate::{Pid, sys as system};
 
 /// What a tree that was part of a session without leading it is restored into.
@@ -69,6 +70,7 @@ pub struct Restore<'h> {
     validation: FileValidation,
     cgroups: Cgroups,
     cpu_check: CpuCheck,
+    inherited: Inherited,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
@@ -216,6 +218,7 @@ impl<'h> Restore<'h> {
             validation: FileValidation::default(),
             cgroups: Cgroups::default(),
             cpu_check: CpuCheck::default(),
+            inherited: Inherited::default(),
             hooks: None,
         }
     }
@@ -250,6 +253,14 @@ impl<'h> Restore<'h> {
         self
     }
 
+    /// Supplies an open file that the image does not contain: one that was external at the checkpoint
+    /// ([`Checkpoint::external`](crate::Checkpoint::external)), or any that is open by this path. The tasks get the very
+    /// description that `file` is of; a second description of that file is opened anew.
+    pub fn inherit(mut self, key: External, file: impl Into<OwnedFd>) -> Self {
+        self.inherited.add(key, file.into());
+        self
+    }
+
     /// Who hears of the stages.
     pub fn hooks(mut self, hooks: &'h mut dyn Hooks) -> Self {
         self.hooks = Some(hooks);
@@ -268,14 +279,15 @@ impl<'h> Restore<'h> {
         let started = Instant::now();
         let image = Image::open(&self.dir).in_phase(Phase::Read)?;
         let blueprint = Blueprint::load(&image, &self.pids, self.session).in_phase(Phase::Read)?;
-        let ready = Ready::plan(&blueprint, &image, &self).in_phase(Phase::Plan)?;
+        let inherited = std::mem::take(&mut self.inherited);
+        let ready = Ready::plan(&blueprint, &image, &self, inherited).in_phase(Phase::Plan)?;
         let root = Pid::from(blueprint.root);
         let stats = RestoreStats { reading: started.elapsed(), ..RestoreStats::default() };
         self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
         let building = Instant::now();
         // The calling thread is the parent; the tracer ends with this call.
         let seed = self.plant(&blueprint, &ready).in_phase(Phase::Build)?;
-        on_own_thread(|| self.build(&blueprint, &ready, seed, (building, stats)))
+        on_own_thread(|| self.build(&blueprint, ready, seed, (building, stats)))
     }
 
     fn plant(&self, blueprint: &Blueprint, ready: &Ready<'_>) -> Result<Seed> {
@@ -301,11 +313,13 @@ impl<'h> Restore<'h> {
     fn build(
         &mut self,
         blueprint: &Blueprint,
-        ready: &Ready<'_>,
+        mut ready: Ready<'_>,
         seed: Seed,
         (started, mut stats): (Instant, RestoreStats),
     ) -> Result<Restored> {
         let family = ready.build(blueprint, seed).in_phase(Phase::Build)?;
+        // What only we have open must not be there any more when they run: an end of a pipe, for one.
+        drop(ready);
         stats.building = started.elapsed();
         let root = family.pid_of(blueprint.root)?;
         let of_tree = |member: &&Member| blueprint.processes.contains_key(&member.number);
@@ -329,11 +343,12 @@ impl<'h> Restore<'h> {
 
 /// One process, decoded and checked.
 struct ProcessPlan {
-    space: AddressSpace,
-    places: Places,
-    /// Unless it is that of its parent.
-    table: Option<FdTable>,
-    sharing: Sharing,
+    /// The first process that has its address space.
+    memory: u32,
+    /// Unless it is that of another process.
+    space: Option<AddressSpace>,
+    /// Of the leader, and of the threads that have something of their own.
+    seats: BTreeMap<u32, Seat>,
     states: StatesOf,
     cgroups: Membership,
     continues: Option<ProcessPending>,
@@ -342,6 +357,12 @@ struct ProcessPlan {
     /// Unless its parent is outside of the tree.
     stop: Option<JobStop>,
     threads: BTreeMap<u32, ThreadPlan>,
+}
+
+/// What a task may have for itself, or share; None: it is in the records of another one.
+struct Seat {
+    places: Option<Places>,
+    table: Option<FdTable>,
 }
 
 /// The states of one task, in the order of the registration list.
@@ -374,7 +395,9 @@ impl Blueprint {
         if matches!(pids, Pids::NewNamespace) && root != 1 {
             tree.below_init(session == OuterSession::Inherit);
         }
-        let plan = tree.plan()?;
+        let mut plan = tree.plan()?;
+        let shares = Shares::load(image, &tree)?;
+        births::arrange(&tree, &mut plan, &shares).map_err(|error| error.with_kind(ErrorKind::Image))?;
         let mut processes = BTreeMap::new();
         for record in tree
             .processes
@@ -382,15 +405,16 @@ impl Blueprint {
             .filter(|record| record.life != Life::Zombie(0) && !record.threads().is_empty())
             .skip(usize::from(tree.root()?.pid != root))
         {
-            let process = ProcessPlan::load(image, record.pid(), record.threads()).of(record.pid())?;
+            let process =
+                ProcessPlan::load(image, record.pid(), record.threads(), &shares).of(record.pid())?;
             processes.insert(record.pid, process);
         }
-        let shared = SharedPlan::load(image)?;
-        let workshop = Workshop::find(processes.values().map(|process| &process.space), shared.len)?;
-        for process in processes.values() {
-            shared.check(&process.space, &workshop)?;
-        }
-        let channel_number = lowest_unused(processes.values().filter_map(|process| process.table.as_ref()));
+        let mut shared = SharedPlan::load(image)?;
+        let spaces = || processes.values().filter_map(|process: &ProcessPlan| process.space.as_ref());
+        let workshop = Workshop::find(spaces(), shared.len)?;
+        spaces().try_for_each(|space| shared.check(space, &workshop))?;
+        let seats = processes.values().flat_map(|process: &ProcessPlan| process.seats.values());
+        let channel_number = lowest_unused(seats.filter_map(|seat| seat.table.as_ref()));
         Ok(Self { tree, root, plan, processes, shared, workshop, channel_number })
     }
 }
@@ -398,12 +422,20 @@ impl Blueprint {
 impl Blueprint {
     /// Bytes of memory that the image holds.
     fn bytes(&self) -> u64 {
-        let private = self.processes.values().flat_map(|process| &process.space.runs).map(|run| run.len);
+        let spaces = self.processes.values().filter_map(|process| process.space.as_ref());
+        let private = spaces.flat_map(|space| &space.runs).map(|run| run.len);
         private.sum::<u64>() + self.shared.bytes()
     }
 }
 
 impl Blueprint {
+    /// The address space of a process, whoever has its record.
+    fn space(&self, process: &ProcessPlan) -> Result<&AddressSpace> {
+        let owner = self.processes.get(&process.memory);
+        let space = owner.and_then(|owner| owner.space.as_ref());
+        space.ok_or_else(|| Error::new(ErrorKind::Image, "its memory is not there"))
+    }
+
     fn suspends_seccomp(&self) -> bool {
         let of_threads = |process: &ProcessPlan| {
             process
@@ -446,14 +478,14 @@ fn load_states(image: &Image, scope: Scope, owner: Pid) -> Result<StatesOf> {
 }
 
 impl ProcessPlan {
-    fn load(image: &Image, pid: Pid, tids: &[u32]) -> Result<Self> {
+    fn load(image: &Image, pid: Pid, tids: &[u32], shares: &Shares) -> Result<Self> {
         let owner = Owner(pid.get());
-        let sharing: Sharing = image.get(owner)?.unwrap_or_default();
-        let table: Option<FdTable> = match sharing.files {
-            Some(_) => None,
-            None => Some(image.require(owner)?),
-        };
-        table.iter().try_for_each(FdTable::check)?;
+        let sharing = shares.process(pid.get());
+        let mut seats = BTreeMap::new();
+        for (number, sharing) in std::iter::once((pid.get(), sharing)).chain(shares.threads(pid.get())) {
+            seats.insert(number, Seat::load(image, number, sharing).of(Pid::from(number))?);
+        }
+        let memory = sharing.get(Kind::Memory);
         let stop: Option<JobStop> = image.get(owner)?;
         let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
         if stop.is_some_and(|stop| !stops.contains(&stop.signal)) {
@@ -464,10 +496,9 @@ impl ProcessPlan {
             threads.insert(*tid, ThreadPlan::load(image, Pid::from(*tid)).of(Pid::from(*tid))?);
         }
         Ok(Self {
-            space: memory::load(image, pid)?,
-            places: image.require(Owner(sharing.places.unwrap_or(pid.get())))?,
-            table,
-            sharing,
+            memory,
+            space: (memory == pid.get()).then(|| memory::load(image, pid)).transpose()?,
+            seats,
             states: load_states(image, Scope::Process, pid)?,
             cgroups: image.require(owner)?,
             continues: image.get(owner)?,
@@ -475,6 +506,16 @@ impl ProcessPlan {
             stop,
             threads,
         })
+    }
+}
+
+impl Seat {
+    fn load(image: &Image, number: u32, sharing: Sharing) -> Result<Self> {
+        let owner = |kind| (sharing.get(kind) == number).then_some(Owner(number));
+        let table: Option<FdTable> = owner(Kind::Files).map(|owner| image.require(owner)).transpose()?;
+        table.iter().try_for_each(FdTable::check)?;
+        let places = owner(Kind::Places).map(|owner| image.require(owner)).transpose()?;
+        Ok(Self { places, table })
     }
 }
 
@@ -512,7 +553,12 @@ struct Ready<'i> {
 }
 
 impl<'i> Ready<'i> {
-    fn plan(blueprint: &Blueprint, image: &'i Image, options: &Restore<'_>) -> Result<Self> {
+    fn plan(
+        blueprint: &Blueprint,
+        image: &'i Image,
+        options: &Restore<'_>,
+        inherited: Inherited,
+    ) -> Result<Self> {
         image.require::<Processor>(Owner::IMAGE)?.check(options.cpu_check)?;
         let outer_group = outer_group(&blueprint.plan, options.session, &options.pids)?;
         if let Pids::Original = options.pids {
@@ -522,36 +568,48 @@ impl<'i> Ready<'i> {
                 wait_until_free(tid, &mut patience)?;
             }
         }
-        let mut opened = Opened::new(options.validation);
+        blueprint.shared.plan()?;
+        let finder = Finder::new(image, options.validation)?;
+        let mut opened = Opened::default();
         for (pid, process) in &blueprint.processes {
             process.cgroups.check(Pid::from(*pid), options.cgroups)?;
-            opened.open_for(&process.space, &process.places).of(Pid::from(*pid))?;
+            let of_memory = process.space.iter().flat_map(AddressSpace::needs);
+            let places = process.seats.values().filter_map(|seat| seat.places.as_ref());
+            opened.open_all(of_memory.chain(places.flat_map(Places::needs)), &finder).of(Pid::from(*pid))?;
         }
-        let mut files = Builder::new(image, options.validation);
+        let mut files = Builder::new(image, finder, inherited);
         files.make_all()?;
+        if files.needs_tasks() && !matches!(options.pids, Pids::Original) {
+            let reason =
+                "it has files of /proc open, which were found by the numbers that it had for everybody";
+            return Err(Error::new(ErrorKind::Conflict, reason).with_hint("restore it with Pids::Original"));
+        }
         let channel = Channel::new(blueprint.channel_number)?;
         Ok(Self { image, opened, files, channel, outer_group })
     }
 
-    fn build(&self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
+    fn build(&mut self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
         let needs_init = blueprint.tree.root()?.pid != blueprint.root;
         family.mind_children()?;
-        family.with_root(|puppet| {
+        family.prepare(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
-        let sharing = blueprint.processes.iter().map(|(pid, process)| (*pid, process.sharing)).collect();
-        family.grow(&blueprint.tree, &blueprint.plan, &sharing, self.outer_group)?;
-        for member in family.members_mut() {
+        family.grow(&blueprint.tree, &blueprint.plan, self.outer_group)?;
+        for member in family.members() {
             if let Some(process) = blueprint.processes.get(&member.number) {
                 self.build_memory(member, process, blueprint).of(member.pid)?;
+                self.build_places(member, process).of(member.pid)?;
             }
         }
-        // Those who share an fd table need it empty until they have all their mappings.
+        self.files.finder.finish_mapped()?;
+        self.files.make_of_tasks()?;
+        // Fd tables are needed empty until those who share them have all their mappings and places.
         for member in family.members_mut() {
             if let Some(process) = blueprint.processes.get(&member.number) {
-                self.build_process(member, process, blueprint).of(member.pid)?;
+                self.build_tables(member, process).of(member.pid)?;
+                self.build_process(member, process).of(member.pid)?;
             }
         }
         // Before signal actions are set, which takes away what the parents were told by these.
@@ -559,15 +617,25 @@ impl<'i> Ready<'i> {
         let stops: BTreeMap<u32, JobStop> = blueprint.processes.iter().filter_map(stop_of).collect();
         family.stop(&blueprint.tree, &stops)?;
         for stage in Stage::BATCHES {
+            if stage == Stage::Pending {
+                family.members_mut().for_each(Member::expect_signals);
+            }
             for member in family.members() {
                 if let Some(process) = blueprint.processes.get(&member.number) {
                     run_stage(member, process, stage).of(member.pid)?;
                 }
             }
         }
+        let mut registers = BTreeMap::new();
+        for member in family.members() {
+            if let Some(process) = blueprint.processes.get(&member.number) {
+                arm(member, process, &blueprint.workshop, &mut registers).of(member.pid)?;
+            }
+        }
         for member in family.members_mut() {
             if let Some(process) = blueprint.processes.get(&member.number) {
-                finish(member, process, &blueprint.workshop).of(member.pid)?;
+                let space = blueprint.space(process).of(member.pid)?;
+                finish(member, process, space, &blueprint.workshop, &registers).of(member.pid)?;
             }
         }
         if needs_init {
@@ -577,6 +645,7 @@ impl<'i> Ready<'i> {
     }
 
     fn build_memory(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
+        let Some(space) = &process.space else { return Ok(()) };
         let blank = memory::mappings(member.pid)?;
         let builder = MmBuilder {
             workshop: blueprint.workshop,
@@ -586,27 +655,44 @@ impl<'i> Ready<'i> {
             image: self.image,
             blank: &blank,
         };
-        builder.build(&mut member.puppet(0)?, &process.space, &process.places)
+        builder.build(&mut member.puppet(0)?, space)
     }
 
-    fn build_process(&self, member: &mut Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
-        let scratch = blueprint.workshop.scratch();
+    fn build_places(&self, member: &Member, process: &ProcessPlan) -> Result<()> {
+        for (number, seat) in &process.seats {
+            let Some(places) = &seat.places else { continue };
+            let mut puppet = member.puppet_of(*number)?;
+            let mut batch = puppet.batch();
+            let lent = self.opened.lend(places.needs(), &self.channel, &mut puppet, &mut batch)?;
+            places.build(|file, flags| lent.number(file, flags), &mut batch)?;
+            lent.close(&mut batch);
+            puppet.run(batch)?.check()?;
+        }
+        Ok(())
+    }
+
+    fn build_tables(&self, member: &Member, process: &ProcessPlan) -> Result<()> {
+        for (number, seat) in &process.seats {
+            let Some(table) = &seat.table else { continue };
+            let mut puppet = member.puppet_of(*number)?;
+            let scratch = puppet.scratch();
+            table.install(
+                &self.channel,
+                |number| self.files.description(number),
+                |batch| puppet.run(batch)?.check(),
+                || Batch::new(scratch),
+            )?;
+            let mut batch = puppet.batch();
+            batch.call(sys::close, &[self.channel.number() as u64]);
+            puppet.run(batch)?.check()?;
+        }
+        Ok(())
+    }
+
+    fn build_process(&self, member: &mut Member, process: &ProcessPlan) -> Result<()> {
         {
             let mut puppet = member.puppet(0)?;
-            if let Some(table) = &process.table {
-                table.install(
-                    &self.channel,
-                    |number| self.files.description(number),
-                    |batch| {
-                        puppet.run(batch)?.check().hint("RLIMIT_NOFILE limits how high descriptors can be")
-                    },
-                    || Batch::new(scratch),
-                )?;
-            }
             let mut batch = puppet.batch();
-            if process.table.is_some() {
-                batch.call(sys::close, &[self.channel.number() as u64]);
-            }
             // From here on PTRACE_O_EXITKILL alone looks after orphans; the signal would outlast the release.
             batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
             if let Some((leader, _)) = &process.dead_leader {
@@ -615,7 +701,8 @@ impl<'i> Ready<'i> {
             }
             puppet.run(batch)?.check()?;
         }
-        let others = process.threads.keys().copied().filter(|tid| *tid != member.number);
+        let there: Vec<u32> = member.threads.iter().map(|thread| thread.number()).collect();
+        let others = process.threads.keys().copied().filter(|tid| !there.contains(tid));
         member.make_threads(&others.collect::<Vec<_>>())
     }
 }
@@ -707,37 +794,61 @@ fn run_stage(member: &Member, process: &ProcessPlan, stage: Stage) -> Result<()>
     Ok(())
 }
 
-/// Puts blocked threads back into their calls, removes the workshop, sets the registers.
-fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Result<()> {
-    let mut registers: Vec<Regs> = Vec::new();
-    // A dead leader has nothing to go back to.
-    let dead = usize::from(process.dead_leader.is_some());
-    for (index, thread) in member.threads.iter().enumerate().skip(dead) {
+/// Puts blocked threads back into their calls, and says what registers all are to get: the last that anybody does
+/// in the workshop.
+fn arm(
+    member: &Member,
+    process: &ProcessPlan,
+    workshop: &Workshop,
+    registers: &mut BTreeMap<Pid, Regs>,
+) -> Result<()> {
+    for (index, thread) in living(member, process) {
         let plan = plan_of(process, thread.number())?;
         let regs = plan.registers.general();
         if plan.registers.has_tiles() {
             member.puppet(index)?.use_tiles().of(thread.tid())?;
         }
-        registers.push(match &plan.blocked {
+        let armed = match &plan.blocked {
             Some(blocked) => blocked.arm(regs, &mut member.puppet(index)?).of(thread.tid())?,
             None => regs,
-        });
+        };
+        registers.insert(thread.tid(), armed);
     }
-    queue_continues(member, process, workshop)?;
+    queue_continues(member, process, workshop)
+}
+
+/// Removes the workshop, sets the registers.
+fn finish(
+    member: &mut Member,
+    process: &ProcessPlan,
+    space: &AddressSpace,
+    workshop: &Workshop,
+    registers: &BTreeMap<Pid, Regs>,
+) -> Result<()> {
     let range = workshop.range();
-    let syscall = member.syscall_in_vdso(&process.space)?;
-    let leader = member.leader()?;
-    call_at(leader, syscall, sys::munmap, [range.start, range.end - range.start, 0, 0, 0, 0])?;
-    for (thread, regs) in member.threads.iter().skip(dead).zip(&registers) {
+    let syscall = member.syscall_in_vdso(space)?;
+    if process.space.is_some() {
+        let args = [range.start, range.end - range.start, 0, 0, 0, 0];
+        call_at(member.leader()?, syscall, sys::munmap, args)?;
+    }
+    let mut stopped = false;
+    for (_, thread) in living(member, process) {
         let task = Rebuilt { pid: member.pid, process: member.number, tracee: thread };
         let plan = plan_of(process, thread.number())?;
         for (_, state) in plan.states.iter().filter(|(stage, _)| *stage == Stage::Release) {
             state.settle(task).of(thread.tid())?;
         }
-        thread.set_regs(regs)?;
-        member.to_be_stopped |= plan.registers.is_stopped() && process.stop.is_none();
+        let regs = registers.get(&thread.tid());
+        thread.set_regs(regs.ok_or_else(|| Error::new(ErrorKind::Kernel, "it has not been prepared"))?)?;
+        stopped |= plan.registers.is_stopped() && process.stop.is_none();
     }
+    member.to_be_stopped |= stopped;
     process.dead_leader.iter().try_for_each(|(leader, _)| member.end_leader(syscall, leader.code()))
+}
+
+/// The threads that are to live on, with their places in the list. A dead leader has nothing to go back to.
+fn living<'m>(member: &'m Member, process: &ProcessPlan) -> impl Iterator<Item = (usize, &'m Tracee)> {
+    member.threads.iter().enumerate().skip(usize::from(process.dead_leader.is_some()))
 }
 
 fn plan_of(process: &ProcessPlan, number: u32) -> Result<&ThreadPlan> {

@@ -263,6 +263,8 @@ const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<fds::FdTable>(),
     RecordKind::of::<fds::Description>(),
     RecordKind::of::<fds::Pipe>(),
+    RecordKind::of::<fds::Ghost>(),
+    RecordKind::of::<fds::DescriptionLocks>(),
 ];
 
 /// Every kind of record that an image can hold.

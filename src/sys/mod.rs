@@ -1,13 +1,16 @@
 //! Thin safe wrappers of the system calls that nix lacks. One gate per call: arguments in types, errno out.
 #![allow(unsafe_code)]
 
+pub(crate) mod lock;
 pub(crate) mod pagemap;
 pub(crate) mod pidfd;
 pub(crate) mod probe;
 pub(crate) mod ptrace;
 pub(crate) mod sched;
+pub(crate) mod sysv;
 pub(crate) mod uffd;
 pub(crate) mod wait;
+pub(crate) mod xattr;
 
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -76,6 +79,14 @@ pub(crate) fn securebits() -> nix::Result<u32> {
 pub(crate) fn file_owner(file: impl std::os::fd::AsFd) -> nix::Result<i32> {
     // SAFETY: F_GETOWN takes no argument.
     Errno::result(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETOWN) })
+}
+
+/// ioctl(2) FIONREAD: how many bytes wait to be read.
+pub(crate) fn readable_bytes(file: impl std::os::fd::AsFd) -> nix::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, which is live for the call.
+    Errno::result(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
+    Ok(bytes as usize)
 }
 
 /// The kernel's hardware page size.

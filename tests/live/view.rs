@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use crate::cell;
@@ -192,7 +193,10 @@ const SMAPS: &[(&str, &str)] = &[
 ];
 
 /// Lines of fdinfo that may differ, of files without a name.
-const FDINFO: &[(&str, &str)] = &[("ino", "a new object is a new inode")];
+const FDINFO: &[(&str, &str)] = &[(
+    "ino",
+    "a new object is a new inode, and so is a deleted file that was made again (perhaps by another name)",
+)];
 
 fn excepted(exceptions: &[(&str, &str)], key: &str) -> bool {
     exceptions.iter().any(|(name, _)| *name == key)
@@ -317,6 +321,20 @@ fn link(path: &str) -> String {
     fs::read_link(path).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// Without its number in the list and, of locks that belong to a description, who took it. Inodes are compared anyway.
+fn lock(line: &str) -> String {
+    let words: Vec<&str> = line.split_whitespace().skip(2).collect();
+    let pid = if words.first() == Some(&"FLOCK") { 3 } else { usize::MAX };
+    let kept =
+        words.iter().enumerate().filter(|(index, word)| *index != pid && word.matches(':').count() != 2);
+    kept.map(|(_, word)| *word).collect::<Vec<_>>().join(" ")
+}
+
+fn inode(path: &str) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(path).map(|found| found.ino()).unwrap_or_default()
+}
+
 /// Counted as in proc_pid_stat(5): the first is number 1.
 fn stat_fields(at: &str) -> Option<Vec<String>> {
     fields(&text(&format!("{at}/stat")))
@@ -378,7 +396,12 @@ impl Looker {
             let (path, key) = (format!("{at}/{name}"), format!("{key}/{name}"));
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => self.each(&path, &key),
-                Ok(kind) if kind.is_symlink() => self.see(key, link(&path)),
+                Ok(kind) if kind.is_symlink() => {
+                    let target = link(&path);
+                    // By which name it was made again smaps tells, too.
+                    let deleted = key.contains("/map_files/") && target.ends_with(" (deleted)");
+                    self.see(key, if deleted { "deleted".into() } else { target });
+                }
                 _ => self.see(key, text(&path)),
             }
         }
@@ -387,11 +410,18 @@ impl Looker {
     fn descriptors(&mut self, at: &str, key: &str) {
         for fd in numbers(&format!("{at}/fd")) {
             let target = link(&format!("{at}/fd/{fd}"));
-            let nameless = target.starts_with("pipe:");
-            let target = if nameless { self.names.same(&target) } else { target };
+            let deleted = target.ends_with(" (deleted)") && !Path::new(&target).exists();
+            let nameless = target.starts_with("pipe:") || deleted || target.starts_with("/proc/");
+            let target = match deleted {
+                true => self.names.same(&format!("deleted {}", inode(&format!("{at}/fd/{fd}")))),
+                false if target.starts_with("pipe:") => self.names.same(&target),
+                false => target,
+            };
             let info = text(&format!("{at}/fdinfo/{fd}"));
             let new = |line: &&str| nameless && excepted(FDINFO, line.split(':').next().unwrap_or_default());
-            let info: Vec<&str> = info.lines().filter(|line| !new(line)).collect();
+            let info = info.lines().filter(|line| !new(line));
+            let info: Vec<_> =
+                info.map(|line| if line.starts_with("lock:") { lock(line) } else { line.into() }).collect();
             self.see(format!("{key}/fd/{fd}"), format!("{target} {}", info.join(" ").replace('\t', "")));
         }
     }
@@ -413,9 +443,14 @@ impl Looker {
             let first = words.next().unwrap_or_default();
             if let Some((start, end)) = first.split_once('-') {
                 let mut rest: Vec<String> = words.map(str::to_owned).collect();
-                // The inode of shared anonymous memory is a new one.
-                if line.contains("/dev/zero (deleted)") && rest.len() > 3 {
+                // What has no name is a new inode; that of a System V segment is its id.
+                if line.ends_with(" (deleted)") && !line.contains("/SYSV") && rest.len() > 3 {
                     rest[3] = self.names.same(&rest[3]);
+                    // Where another file has its name now, it was made again by another one.
+                    let replaced = Path::new(&rest[4]).exists() || rest[4].contains("/.cryosleep-");
+                    if replaced && !line.contains("/dev/zero") {
+                        rest[4] = "replaced".into();
+                    }
                 }
                 let policy = policies.get(start).copied().unwrap_or_default();
                 all.push((start.to_owned(), end.to_owned(), format!("{} policy: {policy}", rest.join(" "))));

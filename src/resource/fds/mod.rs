@@ -7,13 +7,18 @@
 
 mod channel;
 mod device;
+mod external;
+mod ghost;
+mod locks;
 mod path;
 mod pipe;
 mod places;
 mod regular;
 mod table;
+#[cfg(test)]
+mod tests;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{FileStat, SFlag, fstat};
@@ -25,11 +30,15 @@ use crate::proc::{fdinfo, read};
 use crate::resource::{RecordKind, Report};
 
 pub(crate) use channel::Channel;
-pub(crate) use path::FileRef;
+pub(crate) use external::Inherited;
+pub use external::{External, OuterPipes};
+pub(crate) use ghost::{Ghost, Ghosts};
+pub(crate) use locks::DescriptionLocks;
 pub use path::FileValidation;
+pub(crate) use path::{FileRef, Finder, Reason};
 pub(crate) use pipe::Pipe;
 pub(crate) use places::Places;
-pub(crate) use table::{Collector, FdTable};
+pub(crate) use table::{Collector, FdTable, FilePolicy, open_fds};
 
 /// What all open file descriptions have, whatever they are of; the owner of its section is a number that the
 /// tables use. A section of the kind's own record has the same owner.
@@ -61,6 +70,8 @@ pub(crate) struct Probe {
     /// What `/proc/PID/fd/N` says.
     pub(crate) name: Vec<u8>,
     pub(crate) flags: OFlag,
+    /// The caller will supply it.
+    pub(crate) external: bool,
 }
 
 impl Probe {
@@ -68,7 +79,7 @@ impl Probe {
         let name = read::link(pid, &format!("fd/{fd}"))?;
         let stat = fstat(&file).call("fstat")?;
         let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).call("fcntl")?);
-        Ok(Self { pid, fd, file, stat, name, flags })
+        Ok(Self { pid, fd, file, stat, name, flags, external: false })
     }
 
     pub(crate) fn kind(&self) -> SFlag {
@@ -81,6 +92,17 @@ impl Probe {
 
     pub(crate) fn refusal(&self, reason: impl Into<std::borrow::Cow<'static, str>>) -> Refusal {
         Refusal::new(self.pid, self.subject(), reason)
+    }
+
+    /// Its name, if that is a path.
+    pub(crate) fn path(&self) -> Option<std::path::PathBuf> {
+        use std::os::unix::ffi::OsStrExt;
+        self.name.starts_with(b"/").then(|| std::ffi::OsStr::from_bytes(&self.name).into())
+    }
+
+    /// By what it can be opened again.
+    pub(crate) fn way(&self) -> String {
+        format!("/proc/self/fd/{}", self.file.as_raw_fd())
     }
 
     fn fdinfo(&self) -> Result<fdinfo::FdInfo> {
@@ -112,6 +134,11 @@ pub(crate) trait FileKind: Record {
 
     /// Makes a description like it.
     fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd>;
+
+    /// It refers to tasks, and can only be made when they are there and have their memory.
+    fn is_of_tasks(&self) -> bool {
+        false
+    }
 }
 
 /// One line of the list of kinds.
@@ -119,7 +146,13 @@ pub(crate) struct KindRegistration {
     pub(crate) record: RecordKind,
     recognise: fn(&Probe) -> bool,
     describe: fn(&Probe, Owner, &mut Collector, &mut Report, &mut Records) -> Result<()>,
-    build: fn(&Image, Owner, &Description, &mut Builder<'_>) -> Result<Option<OwnedFd>>,
+    build: fn(&Image, Owner, &Description, &mut Builder<'_>) -> Result<Option<Built>>,
+}
+
+/// What became of making a description.
+enum Built {
+    Now(OwnedFd),
+    Later,
 }
 
 impl KindRegistration {
@@ -135,7 +168,16 @@ impl KindRegistration {
                 }
             },
             build: |image, owner, common, builder| {
-                image.get::<K>(owner)?.map(|record| record.build(common, builder)).transpose()
+                let Some(record) = image.get::<K>(owner)? else { return Ok(None) };
+                let locks: Option<DescriptionLocks> = image.get(owner)?;
+                locks.iter().try_for_each(DescriptionLocks::check)?;
+                if record.is_of_tasks() && !builder.tasks_exist {
+                    return Ok(Some(Built::Later));
+                }
+                let made = record.build(common, builder)?;
+                set_flags(&made, common.flags())?;
+                locks.iter().try_for_each(|locks| locks.take(&made))?;
+                Ok(Some(Built::Now(made)))
             },
         }
     }
@@ -143,6 +185,7 @@ impl KindRegistration {
 
 /// Every kind of open file that can be restored; the first that recognises a file takes it.
 pub(crate) const KINDS: &[KindRegistration] = &[
+    KindRegistration::of::<external::ExternalFile>(),
     KindRegistration::of::<regular::Regular>(),
     KindRegistration::of::<device::Device>(),
     KindRegistration::of::<pipe::PipeEnd>(),
@@ -152,7 +195,6 @@ pub(crate) const KINDS: &[KindRegistration] = &[
 fn unknown_kind(probe: &Probe) -> Refusal {
     let what = match (probe.kind(), probe.name.as_slice()) {
         (SFlag::S_IFSOCK, _) => "sockets are not supported yet".into(),
-        (SFlag::S_IFIFO, _) => "named pipes are not supported yet".into(),
         (SFlag::S_IFCHR, name) if name.starts_with(b"/dev/pts/") || name.starts_with(b"/dev/tty") => {
             "terminals are not supported yet".into()
         }
@@ -169,28 +211,55 @@ fn unknown_kind(probe: &Probe) -> Refusal {
 /// Restore: makes descriptions on demand, each once.
 pub(crate) struct Builder<'i> {
     pub(crate) image: &'i Image,
-    pub(crate) validation: FileValidation,
+    pub(crate) finder: Finder,
+    pub(crate) inherited: Inherited,
     pipes: std::collections::BTreeMap<u32, pipe::Ends>,
     made: std::collections::BTreeMap<u32, OwnedFd>,
+    later: Vec<Owner>,
+    tasks_exist: bool,
 }
 
 impl<'i> Builder<'i> {
-    pub(crate) fn new(image: &'i Image, validation: FileValidation) -> Self {
-        Self { image, validation, pipes: Default::default(), made: Default::default() }
+    pub(crate) fn new(image: &'i Image, finder: Finder, inherited: Inherited) -> Self {
+        Self {
+            image,
+            finder,
+            inherited,
+            pipes: Default::default(),
+            made: Default::default(),
+            later: Vec::new(),
+            tasks_exist: false,
+        }
     }
 
-    /// Makes every description of the image.
+    /// Makes every description of the image, but for those that need the tasks.
     pub(crate) fn make_all(&mut self) -> Result<()> {
         let owners: Vec<Owner> = self.image.owners::<Description>().collect();
-        for owner in owners {
-            let common: Description = self.image.require(owner)?;
-            let made =
-                KINDS.iter().find_map(|kind| (kind.build)(self.image, owner, &common, self).transpose());
-            let made = made.unwrap_or_else(|| {
-                Err(Error::new(ErrorKind::Image, "an open file without its kind")
-                    .about(Subject::Section(format!("{} {owner}", Description::NAME))))
-            })?;
-            self.made.insert(owner.0, made);
+        owners.into_iter().try_for_each(|owner| self.make(owner))?;
+        self.finder.finish()
+    }
+
+    /// Does any need the tasks, by the numbers that they had for whoever made the checkpoint?
+    pub(crate) fn needs_tasks(&self) -> bool {
+        !self.later.is_empty()
+    }
+
+    /// Makes the others.
+    pub(crate) fn make_of_tasks(&mut self) -> Result<()> {
+        self.tasks_exist = true;
+        std::mem::take(&mut self.later).into_iter().try_for_each(|owner| self.make(owner))
+    }
+
+    fn make(&mut self, owner: Owner) -> Result<()> {
+        let common: Description = self.image.require(owner)?;
+        let built = KINDS.iter().find_map(|kind| (kind.build)(self.image, owner, &common, self).transpose());
+        let built = built.unwrap_or_else(|| {
+            Err(Error::new(ErrorKind::Image, "an open file without its kind")
+                .about(Subject::Section(format!("{} {owner}", Description::NAME))))
+        })?;
+        match built {
+            Built::Now(made) => drop(self.made.insert(owner.0, made)),
+            Built::Later => self.later.push(owner),
         }
         Ok(())
     }
@@ -202,6 +271,18 @@ impl<'i> Builder<'i> {
             .map(AsFd::as_fd)
             .ok_or_else(|| Error::new(ErrorKind::Image, format!("open file description {number} is missing")))
     }
+}
+
+/// Sets those flags that not every way of making a file takes.
+fn set_flags(file: &OwnedFd, wanted: OFlag) -> Result<()> {
+    const SETTABLE: OFlag =
+        OFlag::O_APPEND.union(OFlag::O_NONBLOCK).union(OFlag::O_DIRECT).union(OFlag::O_NOATIME);
+    let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL).call("fcntl(F_GETFL)")?);
+    if (flags ^ wanted).intersects(SETTABLE) && !wanted.contains(OFlag::O_PATH) {
+        let flags = flags.difference(SETTABLE) | wanted & SETTABLE;
+        fcntl(file, FcntlArg::F_SETFL(flags)).call("fcntl(F_SETFL)")?;
+    }
+    Ok(())
 }
 
 /// The status flags that open(2) takes as they are and that F_GETFL shows again.

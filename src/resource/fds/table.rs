@@ -1,12 +1,16 @@
 //! fd tables, and finding out which slots share one open file description.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
-use super::{Channel, Description, KINDS, Pipe, Probe, pipe, unknown_kind};
+use super::locks::{self, PosixLock};
+use super::{
+    Channel, Description, DescriptionLocks, External, FileRef, Ghosts, KINDS, OuterPipes, Probe, pipe,
+    unknown_kind,
+};
 use crate::Pid;
-use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
+use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::freeze::Process;
 use crate::image::{Decode, Encode, Owner, Record, Records, Tag};
 use crate::proc::{fdinfo, read};
@@ -27,6 +31,7 @@ pub(crate) struct Slot {
 #[derive(Encode, Decode, Debug, Default)]
 pub(crate) struct FdTable {
     pub(crate) slots: Vec<Slot>,
+    pub(crate) locks: Vec<PosixLock>,
 }
 
 impl Record for FdTable {
@@ -39,12 +44,15 @@ impl Record for FdTable {
 type Key = (u64, u64, u64, i32);
 
 /// Checkpoint: the descriptions found so far, in all tables.
-#[derive(Default)]
 pub(crate) struct Collector {
+    /// The processes that there will be when late descriptions are made.
+    tree: BTreeSet<Pid>,
+    pub(crate) ghosts: Ghosts,
+    policy: FilePolicy,
     known: BTreeMap<Key, Vec<Known>>,
     count: u32,
-    /// By inode number: all pipes are on one internal file system.
-    pub(super) pipes: BTreeMap<u64, pipe::Seen>,
+    /// By device and inode.
+    pub(super) pipes: BTreeMap<(u64, u64), pipe::Seen>,
 }
 
 /// A description, by one slot that refers to it.
@@ -53,23 +61,67 @@ struct Known {
     number: u32,
 }
 
+/// What a checkpoint does about files that need a decision.
+#[derive(Clone, Debug)]
+pub(crate) struct FilePolicy {
+    /// How many bytes of data an unlinked file may have.
+    pub(crate) ghost_limit: u64,
+    pub(crate) external: BTreeSet<External>,
+    pub(crate) outer_pipes: OuterPipes,
+}
+
+impl Default for FilePolicy {
+    fn default() -> Self {
+        Self { ghost_limit: 1 << 20, external: BTreeSet::new(), outer_pipes: OuterPipes::default() }
+    }
+}
+
 impl Collector {
-    /// Describes one process's table, and those of its descriptions that are new.
+    pub(crate) fn new(tree: impl Iterator<Item = Pid>, policy: &FilePolicy) -> Self {
+        Self {
+            tree: tree.collect(),
+            ghosts: Ghosts::new(policy.ghost_limit),
+            policy: policy.clone(),
+            known: BTreeMap::new(),
+            count: 0,
+            pipes: BTreeMap::new(),
+        }
+    }
+
+    /// Is it a living process of the tree?
+    pub(super) fn is_of_tree(&self, pid: Pid) -> bool {
+        self.tree.contains(&pid)
+    }
+
+    /// The file of the file system that a description is of.
+    pub(super) fn file(&mut self, probe: &Probe) -> Result<std::result::Result<FileRef, Refusal>> {
+        let file = FileRef::describe(&probe.name, &probe.stat, &probe.way(), &mut self.ghosts)?;
+        self.ghosts.note_flags(&probe.stat, probe.flags);
+        Ok(file.map_err(|reason| reason.refusal(probe.pid, probe.subject())))
+    }
+
+    /// Describes the table that a thread of a process has, and those of its descriptions that are new.
     pub(crate) fn table(
         &mut self,
         process: &Process,
+        tid: Pid,
         report: &mut Report,
         records: &mut Records,
     ) -> Result<()> {
-        let mut slots = Vec::new();
-        let pidfd =
-            sys::pidfd::open_thread(process.speaker(), process.leader_is_dead()).call("pidfd_open")?;
-        for fd in open_fds(process.speaker())? {
-            let described = self.slot(process.speaker(), &pidfd, fd, report, records);
+        let mut table = FdTable::default();
+        let pidfd = sys::pidfd::open_thread(tid, tid != process.pid).call("pidfd_open")?;
+        for fd in open_fds(tid)? {
+            let described = self.slot(tid, &pidfd, fd, report, records);
             let at = || Subject::Fd { fd, what: String::new() };
-            slots.push(described.of(process.pid).about(at)?);
+            let (slot, locks) = described.of(tid).about(at)?;
+            // Each is shown for all descriptors of the description that it was taken by.
+            let mut others = table.slots.iter();
+            if !locks.is_empty() && !others.any(|other| other.description == slot.description) {
+                table.locks.extend(locks);
+            }
+            table.slots.push(slot);
         }
-        records.put(Owner(process.number), &FdTable { slots })
+        records.put(process.owner_for(tid), &table)
     }
 
     fn slot(
@@ -79,16 +131,19 @@ impl Collector {
         fd: RawFd,
         report: &mut Report,
         records: &mut Records,
-    ) -> Result<Slot> {
+    ) -> Result<(Slot, Vec<PosixLock>)> {
         let file = sys::pidfd::get_fd(pidfd.as_fd(), fd).call("pidfd_getfd")?;
-        let probe = Probe::new(pid, fd, file)?;
+        let mut probe = Probe::new(pid, fd, file)?;
+        probe.external =
+            probe.path().is_some_and(|path| self.policy.external.contains(&External::File(path)));
         let info = read::parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse)?;
         let close_on_exec = info.flags & libc::O_CLOEXEC as u32 != 0;
         let description = match self.find(&probe)? {
             Ok(number) => number,
-            Err(()) => self.describe(&probe, report, records)?,
+            Err(()) => self.describe(&probe, &info.locks, report, records)?,
         };
-        Ok(Slot { fd, close_on_exec, description })
+        let locks = PosixLock::describe(fd, &info.locks).collect();
+        Ok((Slot { fd, close_on_exec, description }, locks))
     }
 
     /// The number of a description that is known already; remembers it if it is not.
@@ -117,33 +172,48 @@ impl Collector {
         })
     }
 
-    fn describe(&mut self, probe: &Probe, report: &mut Report, records: &mut Records) -> Result<u32> {
+    fn describe(
+        &mut self,
+        probe: &Probe,
+        locks: &[fdinfo::Lock],
+        report: &mut Report,
+        records: &mut Records,
+    ) -> Result<u32> {
         let owner = Owner(self.count);
+        match DescriptionLocks::describe(probe, locks) {
+            Ok(Some(locks)) => records.put(owner, &locks)?,
+            Ok(None) => {}
+            Err(refusal) => report.refuse(refusal),
+        }
         probe.refuse_extras(report)?;
         match KINDS.iter().find(|kind| (kind.recognise)(probe)) {
             Some(kind) => (kind.describe)(probe, owner, self, report, records)?,
-            None => report.refuse(unknown_kind(probe)),
+            None => report.refuse(match (unknown_kind(probe), probe.path()) {
+                (refusal, Some(_)) if refusal.hint.is_none() => refusal.hint(
+                    "leave it out by Checkpoint::external(External::File(..)), and supply it by Restore::inherit()",
+                ),
+                (refusal, _) => refusal,
+            }),
         }
         records.put(owner, &Description { flags: probe.flags.bits() })?;
         Ok(owner.0)
     }
 
     /// What can only be said when all tables are known.
-    pub(crate) fn finish(self, report: &mut Report, records: &mut Records) -> Result<()> {
-        for seen in self.pipes.values() {
-            match seen.outside() {
-                Some(refusal) => report.refuse(refusal),
-                None => {
-                    let (owner, pipe): (Owner, &Pipe) = seen.record();
-                    records.put(owner, pipe)?;
-                }
+    pub(crate) fn finish(mut self, report: &mut Report, records: &mut Records) -> Result<Ghosts> {
+        for ((_, inode), seen) in self.pipes {
+            match seen.finish(inode, &self.policy) {
+                Ok((owner, pipe)) => records.put(owner, &pipe)?,
+                Err(refusal) => report.refuse(refusal),
             }
         }
-        Ok(())
+        self.ghosts.finish(report);
+        Ok(self.ghosts)
     }
 }
 
-fn open_fds(pid: Pid) -> Result<Vec<RawFd>> {
+/// The descriptors that a task has open, in order.
+pub(crate) fn open_fds(pid: Pid) -> Result<Vec<RawFd>> {
     let path = format!("/proc/{pid}/fd");
     let entries = std::fs::read_dir(&path).call("open").about(|| Subject::Path(path.into()))?;
     let number = |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
@@ -158,11 +228,16 @@ const MESSAGE: usize = 240;
 impl FdTable {
     /// Checks what the restore relies on.
     pub(crate) fn check(&self) -> Result<()> {
+        let bad = |why| Err(Error::new(ErrorKind::Image, why));
         let ascending = self.slots.windows(2).all(|pair| pair[0].fd < pair[1].fd);
-        match ascending && self.slots.first().is_none_or(|first| first.fd >= 0) {
-            true => Ok(()),
-            false => Err(Error::new(ErrorKind::Image, "the slots of an fd table are not in order")),
+        if !ascending || self.slots.first().is_some_and(|first| first.fd < 0) {
+            return bad("the slots of an fd table are not in order");
         }
+        let open = |fd| self.slots.binary_search_by_key(&fd, |slot| slot.fd).is_ok();
+        if !self.locks.iter().all(|lock| open(lock.fd())) {
+            return bad("a lock by a descriptor that is not open");
+        }
+        self.locks.iter().try_for_each(PosixLock::check)
     }
 
     /// Sends the descriptions to a task whose only open descriptor is the channel, one message at a time, and
@@ -185,8 +260,17 @@ impl FdTable {
                 batch.about(Subject::Fd { fd: slot.fd, what });
                 place(slot, *from, &mut batch);
             }
-            run(batch)?;
+            run(batch).hint("RLIMIT_NOFILE limits how high descriptors can be")?;
             placed.extend(message.iter().map(|slot| slot.fd));
+        }
+        // Nothing of it will be closed any more.
+        for some in self.locks.chunks(MESSAGE) {
+            let mut batch = new_batch();
+            for lock in some {
+                batch.about(Subject::Fd { fd: lock.fd(), what: "its lock".into() });
+                lock.take(&mut batch)?;
+            }
+            run(batch).map_err(locks::taken)?;
         }
         Ok(())
     }
