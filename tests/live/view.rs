@@ -37,7 +37,7 @@ const FILES: &[(&str, Look)] = &[
     ("autogroup", By(autogroup)),
     ("auxv", Whole),
     ("cgroup", Whole),
-    ("children", By(children)),
+    ("children", Elsewhere("see children()")),
     ("clear_refs", Not("it can only be written")),
     ("cmdline", Whole),
     ("comm", Whole),
@@ -271,6 +271,7 @@ fn of_in(proc: &str, root: u32) -> Result<View, String> {
         for tid in numbers(&format!("{at}/task")) {
             look.task(&format!("{at}/task/{tid}"), &format!("{pid}/{tid}"))?;
         }
+        look.see(format!("{pid}/children/all"), children(&at));
     }
     Ok(look.view)
 }
@@ -352,6 +353,16 @@ fn field(at: &str, number: usize) -> String {
     stat_fields(at).and_then(|fields| fields.get(number).cloned()).unwrap_or_default()
 }
 
+/// All children of a process. By which of its threads each was born decides what __WNOTHREAD and PR_SET_PDEATHSIG
+/// mean, and their order whom of several that have ended wait(2) finds first: neither is restored in all cases.
+fn children(at: &str) -> String {
+    let of_thread = |tid: u32| text(&format!("{at}/task/{tid}/children"));
+    let all: String = numbers(&format!("{at}/task")).into_iter().map(of_thread).collect();
+    let mut all: Vec<&str> = all.split_whitespace().collect();
+    all.sort_unstable();
+    all.join(" ")
+}
+
 /// What has been seen so far.
 #[derive(Default)]
 struct Looker {
@@ -382,7 +393,11 @@ impl Looker {
         let owner = fs::metadata(at).map_or(String::new(), |of| format!("{} {}", of.uid(), of.gid()));
         self.see(format!("{key}/owner"), owner);
         self.descriptors(at, key);
-        self.mappings(at, key);
+        // Threads share their memory. What a dead leader had is seen by its threads.
+        let process = key.split_once('/').is_none();
+        if process || text(&format!("{at}/../../smaps")).is_empty() {
+            self.mappings(at, key);
+        }
         Ok(())
     }
 
@@ -480,14 +495,6 @@ impl Looker {
 /// "/autogroup-25 nice 0": the number is the kernel's.
 fn autogroup(text: &str) -> Vec<(String, String)> {
     text.trim().rsplit(' ').take(1).map(|nice| ("nice".to_owned(), nice.to_owned())).collect()
-}
-
-/// Their order is that of birth or adoption, which is not the same for orphans: it decides whom of several that
-/// have ended wait(2) finds first.
-fn children(text: &str) -> Vec<(String, String)> {
-    let mut all: Vec<&str> = text.split_whitespace().collect();
-    all.sort_unstable();
-    vec![("all".to_owned(), all.join(" "))]
 }
 
 /// But for what has been mounted to look at them.

@@ -13,6 +13,7 @@ use crate::program::{Program, Target, nothing_left, others, reap};
 use crate::{Outcome, view};
 
 const PIDS: Program = Program::C("pids");
+const FILES: Program = Program::C("files");
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "pids_of_five_clones", test: clones, programs: &[PIDS] },
@@ -22,6 +23,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "pids_after_a_veto", test: vetoed, programs: &[PIDS] },
     Case { name: "pids_process_1", test: process_1, programs: &[PIDS] },
     Case { name: "pids_outer_session", test: outer_session, programs: &[PIDS] },
+    Case { name: "pids_in_open_files", test: open_files, programs: &[FILES, PIDS] },
     Case { name: "pids_nested", test: nested, programs: &[PIDS] },
 ];
 
@@ -178,6 +180,27 @@ fn outer_session() -> Outcome {
         Restore::from(target.image()).pids(Pids::NewNamespace).outer_session(OuterSession::Inherit);
     ended(&target, inherited.run().map_err(|error| error.to_string())?, RIGHT)?;
     nothing_left()
+}
+
+/// Files of /proc are found by numbers that change where there is more than one namespace.
+fn open_files() -> Outcome {
+    let target = Target::start(FILES, &["proc"])?;
+    target.dump(AfterDump::Resume)?;
+    match Restore::from(target.image()).pids(Pids::NewNamespace).run() {
+        Ok(_) => return Err("it was restored".into()),
+        Err(error) => {
+            let text = error.to_string();
+            ensure(error.kind() == ErrorKind::Conflict && text.contains("files of /proc"), || text)?;
+        }
+    }
+    target.go()?;
+    target.verdict()?;
+    let target = Target::start_namespaced(PIDS, &["proc"])?;
+    let report = Checkpoint::of(target.pid).preflight().map_err(|error| error.to_string())?;
+    let named = report.refusals().iter().any(|refusal| refusal.to_string().contains("/proc"));
+    ensure(named && report.refusals().len() == 1, || format!("{:?}", report.refusals()))?;
+    target.go()?;
+    target.stolen_verdict()
 }
 
 fn nested() -> Outcome {
