@@ -23,7 +23,8 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "pids_after_a_veto", test: vetoed, programs: &[PIDS] },
     Case { name: "pids_process_1", test: process_1, programs: &[PIDS] },
     Case { name: "pids_outer_session", test: outer_session, programs: &[PIDS] },
-    Case { name: "pids_in_open_files", test: open_files, programs: &[FILES, PIDS] },
+    Case { name: "pids_in_open_files", test: open_files, programs: &[FILES] },
+    Case { name: "pids_in_open_files_inside", test: open_files_inside, programs: &[PIDS] },
     Case { name: "pids_nested", test: nested, programs: &[PIDS] },
 ];
 
@@ -194,7 +195,10 @@ fn open_files() -> Outcome {
         }
     }
     target.go()?;
-    target.verdict()?;
+    target.verdict()
+}
+
+fn open_files_inside() -> Outcome {
     let target = Target::start_namespaced(PIDS, &["proc"])?;
     let report = Checkpoint::of(target.pid).preflight().map_err(|error| error.to_string())?;
     let named = report.refusals().iter().any(|refusal| refusal.to_string().contains("/proc"));
