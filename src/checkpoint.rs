@@ -619,10 +619,7 @@ impl Described {
         described.records.put(Owner::IMAGE, &Processor::here())?;
         births::check(&tree, shares, report)?;
         shares.write(&mut described.records)?;
-        // By its number in somebody else's /proc nothing will be found again.
-        let of_our_proc = |process: &&Process| process.status.ns_pid.len() == 1;
-        let shown = frozen.processes.iter().filter(of_our_proc).map(|process| process.pid);
-        let mut files = Collector::new(shown, policy);
+        let mut files = Collector::new(frozen, &tree, policy);
         for process in borrowed {
             described.process(process, &mut files.ghosts, report).of(process.process.pid)?;
             for (tid, sharing) in shares.seats(process.process) {

@@ -240,6 +240,13 @@ impl Family {
         member.map(|member| member.pid).ok_or_else(no_root)
     }
 
+    /// What we call all tasks, by the numbers by which they know themselves.
+    pub(crate) fn pids(&self) -> BTreeMap<u32, Pid> {
+        let leaders = self.members.iter().map(|member| (member.number, member.pid));
+        let threads = self.members.iter().flat_map(|member| &member.threads);
+        leaders.chain(threads.map(|thread| (thread.number(), thread.tid()))).collect()
+    }
+
     /// Whoever has restored may ignore SIGCHLD, and what is ignored is inherited: then nobody could be waited for.
     pub(crate) fn mind_children(&self) -> Result<()> {
         let mut puppet = self.members.first().ok_or_else(no_root)?.puppet(0)?;

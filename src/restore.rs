@@ -1,6 +1,6 @@
 //! Restore: read, plan, build, release.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,7 +14,9 @@ use crate::family::{Family, Member, Released};
 use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
 use crate::proc::{read, stat};
-use crate::resource::fds::{Builder, Channel, External, FdTable, FileValidation, Finder, Inherited, Places};
+use crate::resource::fds::{
+    Builder, Channel, External, FdTable, FileOwner, FileValidation, Finder, Inherited, Places, Watches,
+};
 use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
 use crate::resource::tasks::births;
@@ -287,7 +289,7 @@ impl<'h> Restore<'h> {
         let building = Instant::now();
         // The calling thread is the parent; the tracer ends with this call.
         let seed = self.plant(&blueprint, &ready).in_phase(Phase::Build)?;
-        on_own_thread(|| self.build(&blueprint, ready, seed, (building, stats)))
+        on_own_thread(move || self.build(&blueprint, ready, seed, (building, stats)))
     }
 
     fn plant(&self, blueprint: &Blueprint, ready: &Ready<'_>) -> Result<Seed> {
@@ -313,13 +315,11 @@ impl<'h> Restore<'h> {
     fn build(
         &mut self,
         blueprint: &Blueprint,
-        mut ready: Ready<'_>,
+        ready: Ready<'_>,
         seed: Seed,
         (started, mut stats): (Instant, RestoreStats),
     ) -> Result<Restored> {
-        let family = ready.build(blueprint, seed).in_phase(Phase::Build)?;
-        // What only we have open must not be there any more when they run: an end of a pipe, for one.
-        drop(ready);
+        let (family, files) = ready.build(blueprint, seed).in_phase(Phase::Build)?;
         stats.building = started.elapsed();
         let root = family.pid_of(blueprint.root)?;
         let of_tree = |member: &&Member| blueprint.processes.contains_key(&member.number);
@@ -329,6 +329,9 @@ impl<'h> Restore<'h> {
         self.tell(Event::PreResume { root }).in_phase(Phase::Build)?;
 
         let built = Instant::now();
+        files.start(&blueprint.watches).in_phase(Phase::Release)?;
+        // What only we have open must not be there any more when they run: an end of a pipe, for one.
+        drop(files);
         let Released { pid, pidfd, init } = family.release(blueprint.root).in_phase(Phase::Release)?;
         stats.release = built.elapsed();
         // The tree runs: it is too late for a veto.
@@ -383,6 +386,9 @@ struct Blueprint {
     plan: Plan,
     processes: BTreeMap<u32, ProcessPlan>,
     shared: SharedPlan,
+    /// By the open file description of the epoll instance.
+    watches: BTreeMap<u32, Watches>,
+    file_owners: Vec<FileOwner>,
     workshop: Workshop,
     channel_number: i32,
 }
@@ -413,9 +419,14 @@ impl Blueprint {
         let spaces = || processes.values().filter_map(|process: &ProcessPlan| process.space.as_ref());
         let workshop = Workshop::find(spaces(), shared.len)?;
         spaces().try_for_each(|space| shared.check(space, &workshop))?;
-        let seats = processes.values().flat_map(|process: &ProcessPlan| process.seats.values());
-        let channel_number = lowest_unused(seats.filter_map(|seat| seat.table.as_ref()));
-        Ok(Self { tree, root, plan, processes, shared, workshop, channel_number })
+        let seats = processes.values().flat_map(|process: &ProcessPlan| &process.seats);
+        let tables: BTreeMap<u32, &FdTable> =
+            seats.filter_map(|(number, seat)| Some((*number, seat.table.as_ref()?))).collect();
+        let slot = |table: u32, fd| tables.get(&table)?.slot(fd).map(|slot| slot.description);
+        let watches = Watches::load(image, slot)?;
+        let file_owners = FileOwner::load(image, &tree, slot)?;
+        let channel_number = lowest_unused(tables.values(), &watches);
+        Ok(Self { tree, root, plan, processes, shared, watches, file_owners, workshop, channel_number })
     }
 }
 
@@ -451,9 +462,9 @@ impl Blueprint {
 }
 
 /// A number that no process uses, so that the way in does not stand in the way.
-fn lowest_unused<'t>(tables: impl Iterator<Item = &'t FdTable>) -> i32 {
-    let used: std::collections::BTreeSet<i32> =
-        tables.flat_map(|table| table.slots.iter().map(|slot| slot.fd)).collect();
+fn lowest_unused<'t>(tables: impl Iterator<Item = &'t &'t FdTable>, watches: &BTreeMap<u32, Watches>) -> i32 {
+    let open = tables.flat_map(|table| table.slots.iter().map(|slot| slot.fd));
+    let used: BTreeSet<i32> = open.chain(watches.values().flat_map(Watches::numbers)).collect();
     (0..i32::MAX).find(|number| !used.contains(number)).unwrap_or(0)
 }
 
@@ -577,18 +588,16 @@ impl<'i> Ready<'i> {
             let places = process.seats.values().filter_map(|seat| seat.places.as_ref());
             opened.open_all(of_memory.chain(places.flat_map(Places::needs)), &finder).of(Pid::from(*pid))?;
         }
-        let mut files = Builder::new(image, finder, inherited);
+        let tasks = blueprint.tree.numbers().collect();
+        let mut files = Builder::new(image, finder, inherited, tasks);
+        files.renumbered = !matches!(options.pids, Pids::Original);
         files.make_all()?;
-        if files.needs_tasks() && !matches!(options.pids, Pids::Original) {
-            let reason =
-                "it has files of /proc open, which were found by the numbers that it had for everybody";
-            return Err(Error::new(ErrorKind::Conflict, reason).with_hint("restore it with Pids::Original"));
-        }
         let channel = Channel::new(blueprint.channel_number)?;
         Ok(Self { image, opened, files, channel, outer_group })
     }
 
-    fn build(&mut self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
+    /// Builds everything, and closes what was open for that. The descriptions remain: some have yet to be started.
+    fn build(mut self, blueprint: &Blueprint, seed: Seed) -> Result<(Family, Builder<'i>)> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
         let needs_init = blueprint.tree.root()?.pid != blueprint.root;
@@ -604,12 +613,16 @@ impl<'i> Ready<'i> {
             }
         }
         self.files.finder.finish_mapped()?;
-        self.files.make_of_tasks()?;
+        for member in family.members_mut() {
+            if let Some(process) = blueprint.processes.get(&member.number) {
+                build_threads(member, process).of(member.pid)?;
+            }
+        }
+        self.files.make_of_tasks(family.pids())?;
         // Fd tables are needed empty until those who share them have all their mappings and places.
         for member in family.members_mut() {
             if let Some(process) = blueprint.processes.get(&member.number) {
-                self.build_tables(member, process).of(member.pid)?;
-                self.build_process(member, process).of(member.pid)?;
+                self.build_files(member, process, blueprint).of(member.pid)?;
             }
         }
         // Before signal actions are set, which takes away what the parents were told by these.
@@ -624,6 +637,11 @@ impl<'i> Ready<'i> {
                 if let Some(process) = blueprint.processes.get(&member.number) {
                     run_stage(member, process, stage).of(member.pid)?;
                 }
+            }
+        }
+        for member in family.members() {
+            if let Some(process) = blueprint.processes.get(&member.number) {
+                set_file_owners(member, process, blueprint).of(member.pid)?;
             }
         }
         let mut registers = BTreeMap::new();
@@ -641,7 +659,7 @@ impl<'i> Ready<'i> {
         if needs_init {
             family.start_init(&blueprint.workshop, blueprint.root)?;
         }
-        Ok(family)
+        Ok((family, self.files))
     }
 
     fn build_memory(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
@@ -671,40 +689,66 @@ impl<'i> Ready<'i> {
         Ok(())
     }
 
-    fn build_tables(&self, member: &Member, process: &ProcessPlan) -> Result<()> {
+    fn build_files(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
         for (number, seat) in &process.seats {
             let Some(table) = &seat.table else { continue };
             let mut puppet = member.puppet_of(*number)?;
             let scratch = puppet.scratch();
+            let new_batch = || Batch::new(scratch);
             table.install(
                 &self.channel,
                 |number| self.files.description(number),
-                |batch| puppet.run(batch)?.check(),
-                || Batch::new(scratch),
+                |batch| puppet.run(batch)?.check().hint("RLIMIT_NOFILE limits how high descriptors can be"),
+                new_batch,
             )?;
+            for watches in blueprint.watches.values().filter(|one| one.table() == *number) {
+                watches.connect(&mut puppet, table, &self.files, &self.channel)?;
+            }
             let mut batch = puppet.batch();
             batch.call(sys::close, &[self.channel.number() as u64]);
             puppet.run(batch)?.check()?;
+            table.take_locks(|batch| puppet.run(batch)?.check(), new_batch)?;
         }
         Ok(())
     }
+}
 
-    fn build_process(&self, member: &mut Member, process: &ProcessPlan) -> Result<()> {
-        {
-            let mut puppet = member.puppet(0)?;
-            let mut batch = puppet.batch();
-            // From here on PTRACE_O_EXITKILL alone looks after orphans; the signal would outlast the release.
-            batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
-            if let Some((leader, _)) = &process.dead_leader {
-                let name = batch.input(&[&leader.name[..], b"\0"].concat());
-                batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
-            }
-            puppet.run(batch)?.check()?;
+/// Makes the threads of a process, before it has any files: some files are of threads.
+fn build_threads(member: &mut Member, process: &ProcessPlan) -> Result<()> {
+    {
+        let mut puppet = member.puppet(0)?;
+        let mut batch = puppet.batch();
+        // From here on PTRACE_O_EXITKILL alone looks after orphans; the signal would outlast the release.
+        batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
+        if let Some((leader, _)) = &process.dead_leader {
+            let name = batch.input(&[&leader.name[..], b"\0"].concat());
+            batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
         }
-        let there: Vec<u32> = member.threads.iter().map(|thread| thread.number()).collect();
-        let others = process.threads.keys().copied().filter(|tid| !there.contains(tid));
-        member.make_threads(&others.collect::<Vec<_>>())
+        puppet.run(batch)?.check()?;
     }
+    let there: Vec<u32> = member.threads.iter().map(|thread| thread.number()).collect();
+    let others = process.threads.keys().copied().filter(|tid| !there.contains(tid));
+    member.make_threads(&others.collect::<Vec<_>>())
+}
+
+/// Says who gets signals about its files: as the user that it is by now.
+fn set_file_owners(member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
+    for number in process.seats.keys() {
+        let mut owners = blueprint.file_owners.iter().filter(|one| one.table() == *number).peekable();
+        if owners.peek().is_none() {
+            continue;
+        }
+        let mut puppet = member.puppet_of(*number)?;
+        let mut batch = puppet.batch();
+        for owner in owners {
+            owner.set(&mut batch);
+            if batch.is_nearly_full() {
+                puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
+            }
+        }
+        puppet.run(batch)?.check()?;
+    }
+    Ok(())
 }
 
 /// Which group the root joins, when it is one from outside.

@@ -53,8 +53,7 @@ pub(crate) struct Line {
 }
 
 impl FdInfo {
-    /// The value of the first line with this key. The kinds so far need none.
-    #[cfg(test)]
+    /// The value of the first line with this key.
     pub(crate) fn get(&self, key: &str) -> Option<&[u8]> {
         self.lines.iter().find(|line| line.key == key.as_bytes()).map(|line| &*line.value)
     }

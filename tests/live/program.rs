@@ -377,7 +377,7 @@ impl Target {
         self.until("over", || self.file("result").is_some())?;
         let exit = self.restored.take().map(Restored::wait).transpose().map_err(|error| error.to_string())?;
         match (self.file("result").as_deref(), exit) {
-            (Some("ok\n"), Some(Exit::Code(0))) => {}
+            (Some("ok\n"), None | Some(Exit::Code(0))) => {}
             (other, exit) => return Err(format!("it ended by {exit:?}, saying {other:?}{}", self.log())),
         }
         drop(self.warden.take());

@@ -192,11 +192,24 @@ const SMAPS: &[(&str, &str)] = &[
     ("THPeligible", "follows from size, alignment and flags"),
 ];
 
+/// Lines of fdinfo that may differ.
+const FDINFO: &[(&str, &str)] = &[
+    ("eventfd-id", "the kernel counts them"),
+    ("it_value", "time goes on"),
+    ("ticks", "as it_value; what is unread is checked by the subjects"),
+];
+
 /// Lines of fdinfo that may differ, of files without a name.
-const FDINFO: &[(&str, &str)] = &[(
+const NAMELESS: &[(&str, &str)] = &[(
     "ino",
     "a new object is a new inode, and so is a deleted file that was made again (perhaps by another name)",
 )];
+
+/// What an epoll instance watches may be a new pipe.
+fn without_inodes_of_targets(line: &str) -> String {
+    let end = line.find("ino:").filter(|_| line.starts_with("tfd:")).unwrap_or(line.len());
+    line[..end].to_owned()
+}
 
 fn excepted(exceptions: &[(&str, &str)], key: &str) -> bool {
     exceptions.iter().any(|(name, _)| *name == key)
@@ -427,16 +440,28 @@ impl Looker {
             let target = link(&format!("{at}/fd/{fd}"));
             let deleted = target.ends_with(" (deleted)") && !Path::new(&target).exists();
             let nameless = target.starts_with("pipe:") || deleted || target.starts_with("/proc/");
+            let nameless = nameless || target == "anon_inode:[pidfd]";
             let target = match deleted {
                 true => self.names.same(&format!("deleted {}", inode(&format!("{at}/fd/{fd}")))),
                 false if target.starts_with("pipe:") => self.names.same(&target),
                 false => target,
             };
             let info = text(&format!("{at}/fdinfo/{fd}"));
-            let new = |line: &&str| nameless && excepted(FDINFO, line.split(':').next().unwrap_or_default());
-            let info = info.lines().filter(|line| !new(line));
-            let info: Vec<_> =
-                info.map(|line| if line.starts_with("lock:") { lock(line) } else { line.into() }).collect();
+            let new = |line: &&str| {
+                let line = line.split(':').next().unwrap_or_default().trim();
+                excepted(FDINFO, line) || nameless && excepted(NAMELESS, line)
+            };
+            let mut info: Vec<String> = info
+                .lines()
+                .filter(|line| !new(line))
+                .map(
+                    |line| {
+                        if line.starts_with("lock:") { lock(line) } else { without_inodes_of_targets(line) }
+                    },
+                )
+                .collect();
+            // By address in the kernel.
+            info.sort_unstable();
             self.see(format!("{key}/fd/{fd}"), format!("{target} {}", info.join(" ").replace('\t', "")));
         }
     }

@@ -61,6 +61,10 @@ pub enum OuterPipes {
     External,
 }
 
+/// What can be done about a file that cannot be part of an image.
+pub(super) const HINT: &str =
+    "leave it out by Checkpoint::external(External::File(..)), and supply it by Restore::inherit()";
+
 /// A description that the caller supplies, by the path that it had.
 #[derive(Encode, Decode, Debug)]
 pub(crate) struct ExternalFile {

@@ -703,8 +703,7 @@ mod tests {
         file.write_all_at(&[1; 5000], 1 << 20).unwrap();
         std::fs::remove_file(scratch.path("file")).unwrap();
         let describe = |ghost_limit| {
-            let mut collector =
-                Collector::new(std::iter::empty(), &FilePolicy { ghost_limit, ..FilePolicy::default() });
+            let mut collector = Collector::of_policy(&FilePolicy { ghost_limit, ..FilePolicy::default() });
             collector.file(&probe(&file)).unwrap()
         };
         let refusal = describe(4999).unwrap_err();
@@ -717,7 +716,7 @@ mod tests {
     fn gone_with_its_directory_or_still_linked() {
         let scratch = Scratch::new();
         let describe = |file: &File| {
-            let mut collector = Collector::new(std::iter::empty(), &FilePolicy::default());
+            let mut collector = Collector::of_policy(&FilePolicy::default());
             collector.file(&probe(file)).unwrap()
         };
         std::fs::create_dir(scratch.path("dir")).unwrap();

@@ -137,6 +137,16 @@ impl FileRef {
         }
     }
 
+    /// Finds one that has a name, whatever it contains by now.
+    pub(super) fn find(&self) -> Result<OwnedFd> {
+        match self {
+            Self::Named(named) => named.open(OFlag::O_PATH, FileValidation::Type),
+            Self::Ghost(_) => {
+                Err(Error::new(ErrorKind::Image, "a file without a name").about(self.subject()))
+            }
+        }
+    }
+
     /// Is it the root directory, by its name?
     pub(crate) fn is_root(&self) -> bool {
         matches!(self, Self::Named(named) if *named.path == *b"/")

@@ -8,6 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, SFlag};
 use nix::unistd::pipe2;
 
+use super::external::HINT;
 use super::{
     Builder, Collector, Description, External, FileKind, FilePolicy, FileRef, Finder, OPEN_FLAGS, OuterPipes,
     Probe,
@@ -15,6 +16,7 @@ use super::{
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::image::{Bytes, Decode, Encode, Owner, Record, Tag};
 use crate::sys::PAGE;
+use crate::sys::file::readable_bytes;
 
 /// One open end.
 #[derive(Encode, Decode, Debug)]
@@ -134,8 +136,7 @@ impl FileKind for PipeEnd {
         // Only a fifo can be opened for reading while nobody writes.
         let quiet = reads && seen.pipe.source != Source::Nameless && !events.contains(PollFlags::POLLHUP);
         let fresh = quiet && is_at_its_end(probe)?;
-        seen.doubtful |=
-            quiet && !fresh && crate::sys::readable_bytes(&probe.file).call("ioctl(FIONREAD)")? > 0;
+        seen.doubtful |= quiet && !fresh && readable_bytes(probe.file.as_fd()).call("ioctl(FIONREAD)")? > 0;
         seen.readers |= access != OFlag::O_WRONLY;
         seen.writers |= !reads;
         seen.no_writers |= fresh || reads && events.contains(PollFlags::POLLHUP);
@@ -194,7 +195,7 @@ fn look(probe: &Probe, number: u32, source: Source) -> Result<std::result::Resul
     let outside = probe
         .refusal("the other end of this pipe is outside the tree")
         .hint(match source {
-            Source::Fifo(_) => "leave it out by Checkpoint::external(External::File(..)), and supply it by Restore::inherit()",
+            Source::Fifo(_) => HINT,
             _ => {
                 "leave it out by Checkpoint::external(External::Pipe(..)) or Checkpoint::outer_pipes(), and supply it by \
                  Restore::inherit(); or redirect the target's standard streams to files"
@@ -261,7 +262,7 @@ impl Copied {
     }
 
     fn left(&self) -> Result<usize> {
-        crate::sys::readable_bytes(&self.reader).call("ioctl(FIONREAD)")
+        readable_bytes(self.reader.as_fd()).call("ioctl(FIONREAD)")
     }
 
     /// One read(2): a packet at most.
@@ -340,7 +341,7 @@ impl Pipe {
             }
             Source::Fifo(ref file) => {
                 let both = finder.open(file, OFlag::O_RDWR | OFlag::O_NONBLOCK)?;
-                if crate::sys::readable_bytes(&both).call("ioctl(FIONREAD)")? > 0 {
+                if readable_bytes(both.as_fd()).call("ioctl(FIONREAD)")? > 0 {
                     let reason = "somebody has written to this fifo meanwhile";
                     return Err(Error::new(ErrorKind::Conflict, reason).about(file.subject()));
                 }

@@ -11,15 +11,15 @@ use nix::unistd::{Whence, lseek};
 use super::path::TMPFILE;
 use super::{Builder, Collector, Description, FileKind, FileRef, OPEN_FLAGS, Probe};
 use crate::Pid;
-use crate::error::{Context, NameCall, Refusal, Result};
+use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result};
 use crate::image::{Decode, Encode, Record, Tag};
 
 #[derive(Encode, Decode, Debug)]
 pub(crate) struct Regular {
     file: FileRef,
     position: i64,
-    /// It is what /proc shows of a process of the tree.
-    of_process: bool,
+    /// It is what /proc shows of a task of the tree.
+    of_task: bool,
 }
 
 impl Record for Regular {
@@ -35,21 +35,28 @@ impl FileKind for Regular {
     }
 
     fn describe(probe: &Probe, collector: &mut Collector) -> Result<std::result::Result<Self, Refusal>> {
-        let of_process = match whose(probe)? {
-            None => false,
-            Some(pid) if collector.is_of_tree(pid) => true,
-            Some(_) => {
-                return Ok(Err(probe
-                    .refusal("what /proc shows of a thread or of a process outside the tree is not supported")
-                    .hint("only files of /proc/PID, of processes of the tree, can be opened again")));
-            }
-        };
+        let tasks = shown_tasks(probe)?;
+        // In a /proc that is not the tree's own it would not be found again by its number.
+        if !tasks.iter().all(|task| collector.task(*task) == Some(task.get())) {
+            return Ok(Err(probe.refusal("what /proc shows of a task that is not part of the tree")));
+        }
+        let of_task = !tasks.is_empty();
         let position = probe.fdinfo()?.pos;
-        Ok(collector.file(probe)?.map(|file| Self { file, position, of_process }))
+        Ok(collector.file(probe)?.map(|file| Self { file, position, of_task }))
     }
 
     fn is_of_tasks(&self) -> bool {
-        self.of_process
+        self.of_task
+    }
+
+    fn check(&self, builder: &Builder<'_>) -> Result<()> {
+        if !self.of_task || !builder.renumbered {
+            return Ok(());
+        }
+        let reason =
+            "it is one of the files of /proc that are found by the numbers that tasks had for everybody";
+        let error = Error::new(ErrorKind::Conflict, reason).about(self.file.subject());
+        Err(error.with_hint("restore it with Pids::Original"))
     }
 
     fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd> {
@@ -66,24 +73,39 @@ impl FileKind for Regular {
     }
 }
 
-/// The process that a file of /proc tells of. Of a thread's files it is a process that does not exist.
-fn whose(probe: &Probe) -> Result<Option<Pid>> {
+/// The process (and the thread) that a file of /proc tells of.
+fn shown_tasks(probe: &Probe) -> Result<Vec<Pid>> {
     if fstatfs(&probe.file).call("fstatfs")?.filesystem_type() != PROC_SUPER_MAGIC {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    Ok(owner_of(&probe.name))
+    Ok(named_tasks(&probe.name))
 }
 
-fn owner_of(name: &[u8]) -> Option<Pid> {
-    const NOBODY: u32 = u32::MAX;
-    let mut parts = name.split(|byte| *byte == b'/').skip_while(|part| part.is_empty());
-    // Where another /proc is mounted, any number may be a process.
-    let (mount, first) = (parts.next()?, parts.next());
-    let number = |part: &[u8]| std::str::from_utf8(part).ok()?.parse::<u32>().ok();
-    if mount != b"proc" {
-        return Some(Pid::from(NOBODY));
+fn named_tasks(name: &[u8]) -> Vec<Pid> {
+    let number = |part: &&[u8]| Some(Pid::from(std::str::from_utf8(part).ok()?.parse::<u32>().ok()?));
+    let parts: Vec<&[u8]> = name.split(|byte| *byte == b'/').collect();
+    match parts.as_slice() {
+        [b"", b"proc", pid, b"task", tid, ..] => [pid, tid].into_iter().filter_map(number).collect(),
+        [b"", b"proc", pid, ..] => number(pid).into_iter().collect(),
+        [b"", b"proc"] => Vec::new(),
+        // Where another /proc is mounted, any number may be a task.
+        _ => vec![Pid::from(u32::MAX)],
     }
-    let pid = number(first?)?;
-    let of_thread = parts.next() == Some(b"task") && parts.next().is_some();
-    Some(Pid::from(if of_thread { NOBODY } else { pid }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_in_names() {
+        let tasks = |name: &str| named_tasks(name.as_bytes()).iter().map(|pid| pid.get()).collect::<Vec<_>>();
+        assert_eq!(tasks("/proc/12/stat"), [12]);
+        assert_eq!(tasks("/proc/12"), [12]);
+        assert_eq!(tasks("/proc/12/task"), [12]);
+        assert_eq!(tasks("/proc/12/task/13/stat"), [12, 13]);
+        assert_eq!(tasks("/proc/sys/kernel/12"), []);
+        assert_eq!(tasks("/proc"), []);
+        assert_eq!(tasks("/host/proc/12/stat"), [u32::MAX]);
+    }
 }

@@ -64,7 +64,7 @@ impl Drop for Scratch {
 /// Makes all files of an image.
 pub(super) fn make(image: &Image) -> Result<()> {
     let finder = Finder::new(image, FileValidation::Size)?;
-    Builder::new(image, finder, Inherited::default()).make_all()
+    Builder::new(image, finder, Inherited::default(), Default::default()).make_all()
 }
 
 pub(super) fn refused(image: &Image, kind: ErrorKind) -> String {

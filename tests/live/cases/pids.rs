@@ -204,7 +204,7 @@ fn open_files_inside() -> Outcome {
     let named = report.refusals().iter().any(|refusal| refusal.to_string().contains("/proc"));
     ensure(named && report.refusals().len() == 1, || format!("{:?}", report.refusals()))?;
     target.go()?;
-    target.stolen_verdict()
+    target.verdict()
 }
 
 fn nested() -> Outcome {
