@@ -13,7 +13,7 @@ use super::{
 };
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
-use crate::freeze::Process;
+use crate::freeze::{Frozen, Process};
 use crate::image::{Decode, Encode, Owner, Record, Records, Tag};
 use crate::proc::{fdinfo, nameless, read};
 use crate::resource::Report;
@@ -69,9 +69,9 @@ pub(crate) struct Collector {
     sorted: BTreeMap<Key, Vec<u32>>,
     /// The descriptions of all slots.
     slots: BTreeMap<(Pid, RawFd), u32>,
-    /// The numbers of the tree's tasks, and of those of its groups that are its own.
-    tasks: BTreeSet<Pid>,
-    groups: BTreeSet<u32>,
+    /// The tree's tasks, and those of its groups that are its own: by their numbers here, with those that it knows.
+    tasks: BTreeMap<Pid, u32>,
+    groups: BTreeMap<u32, u32>,
     /// By device and inode.
     pub(super) pipes: BTreeMap<(u64, u64), pipe::Seen>,
     pub(super) epolls: Vec<epoll::Seen>,
@@ -101,12 +101,21 @@ impl Default for FilePolicy {
 }
 
 impl Collector {
-    pub(crate) fn new(tree: &Tree, policy: &FilePolicy) -> Self {
-        let tasks: BTreeSet<Pid> = tree.numbers().collect();
+    pub(crate) fn new(frozen: &Frozen, tree: &Tree, policy: &FilePolicy) -> Self {
+        let living = frozen.processes.iter().map(|process| (process.pid, process.number));
+        let dead = frozen.zombies.iter().map(|zombie| (zombie.pid, zombie.number));
+        let threads = frozen.processes.iter().flat_map(|process| &process.threads);
+        let threads = threads.map(|thread| (thread.tid(), thread.tracee.number()));
+        let tasks = living.chain(dead).chain(threads).collect();
         // One that the tree cannot be restored with is refused elsewhere.
         let outer = tree.plan().ok().and_then(|plan| plan.outer_group);
-        let groups = tree.processes.iter().map(|process| process.group);
-        let groups = groups.filter(|group| Some(*group) != outer).collect();
+        let living = frozen.processes.iter().map(|process| (&process.stat, &process.status));
+        let dead = frozen.zombies.iter().map(|zombie| (&zombie.stat, &zombie.status));
+        let groups = living.chain(dead).filter_map(|(stat, status)| {
+            let own = status.ns_pgid.last().copied().filter(|group| Some(*group) != outer)?;
+            Some((u32::try_from(stat.pgrp).ok()?, own))
+        });
+        let groups = groups.collect();
         Self { tasks, groups, ..Self::of_policy(policy) }
     }
 
@@ -121,12 +130,14 @@ impl Collector {
         Ok(file.map_err(|reason| reason.refusal(probe.pid, probe.subject())))
     }
 
-    pub(super) fn has_task(&self, pid: Pid) -> bool {
-        self.tasks.contains(&pid)
+    /// The number by which a task of the tree knows itself.
+    pub(super) fn task(&self, pid: Pid) -> Option<u32> {
+        self.tasks.get(&pid).copied()
     }
 
-    pub(super) fn has_group(&self, group: u32) -> bool {
-        self.groups.contains(&group)
+    /// The same of a group.
+    pub(super) fn group(&self, group: u32) -> Option<u32> {
+        self.groups.get(&group).copied()
     }
 
     /// Describes the table that a thread of a process has, and those of its descriptions that are new.
