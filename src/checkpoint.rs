@@ -1,5 +1,6 @@
 //! Checkpoint: freeze, collect, describe, write; then let go.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use crate::hooks::{Event, Hooks, Progress, vetoed};
 use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
 use crate::proc::smaps::Mapping;
 use crate::resource::fds::{Collector, FilePolicy, Ghosts, Places};
-use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
+use crate::resource::memory::{self, AddressSpace, Kin, PageWriter, Relatives, SharedObjects};
 use crate::resource::signals::pending;
 use crate::resource::tasks::blocked::{self, Blocked};
 use crate::resource::tasks::cgroup::Membership;
@@ -285,7 +286,7 @@ impl<'h> Checkpoint<'h> {
         dir: &Path,
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
-        let Described { mut records, spaces, shared, ghosts, sleeps } = described;
+        let Described { mut records, spaces, shared, ghosts, sleeps, kin } = described;
         let mut image = ImageWriter::create(dir)?.durability(self.durability);
         let started = Instant::now();
         let hooks = &mut self.hooks;
@@ -294,9 +295,19 @@ impl<'h> Checkpoint<'h> {
             None => Ok(()),
         };
         let mut pages = PageWriter::new(self.writers.get(), &mut progress);
+        let mut written: BTreeMap<u32, (Pid, AddressSpace)> = BTreeMap::new();
         for (mut space, process) in spaces.into_iter().zip(borrowed) {
-            process.write_pages(&mut space, &mut pages, &mut image).of(process.process.pid)?;
-            records.put(Owner(process.process.pid.get()), &space)?;
+            let pid = process.process.pid;
+            let from = kin.get(&pid.get());
+            let relatives = match kin.values().any(|parent| *parent == pid.get()) || from.is_some() {
+                true => Relatives::Some(
+                    from.and_then(|from| written.get(from)).map(|(pid, space)| Kin { pid: *pid, space }),
+                ),
+                false => Relatives::None,
+            };
+            process.write_pages(&mut space, relatives, &mut pages, &mut image).of(pid)?;
+            records.put(Owner(pid.get()), &space)?;
+            written.insert(pid.get(), (process.process.speaker(), space));
         }
         shared.write(Memory::open, &mut pages, &mut image, &mut records)?;
         ghosts.write(&mut pages, &mut image, &mut records)?;
@@ -404,6 +415,7 @@ impl<'f> Borrowed<'f> {
     fn write_pages(
         &self,
         space: &mut AddressSpace,
+        relatives: Relatives<'_>,
         pages: &mut PageWriter<'_>,
         image: &mut ImageWriter,
     ) -> Result<()> {
@@ -417,7 +429,7 @@ impl<'f> Borrowed<'f> {
             None => Err(Error::new(ErrorKind::Kernel, "it cannot be asked").of(pid)),
         };
         let inside = memory::inside::is_possible(self.process);
-        pages.write_private(space, pid, &self.memory, inside.then_some(&mut write), image)
+        pages.write_private(space, (pid, relatives), &self.memory, inside.then_some(&mut write), image)
     }
 
     fn leave_notes(&self, sleeps: &[(Pid, Blocked)]) {
@@ -503,6 +515,8 @@ struct Described {
     shared: SharedObjects,
     ghosts: Ghosts,
     sleeps: Vec<(Pid, Blocked)>,
+    /// Who may share pages with whom.
+    kin: BTreeMap<u32, u32>,
 }
 
 impl Described {
@@ -518,8 +532,10 @@ impl Described {
             shared: SharedObjects::new()?,
             ghosts: Ghosts::default(),
             sleeps: Vec::new(),
+            kin: BTreeMap::new(),
         };
         let tree = Tree::describe(frozen, report);
+        described.kin = tree.plan().map(|plan| plan.kin(&tree)).unwrap_or_default();
         described.records.put(Owner::IMAGE, &tree)?;
         described.records.put(Owner::IMAGE, &Processor::here())?;
         let sharing = sharing::describe(frozen, &tree, report)?;

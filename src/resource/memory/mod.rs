@@ -4,6 +4,7 @@
 mod build;
 pub(crate) mod inside;
 mod keys;
+mod kin;
 mod layout;
 mod locks;
 mod pages;
@@ -30,6 +31,7 @@ use locks::FutureLocks;
 use policy::RangePolicy;
 
 pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared};
+pub(crate) use kin::{Kin, Relatives};
 pub(crate) use layout::Layout;
 pub(crate) use pages::{PageWriter, Run, Segments};
 pub(crate) use shared::{Origin, SharedObject, SharedObjects};

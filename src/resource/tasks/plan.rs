@@ -48,6 +48,29 @@ pub(crate) struct Plan {
     pub(crate) stand_ins: BTreeSet<u32>,
 }
 
+impl Plan {
+    /// From whom each process of the tree gets the memory that it begins with: from who bears it, past stand-ins,
+    /// which have no memory of their own.
+    pub(crate) fn kin(&self, tree: &Tree) -> BTreeMap<u32, u32> {
+        let living = tree.processes.iter().filter(|record| !record.threads().is_empty());
+        let living: BTreeSet<u32> = living.map(|record| record.pid).collect();
+        let mut kin: BTreeMap<Actor, u32> = BTreeMap::new();
+        for step in &self.steps {
+            let Step::Bear { parent, child } = *step else { continue };
+            let from = match parent {
+                Actor::Number(number) if living.contains(&number) => Some(number),
+                stand_in => kin.get(&stand_in).copied(),
+            };
+            from.map(|from| kin.insert(child, from));
+        }
+        let numbered = |(actor, from)| match actor {
+            Actor::Number(number) => Some((number, from)),
+            Actor::Nameless(_) => None,
+        };
+        kin.into_iter().filter_map(numbered).collect()
+    }
+}
+
 /// Plans a tree that [`Tree::plan`] has found to be one.
 pub(super) fn of<'t>(
     tree: &'t Tree,
