@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info_span};
 
 use crate::Pid;
+use crate::arch::RegsExt;
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Refusal, Result};
 use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
@@ -27,7 +28,7 @@ use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::sharing::{Kind, Shares};
 use crate::resource::tasks::{mempolicy, rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
-use crate::tracee::{Batch, Memory, Puppet, Saved, Scratch, Springboard, sys};
+use crate::tracee::{Batch, Home, Memory, Puppet, Saved, Scratch, Springboard, sys};
 
 /// What becomes of the target when its image is complete.
 ///
@@ -220,7 +221,7 @@ impl<'h> Checkpoint<'h> {
     /// When the tree cannot be frozen or looked at.
     pub fn preflight(self) -> Result<Preflight> {
         on_own_thread(move || {
-            let frozen = freeze(self.root, self.time_limit).in_phase(Phase::Freeze)?;
+            let frozen = freeze_program(self.root, self.time_limit).in_phase(Phase::Freeze)?;
             let mut report = Report::default();
             let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
             let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
@@ -238,7 +239,7 @@ impl<'h> Checkpoint<'h> {
         self.tell(Event::PreDump { root }).in_phase(Phase::Freeze)?;
         sleep_precisely();
         let started = Instant::now();
-        let frozen = freeze(root, self.time_limit).in_phase(Phase::Freeze)?;
+        let frozen = freeze_program(root, self.time_limit).in_phase(Phase::Freeze)?;
         stats.freezing = started.elapsed();
         stats.tasks = frozen.processes.iter().map(|process| process.threads.len() as u64).sum();
         debug!(processes = frozen.processes.len(), tasks = stats.tasks, "frozen");
@@ -312,6 +313,34 @@ fn default_writers() -> NonZeroUsize {
 /// The default slack of 50 us would make every short sleep of the engine's thread that much longer.
 pub(crate) fn sleep_precisely() {
     let _ = nix::sys::prctl::set_timerslack(1);
+}
+
+/// Freezes the tree without the threads that a killed checkpoint has given it: they end when they are let go.
+fn freeze_program(root: Pid, limit: Duration) -> Result<Frozen> {
+    let started = Instant::now();
+    loop {
+        let frozen = freeze(root, limit.saturating_sub(started.elapsed()))?;
+        if !has_hands(&frozen)? {
+            return Ok(frozen);
+        }
+        drop(frozen);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn has_hands(frozen: &Frozen) -> Result<bool> {
+    let mut found = false;
+    for process in &frozen.processes {
+        for thread in process.threads.iter().skip(1) {
+            if Springboard::may_be_at(thread.tracee.regs()?.pc()) {
+                let memory = Memory::open(process.speaker())?;
+                let mappings = memory::mappings(process.speaker())?;
+                let Some(vdso) = memory::vdso(&mappings) else { continue };
+                found |= Springboard::bring_home(&thread.tracee, &memory, &vdso)? == Home::End;
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Ends the whole tree, children first: each parent, as its last call, waits for its dead children, so that
@@ -395,8 +424,7 @@ impl<'f> Borrowed<'f> {
             Some(sharer) => sharer.mappings.clone(),
             None => Arc::new(memory::mappings(process.speaker())?),
         };
-        let vdso = mappings.iter().find(|mapping| mapping.name == b"[vdso]");
-        let vdso = vdso.map(|mapping| mapping.start..mapping.end);
+        let vdso = memory::vdso(&mappings);
         for thread in &process.threads {
             if let Some(vdso) = &vdso {
                 Springboard::bring_home(&thread.tracee, &memory, vdso)?;
@@ -428,7 +456,8 @@ impl<'f> Borrowed<'f> {
     fn puppet<'p>(&'p self, thread: &'p Thread) -> Result<Option<Puppet<'p>>> {
         let Some(Tools { scratch, .. }) = self.tools.as_deref().copied() else { return Ok(None) };
         let saved = Saved::of(&thread.tracee)?;
-        Puppet::borrow(&thread.tracee, self.process.pid, &self.memory, scratch, &saved).map(Some)
+        let Process { pid, status, .. } = self.process;
+        Puppet::borrow(&thread.tracee, *pid, &self.memory, scratch, &saved, status.sig_cgt).map(Some)
     }
 
     fn write_pages(
@@ -650,8 +679,9 @@ impl Asked {
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
         let space = (speaks && borrowed.owns_memory).then(|| memory::ask(&mut batch));
+        let Process { pid, status, .. } = view.process;
         let mut puppet =
-            Puppet::borrow(view.tracee(), view.process.pid, &borrowed.memory, scratch, view.saved)?;
+            Puppet::borrow(view.tracee(), *pid, &borrowed.memory, scratch, view.saved, status.sig_cgt)?;
         let answers = puppet.run(batch)?;
         let refused = match space {
             Some(_) => mempolicy::of_mappings(&mut puppet, &borrowed.mappings)?,

@@ -15,7 +15,7 @@ use crate::resource::tasks::plan::{Actor, Birth, Plan, Step};
 use crate::resource::tasks::tree::{Life, ProcessRecord, Tree};
 use crate::sys::pidfd;
 use crate::sys::ptrace::{Resume, SigMask};
-use crate::tracee::{Blank, CloneArgs, Memory, Puppet, Scratch, Seed, Stop, StubFile, Tracee, sys};
+use crate::tracee::{Blank, CloneArgs, Ending, Memory, Puppet, Scratch, Seed, Stop, StubFile, Tracee, sys};
 
 /// One process that is being restored.
 pub(crate) struct Member {
@@ -26,11 +26,23 @@ pub(crate) struct Member {
     /// It has yet to be stopped, as job control does.
     pub(crate) to_be_stopped: bool,
     scratch: Scratch,
+    ending: Ending,
     /// It has already ended, as it had at the checkpoint.
     dead: bool,
 }
 
 impl Member {
+    fn new(threads: Vec<Tracee>, memory: Memory, scratch: Scratch) -> Result<Self> {
+        let pid = threads.first().ok_or_else(no_root)?.tid();
+        let ending = Ending::QUIET;
+        Ok(Self { pid, threads, memory, to_be_stopped: false, scratch, ending, dead: false })
+    }
+
+    /// From now on signals may be pending, none of which may be taken for the end of a batch.
+    pub(crate) fn expect_signals(&mut self) {
+        self.ending = Ending::STOP;
+    }
+
     pub(crate) fn leader(&self) -> Result<&Tracee> {
         self.threads.first().ok_or_else(|| Error::new(ErrorKind::TaskGone, "it has no thread").of(self.pid))
     }
@@ -41,7 +53,7 @@ impl Member {
             .threads
             .get(thread)
             .ok_or_else(|| Error::new(ErrorKind::TaskGone, "no such thread").of(self.pid))?;
-        Puppet::own(thread, self.pid, &self.memory, self.scratch)
+        Puppet::own(thread, self.pid, &self.memory, self.scratch, self.ending)
     }
 
     /// The same of the thread with this number.
@@ -124,7 +136,6 @@ impl Member {
         // A stop by any signal but SIGSTOP is ignored where nobody could continue it: it sleeps then.
         let mut regs = leader.regs()?;
         regs.enter_call(self.scratch.syscall(), sys::pause.number, [0; 6], 0);
-        leader.set_sigmask(SigMask(!(1 << (signal - 1))))?;
         {
             // What is made of the signal that ends a batch is up to us.
             let mut puppet = self.puppet(0)?;
@@ -133,6 +144,7 @@ impl Member {
             puppet.run(batch)?;
         }
         leader.set_regs(&regs)?;
+        leader.set_sigmask(SigMask(!(1 << (signal - 1))))?;
         let delivered =
             |signal| crate::sys::ptrace::deliver(leader.tid(), signal).call("ptrace(CONT)").of(leader.tid());
         delivered(signal)?;
@@ -155,7 +167,6 @@ impl Member {
                 leader.wait_step()?;
             }
         }
-        leader.set_sigmask(SigMask::ALL)?;
         for thread in self.threads.iter().skip(1) {
             thread.resume(Resume::Run)?;
             thread.wait_step()?;
@@ -206,14 +217,7 @@ impl Family {
         let mut family = Self { members: Vec::new(), nameless: BTreeMap::new(), pidfd: Some(pidfd), scratch };
         let memory = Memory::open(pid)?;
         memory.write(workshop.code(), arch::code())?;
-        family.members.push(Member {
-            pid,
-            threads: vec![tracee],
-            memory,
-            to_be_stopped: false,
-            scratch,
-            dead: false,
-        });
+        family.members.push(Member::new(vec![tracee], memory, scratch)?);
         suspended.map(|()| family)
     }
 
@@ -307,9 +311,8 @@ impl Family {
                 threads
             }
         };
-        let pid = threads.first().ok_or_else(no_root)?.tid();
-        let (memory, scratch) = (Memory::open(pid)?, self.scratch);
-        self.members.push(Member { pid, threads, memory, to_be_stopped: false, scratch, dead: false });
+        let memory = Memory::open(threads.first().ok_or_else(no_root)?.tid())?;
+        self.members.push(Member::new(threads, memory, self.scratch)?);
         Ok(())
     }
 

@@ -527,6 +527,9 @@ impl<'i> Ready<'i> {
         let stops: BTreeMap<u32, JobStop> = blueprint.processes.iter().filter_map(stop_of).collect();
         family.stop(&blueprint.tree, &stops)?;
         for stage in Stage::BATCHES {
+            if stage == Stage::Pending {
+                family.members_mut().for_each(Member::expect_signals);
+            }
             for member in family.members() {
                 if let Some(process) = blueprint.processes.get(&member.pid.get()) {
                     run_stage(member, process, stage).of(member.pid)?;

@@ -143,7 +143,8 @@ impl Collector {
     }
 }
 
-fn open_fds(pid: Pid) -> Result<Vec<RawFd>> {
+/// The descriptors that a task has open, in order.
+pub(crate) fn open_fds(pid: Pid) -> Result<Vec<RawFd>> {
     let path = format!("/proc/{pid}/fd");
     let entries = std::fs::read_dir(&path).call("open").about(|| Subject::Path(path.into()))?;
     let number = |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
