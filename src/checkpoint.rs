@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info_span};
 
 use crate::Pid;
+use crate::arch::RegsExt;
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Refusal, Result};
 use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
@@ -16,15 +19,16 @@ use crate::proc::smaps::Mapping;
 use crate::resource::fds::{Collector, FilePolicy, Ghosts, Places};
 use crate::resource::memory::{self, AddressSpace, Kin, PageWriter, Relatives, SharedObjects};
 use crate::resource::signals::pending;
+use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::{self, Blocked};
 use crate::resource::tasks::cgroup::Membership;
 use crate::resource::tasks::cpu::Processor;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::{self, JobStop};
-use crate::resource::tasks::sharing::{self, Sharing};
+use crate::resource::tasks::sharing::{Kind, Shares};
 use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
-use crate::tracee::{Answers, Batch, Memory, Puppet, Saved, Scratch, Springboard, sys};
+use crate::tracee::{Answers, Batch, Home, Memory, Puppet, Saved, Scratch, Springboard, sys};
 
 /// What becomes of the target when its image is complete.
 ///
@@ -226,10 +230,11 @@ impl<'h> Checkpoint<'h> {
     /// When the tree cannot be frozen or looked at.
     pub fn preflight(self) -> Result<Preflight> {
         on_own_thread(move || {
-            let frozen = freeze(self.root, self.time_limit).in_phase(Phase::Freeze)?;
+            let frozen = freeze_program(self.root, self.time_limit).in_phase(Phase::Freeze)?;
             let mut report = Report::default();
-            let borrowed = Borrowed::all(&frozen, &mut report).in_phase(Phase::Collect)?;
-            let described = Described::of(&frozen, &borrowed, &self.files, &mut report);
+            let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
+            let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
+            let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
             let described = described.in_phase(Phase::Describe);
             drop(borrowed);
             described.map(|_| Preflight(report.0))
@@ -244,16 +249,17 @@ impl<'h> Checkpoint<'h> {
         self.tell(Event::PreDump { root }).in_phase(Phase::Freeze)?;
         sleep_precisely();
         let started = Instant::now();
-        let frozen = freeze(root, self.time_limit).in_phase(Phase::Freeze)?;
+        let frozen = freeze_program(root, self.time_limit).in_phase(Phase::Freeze)?;
         stats.freezing = started.elapsed();
         stats.tasks = frozen.processes.iter().map(|process| process.threads.len() as u64).sum();
         debug!(processes = frozen.processes.len(), tasks = stats.tasks, "frozen");
         self.tell(Event::Frozen { root }).in_phase(Phase::Freeze)?;
 
         let mut report = Report::default();
-        let borrowed = Borrowed::all(&frozen, &mut report).in_phase(Phase::Collect)?;
+        let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
+        let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
         let described =
-            Described::of(&frozen, &borrowed, &self.files, &mut report).in_phase(Phase::Describe)?;
+            Described::of(&frozen, &borrowed, &shares, &self.files, &mut report).in_phase(Phase::Describe)?;
         if !report.0.is_empty() {
             return Err(Error::unsupported(report.0).in_phase(Phase::Describe));
         }
@@ -296,7 +302,8 @@ impl<'h> Checkpoint<'h> {
         };
         let mut pages = PageWriter::new(self.writers.get(), &mut progress);
         let mut written: BTreeMap<u32, (Pid, AddressSpace)> = BTreeMap::new();
-        for (mut space, process) in spaces.into_iter().zip(borrowed) {
+        let owners = borrowed.iter().filter(|process| process.owns_memory);
+        for (mut space, process) in spaces.into_iter().zip(owners) {
             let pid = process.process.pid;
             let from = kin.get(&pid.get());
             let relatives = match kin.values().any(|parent| *parent == pid.get()) || from.is_some() {
@@ -330,6 +337,34 @@ pub(crate) fn sleep_precisely() {
     let _ = nix::sys::prctl::set_timerslack(1);
 }
 
+/// Freezes the tree without the threads that a killed checkpoint has given it: they end when they are let go.
+fn freeze_program(root: Pid, limit: Duration) -> Result<Frozen> {
+    let started = Instant::now();
+    loop {
+        let frozen = freeze(root, limit.saturating_sub(started.elapsed()))?;
+        if !has_hands(&frozen)? {
+            return Ok(frozen);
+        }
+        drop(frozen);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn has_hands(frozen: &Frozen) -> Result<bool> {
+    let mut found = false;
+    for process in &frozen.processes {
+        for thread in process.threads.iter().skip(1) {
+            if Springboard::may_be_at(thread.tracee.regs()?.pc()) {
+                let memory = Memory::open(process.speaker())?;
+                let mappings = memory::mappings(process.speaker())?;
+                let Some(vdso) = memory::vdso(&mappings) else { continue };
+                found |= Springboard::bring_home(&thread.tracee, &memory, &vdso)? == Home::End;
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Ends the whole tree, children first: each parent, as its last call, waits for its dead children, so that
 /// no pid of the tree stays taken until whoever inherits them gets round to it.
 fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
@@ -351,31 +386,67 @@ pub(crate) fn on_own_thread<T: Send>(body: impl FnOnce() -> Result<T> + Send) ->
     })
 }
 
+/// What batches need in an address space; the processes that share it use them one at a time.
+#[derive(Clone, Copy)]
+struct Tools {
+    springboard: Springboard,
+    scratch: Scratch,
+}
+
+impl Tools {
+    fn install(speaker: &Thread, memory: &Memory, vdso: Range<u64>) -> Result<Self> {
+        let springboard = Springboard::install(memory, vdso)?;
+        match springboard.map_scratch(&speaker.tracee, memory) {
+            Ok(scratch) => Ok(Self { springboard, scratch }),
+            Err(error) => {
+                springboard.remove(memory)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn remove(self, speaker: &Thread, memory: &Memory) -> Result<()> {
+        self.springboard.unmap_scratch(&speaker.tracee, memory, self.scratch)?;
+        self.springboard.remove(memory)
+    }
+}
+
 /// A stopped process that executes system calls for us. Dropping it gives it back.
 struct Borrowed<'f> {
     process: &'f Process,
-    mappings: Vec<Mapping>,
+    /// Its memory is not described with another process that shares it.
+    owns_memory: bool,
+    mappings: Arc<Vec<Mapping>>,
     memory: Memory,
-    /// None for a process that cannot be asked.
-    tools: Option<(Springboard, Scratch)>,
+    /// None for a process that cannot be asked. The last of those who share them takes them away.
+    tools: Option<Arc<Tools>>,
     /// A blocked SIGCONT that our stops would discard.
     continues: Vec<crate::sys::ptrace::SigInfo>,
 }
 
 impl<'f> Borrowed<'f> {
-    fn all(frozen: &'f Frozen, report: &mut Report) -> Result<Vec<Self>> {
-        let borrow = |process: &'f Process| {
+    fn all(frozen: &'f Frozen, shares: &Shares, report: &mut Report) -> Result<Vec<Self>> {
+        let mut all: Vec<Self> = Vec::with_capacity(frozen.processes.len());
+        // Where those are whose memory others share.
+        let mut owners = BTreeMap::new();
+        for process in &frozen.processes {
             unsupported::check(process, report)?;
-            Self::borrow(process).of(process.pid)
-        };
-        frozen.processes.iter().map(borrow).collect()
+            let owner = shares.process(process.pid.get()).get(Kind::Memory);
+            let first = owners.get(&owner).and_then(|index: &usize| all.get(*index));
+            let borrowed = Self::borrow(process, first).of(process.pid)?;
+            owners.entry(owner).or_insert(all.len());
+            all.push(borrowed);
+        }
+        Ok(all)
     }
 
-    fn borrow(process: &'f Process) -> Result<Self> {
+    fn borrow(process: &'f Process, sharer: Option<&Self>) -> Result<Self> {
         let memory = Memory::open(process.speaker())?;
-        let mappings = memory::mappings(process.speaker())?;
-        let vdso = mappings.iter().find(|mapping| mapping.name == b"[vdso]");
-        let vdso = vdso.map(|mapping| mapping.start..mapping.end);
+        let mappings = match sharer {
+            Some(sharer) => sharer.mappings.clone(),
+            None => Arc::new(memory::mappings(process.speaker())?),
+        };
+        let vdso = memory::vdso(&mappings);
         for thread in &process.threads {
             if let Some(vdso) = &vdso {
                 Springboard::bring_home(&thread.tracee, &memory, vdso)?;
@@ -383,7 +454,9 @@ impl<'f> Borrowed<'f> {
             rseq::leave_critical_section(&thread.tracee, &memory)?;
             blocked::call_again(&thread.tracee, thread.sleeper, &memory)?;
         }
-        let mut borrowed = Self { process, mappings, memory, tools: None, continues: Vec::new() };
+        let owns_memory = sharer.is_none();
+        let mut borrowed =
+            Self { process, owns_memory, mappings, memory, tools: None, continues: Vec::new() };
         if unsupported::can_be_asked(process)
             && let Some(speaker) = process.threads.first()
         {
@@ -394,22 +467,19 @@ impl<'f> Borrowed<'f> {
                 )
             })?;
             borrowed.continues = pending::continues(speaker.tid())?;
-            let springboard = Springboard::install(&borrowed.memory, vdso)?;
-            match springboard.map_scratch(&speaker.tracee, &borrowed.memory) {
-                Ok(scratch) => borrowed.tools = Some((springboard, scratch)),
-                Err(error) => {
-                    springboard.remove(&borrowed.memory)?;
-                    return Err(error);
-                }
-            }
+            borrowed.tools = match sharer.and_then(|sharer| sharer.tools.clone()) {
+                Some(tools) => Some(tools),
+                None => Some(Arc::new(Tools::install(speaker, &borrowed.memory, vdso)?)),
+            };
         }
         Ok(borrowed)
     }
 
     fn puppet<'p>(&'p self, thread: &'p Thread) -> Result<Option<Puppet<'p>>> {
-        let Some((_, scratch)) = self.tools else { return Ok(None) };
+        let Some(Tools { scratch, .. }) = self.tools.as_deref().copied() else { return Ok(None) };
         let saved = Saved::of(&thread.tracee)?;
-        Puppet::borrow(&thread.tracee, self.process.pid, &self.memory, scratch, &saved).map(Some)
+        let Process { pid, status, .. } = self.process;
+        Puppet::borrow(&thread.tracee, *pid, &self.memory, scratch, &saved, status.sig_cgt).map(Some)
     }
 
     fn write_pages(
@@ -490,14 +560,15 @@ impl<'f> Borrowed<'f> {
     }
 
     fn take_tools_away(&mut self) -> Result<()> {
-        let (Some((springboard, scratch)), Some(speaker)) = (self.tools.take(), self.process.threads.first())
-        else {
+        let (Some(tools), Some(speaker)) = (self.tools.take(), self.process.threads.first()) else {
             return Ok(());
         };
-        let tools = (springboard, scratch);
-        pending::queue_continues(&self.continues, tools, self.process.pid, &speaker.tracee, &self.memory)?;
-        springboard.unmap_scratch(&speaker.tracee, &self.memory, scratch)?;
-        springboard.remove(&self.memory)
+        let Tools { springboard, scratch } = *tools;
+        let (pid, tracee) = (self.process.pid, &speaker.tracee);
+        let queued =
+            pending::queue_continues(&self.continues, (springboard, scratch), pid, tracee, &self.memory);
+        let last = Arc::into_inner(tools);
+        queued.and(last.map_or(Ok(()), |tools| tools.remove(speaker, &self.memory)))
     }
 }
 
@@ -523,6 +594,7 @@ impl Described {
     fn of(
         frozen: &Frozen,
         borrowed: &[Borrowed<'_>],
+        shares: &Shares,
         policy: &FilePolicy,
         report: &mut Report,
     ) -> Result<Self> {
@@ -535,16 +607,26 @@ impl Described {
             kin: BTreeMap::new(),
         };
         let tree = Tree::describe(frozen, report);
-        described.kin = tree.plan().map(|plan| plan.kin(&tree)).unwrap_or_default();
+        let kin = tree.plan().map(|plan| plan.kin(&tree)).unwrap_or_default();
+        let owner = |pid| shares.process(pid).get(Kind::Memory);
+        described.kin = kin.into_iter().map(|(child, parent)| (child, owner(parent))).collect();
         described.records.put(Owner::IMAGE, &tree)?;
         described.records.put(Owner::IMAGE, &Processor::here())?;
-        let sharing = sharing::describe(frozen, &tree, report)?;
+        births::check(&tree, shares, report)?;
+        shares.write(&mut described.records)?;
         let mut files = Collector::new(frozen.processes.iter().map(|process| process.pid), policy);
         for process in borrowed {
-            let shared = sharing.get(&process.process.pid.get()).copied().unwrap_or_default();
-            described.process(process, shared, &mut files.ghosts, report).of(process.process.pid)?;
-            if shared.files.is_none() {
-                files.table(process.process, report, &mut described.records)?;
+            described.process(process, &mut files.ghosts, report).of(process.process.pid)?;
+            for (tid, sharing) in shares.seats(process.process) {
+                let owner = process.process.owner_for(tid);
+                if sharing.get(Kind::Files) == owner.0 {
+                    files.table(process.process, tid, report, &mut described.records)?;
+                }
+                if sharing.get(Kind::Places) == owner.0
+                    && let Some(places) = Places::describe(process.process, tid, report)?
+                {
+                    described.records.put(owner, &places)?;
+                }
             }
             for (child, stop) in process.stops_of(frozen)? {
                 described.records.put(Owner(child.get()), &stop)?;
@@ -554,22 +636,8 @@ impl Described {
         Ok(described)
     }
 
-    fn process(
-        &mut self,
-        borrowed: &Borrowed<'_>,
-        shared: Sharing,
-        ghosts: &mut Ghosts,
-        report: &mut Report,
-    ) -> Result<()> {
+    fn process(&mut self, borrowed: &Borrowed<'_>, ghosts: &mut Ghosts, report: &mut Report) -> Result<()> {
         let process = borrowed.process;
-        if shared != Sharing::default() {
-            self.records.put(Owner(process.pid.get()), &shared)?;
-        }
-        if shared.places.is_none()
-            && let Some(places) = Places::describe(process, report)?
-        {
-            self.records.put(Owner(process.pid.get()), &places)?;
-        }
         self.records.put(Owner(process.pid.get()), &Membership::of(process.speaker())?)?;
         if let Some(leader) = DeadLeader::describe(process)? {
             self.records.put(Owner(process.pid.get()), &leader)?;
@@ -608,7 +676,7 @@ impl Described {
             Ok(None) => {}
             Err(error) => report.refuse(error.into_refusal()?),
         }
-        let Some((_, scratch)) = borrowed.tools else { return Ok(None) };
+        let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { return Ok(None) };
         // A timer that expires in between would be seen in neither place, or in both: look again.
         let mut asked = Asked::of(view, speaks, borrowed, scratch)?;
         for _ in 0..5 {
@@ -643,9 +711,10 @@ impl Asked {
         let wanted = STATES.iter().filter(|state| speaks || state.scope == Scope::Thread);
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
-        let mut space = speaks.then(|| memory::ask(&mut batch));
+        let mut space = (speaks && borrowed.owns_memory).then(|| memory::ask(&mut batch));
+        let Process { pid, status, .. } = view.process;
         let mut puppet =
-            Puppet::borrow(view.tracee(), view.process.pid, &borrowed.memory, scratch, view.saved)?;
+            Puppet::borrow(view.tracee(), *pid, &borrowed.memory, scratch, view.saved, status.sig_cgt)?;
         let answers = puppet.run(batch)?;
         space.iter_mut().try_for_each(|space| space.ask_of_each(&mut puppet, &borrowed.mappings))?;
         puppet.release()?;

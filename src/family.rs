@@ -11,12 +11,11 @@ use crate::proc::{read, stat};
 use crate::resource::fds::Channel;
 use crate::resource::memory::{AddressSpace, Backing, Made, Workshop};
 use crate::resource::tasks::job_stop::{self, JobStop};
-use crate::resource::tasks::plan::{Actor, Plan, Step};
-use crate::resource::tasks::sharing::Sharing;
+use crate::resource::tasks::plan::{Actor, Birth, Plan, Step};
 use crate::resource::tasks::tree::{Life, ProcessRecord, Tree};
 use crate::sys::pidfd;
 use crate::sys::ptrace::{Resume, SigMask};
-use crate::tracee::{Blank, CloneArgs, Memory, Puppet, Scratch, Seed, Stop, StubFile, Tracee, sys};
+use crate::tracee::{Blank, CloneArgs, Ending, Memory, Puppet, Scratch, Seed, Stop, StubFile, Tracee, sys};
 
 /// One process that is being restored.
 pub(crate) struct Member {
@@ -27,11 +26,23 @@ pub(crate) struct Member {
     /// It has yet to be stopped, as job control does.
     pub(crate) to_be_stopped: bool,
     scratch: Scratch,
+    ending: Ending,
     /// It has already ended, as it had at the checkpoint.
     dead: bool,
 }
 
 impl Member {
+    fn new(threads: Vec<Tracee>, memory: Memory, scratch: Scratch) -> Result<Self> {
+        let pid = threads.first().ok_or_else(no_root)?.tid();
+        let ending = Ending::QUIET;
+        Ok(Self { pid, threads, memory, to_be_stopped: false, scratch, ending, dead: false })
+    }
+
+    /// From now on signals may be pending, none of which may be taken for the end of a batch.
+    pub(crate) fn expect_signals(&mut self) {
+        self.ending = Ending::STOP;
+    }
+
     pub(crate) fn leader(&self) -> Result<&Tracee> {
         self.threads.first().ok_or_else(|| Error::new(ErrorKind::TaskGone, "it has no thread").of(self.pid))
     }
@@ -42,7 +53,13 @@ impl Member {
             .threads
             .get(thread)
             .ok_or_else(|| Error::new(ErrorKind::TaskGone, "no such thread").of(self.pid))?;
-        Puppet::own(thread, self.pid, &self.memory, self.scratch)
+        Puppet::own(thread, self.pid, &self.memory, self.scratch, self.ending)
+    }
+
+    /// The same of the thread with this number.
+    pub(crate) fn puppet_of(&self, tid: u32) -> Result<Puppet<'_>> {
+        let index = self.threads.iter().position(|thread| thread.tid().get() == tid);
+        self.puppet(index.unwrap_or(usize::MAX))
     }
 
     /// Makes its other threads, with their numbers.
@@ -55,15 +72,16 @@ impl Member {
             | libc::CLONE_THREAD
             | libc::CLONE_SYSVSEM;
         for some in tids.chunks(AT_ONCE) {
-            let born = self.clone(some, FLAGS as u64, 0)?;
+            let born = self.clone(0, some, FLAGS as u64, 0)?;
             self.threads.extend(born);
         }
         Ok(())
     }
 
-    /// Remote clone3(2), one for each number. The new tasks are stopped before their first instruction.
-    fn clone(&self, numbers: &[u32], flags: u64, exit_signal: u64) -> Result<Vec<Tracee>> {
-        let mut puppet = self.puppet(0)?;
+    /// Remote clone3(2) by one of its threads, for each number. The new tasks are stopped before their first
+    /// instruction.
+    fn clone(&self, thread: usize, numbers: &[u32], flags: u64, exit_signal: u64) -> Result<Vec<Tracee>> {
+        let mut puppet = self.puppet(thread)?;
         let mut batch = puppet.batch();
         let mut calls = Vec::new();
         for number in numbers {
@@ -118,7 +136,6 @@ impl Member {
         // A stop by any signal but SIGSTOP is ignored where nobody could continue it: it sleeps then.
         let mut regs = leader.regs()?;
         regs.enter_call(self.scratch.syscall(), sys::pause.number, [0; 6], 0);
-        leader.set_sigmask(SigMask(!(1 << (signal - 1))))?;
         {
             // What is made of the signal that ends a batch is up to us.
             let mut puppet = self.puppet(0)?;
@@ -127,6 +144,7 @@ impl Member {
             puppet.run(batch)?;
         }
         leader.set_regs(&regs)?;
+        leader.set_sigmask(SigMask(!(1 << (signal - 1))))?;
         let delivered =
             |signal| crate::sys::ptrace::deliver(leader.tid(), signal).call("ptrace(CONT)").of(leader.tid());
         delivered(signal)?;
@@ -149,7 +167,6 @@ impl Member {
                 leader.wait_step()?;
             }
         }
-        leader.set_sigmask(SigMask::ALL)?;
         for thread in self.threads.iter().skip(1) {
             thread.resume(Resume::Run)?;
             thread.wait_step()?;
@@ -208,14 +225,7 @@ impl Family {
         };
         let memory = Memory::open(pid)?;
         memory.write(workshop.code(), arch::code())?;
-        family.members.push(Member {
-            pid,
-            threads: vec![tracee],
-            memory,
-            to_be_stopped: false,
-            scratch,
-            dead: false,
-        });
+        family.members.push(Member::new(vec![tracee], memory, scratch)?);
         suspended.map(|()| family)
     }
 
@@ -235,13 +245,7 @@ impl Family {
     }
 
     /// Makes all processes of the tree, in their sessions and groups; the dead die.
-    pub(crate) fn grow(
-        &mut self,
-        tree: &Tree,
-        plan: &Plan,
-        sharing: &BTreeMap<u32, Sharing>,
-        outer_group: Option<u32>,
-    ) -> Result<()> {
+    pub(crate) fn grow(&mut self, tree: &Tree, plan: &Plan, outer_group: Option<u32>) -> Result<()> {
         let own = nix::unistd::getpgrp().as_raw() as u32;
         if let Some(group) = outer_group.filter(|group| *group != own) {
             // Before it has children, who are in it too.
@@ -251,7 +255,13 @@ impl Family {
         }
         for step in &plan.steps {
             match *step {
-                Step::Bear { parent, child } => self.bear(parent, child, tree, sharing)?,
+                Step::Bear { child, birth, .. } => self.bear(child, birth, tree)?,
+                Step::Spawn { process, tid, birth } => {
+                    let (member, thread) = self.task(birth.by)?;
+                    let born = member.clone(thread, &[tid], birth.flags, 0)?;
+                    self.member(process)?.threads.extend(born);
+                }
+                Step::Unshare(who, flags) => self.call(who, sys::unshare, &[flags]).map(drop)?,
                 Step::StartSession(who) => self.call(who, sys::setsid, &[]).map(drop)?,
                 Step::JoinGroup(who, group) => {
                     self.call(who, sys::setpgid, &[0, u64::from(group)]).map(drop)?;
@@ -284,51 +294,35 @@ impl Family {
         puppet.run(batch)?.get(call).of(member.pid)
     }
 
-    fn bear(
-        &mut self,
-        parent: Actor,
-        child: Actor,
-        tree: &Tree,
-        sharing: &BTreeMap<u32, Sharing>,
-    ) -> Result<()> {
-        let parent = self.number(parent)?;
+    /// The process of a task, and which of its threads that is.
+    fn task(&self, who: Actor) -> Result<(&Member, usize)> {
+        let tid = Pid::from(self.number(who)?);
+        let leads = self.members.iter().find(|member| member.pid == tid).map(|member| (member, 0));
+        let thread = |member: &Member| member.threads.iter().position(|thread| thread.tid() == tid);
+        let threads = || self.members.iter().find_map(|member| Some((member, thread(member)?)));
+        leads.or_else(threads).ok_or_else(no_root)
+    }
+
+    fn bear(&mut self, child: Actor, birth: Birth, tree: &Tree) -> Result<()> {
+        let (midwife, thread) = self.task(birth.by)?;
         let threads = match child {
             Actor::Number(number) => {
                 let record = tree.processes.iter().find(|record| record.pid == number);
-                // Nobody is told of the end of a stand-in.
-                let exit_signal = record.map_or(0, |record| record.exit_signal);
-                let of = |pid| (pid, sharing.get(&pid).copied().unwrap_or_default());
-                let flags = Sharing::clone_flags(of(number), of(parent)).ok_or_else(|| {
-                    Error::new(ErrorKind::Image, "it shares with somebody else than its parent")
-                        .of(Pid::from(number))
-                })?;
-                self.member(parent)?.clone(&[number], flags, u64::from(exit_signal))?
+                // Nobody is told of the end of a stand-in. A sibling's child gets the sibling's signal.
+                let signals = birth.flags & libc::CLONE_PARENT as u64 == 0;
+                let exit_signal = record.filter(|_| signals).map_or(0, |record| record.exit_signal);
+                midwife.clone(thread, &[number], birth.flags, u64::from(exit_signal))?
             }
             Actor::Nameless(index) => {
-                let threads = self.bear_nameless(parent, tree)?;
+                let threads = bear_nameless(midwife, thread, birth.flags, tree)?;
                 let number = threads.first().map_or(0, |thread| thread.tid().get());
                 self.nameless.insert(index, number);
                 threads
             }
         };
-        let pid = threads.first().ok_or_else(no_root)?.tid();
-        let (memory, scratch) = (Memory::open(pid)?, self.scratch);
-        self.members.push(Member { pid, threads, memory, to_be_stopped: false, scratch, dead: false });
+        let memory = Memory::open(threads.first().ok_or_else(no_root)?.tid())?;
+        self.members.push(Member::new(threads, memory, self.scratch)?);
         Ok(())
-    }
-
-    /// A child with a number that nobody else is going to need.
-    fn bear_nameless(&mut self, parent: u32, tree: &Tree) -> Result<Vec<Tracee>> {
-        let needed: BTreeSet<u32> = tree.numbers().map(Pid::get).collect();
-        let limit = crate::proc::read::pid_limit()?;
-        let unneeded = |number: &u32| !needed.contains(number);
-        for number in (limit / 2..limit).rev().filter(unneeded) {
-            match self.member(parent)?.clone(&[number], 0, 0) {
-                Err(error) if error.kind() == ErrorKind::Conflict => {}
-                born => return born,
-            }
-        }
-        Err(Error::new(ErrorKind::Conflict, "no pid is free"))
     }
 
     /// Ends a stand-in, and makes its parent wait for it.
@@ -404,6 +398,20 @@ impl Family {
         self.made.drain(..).for_each(Made::keep);
         self.pidfd.take().ok_or_else(no_root)
     }
+}
+
+/// A child with a number that nobody else is going to need.
+fn bear_nameless(midwife: &Member, thread: usize, flags: u64, tree: &Tree) -> Result<Vec<Tracee>> {
+    let needed: BTreeSet<u32> = tree.numbers().map(Pid::get).collect();
+    let limit = crate::proc::read::pid_limit()?;
+    let unneeded = |number: &u32| !needed.contains(number);
+    for number in (limit / 2..limit).rev().filter(unneeded) {
+        match midwife.clone(thread, &[number], flags, 0) {
+            Err(error) if error.kind() == ErrorKind::Conflict => {}
+            born => return born,
+        }
+    }
+    Err(Error::new(ErrorKind::Conflict, "no pid is free"))
 }
 
 fn no_root() -> Error {

@@ -17,6 +17,7 @@ use crate::proc::{read, stat};
 use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Finder, Places};
 use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
+use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::Blocked;
 use crate::resource::tasks::cgroup::{Cgroups, Membership};
 use crate::resource::tasks::cpu::{CpuCheck, Processor};
@@ -24,11 +25,11 @@ use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::JobStop;
 use crate::resource::tasks::plan::Plan;
 use crate::resource::tasks::registers::Registers;
-use crate::resource::tasks::sharing::Sharing;
+use crate::resource::tasks::sharing::{Kind, Shares, Sharing};
 use crate::resource::tasks::tree::{Life, Tree};
 use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
 use crate::sys::wait::Ended;
-use crate::tracee::{Batch, Seed, call_at, sys};
+use crate::tracee::{Batch, Seed, Tracee, call_at, sys};
 use crate::{Pid, sys as system};
 
 /// What a tree that was part of a session without leading it is restored into.
@@ -278,11 +279,12 @@ impl<'h> Restore<'h> {
 
 /// One process, decoded and checked.
 struct ProcessPlan {
-    space: AddressSpace,
-    places: Places,
-    /// Unless it is that of its parent.
-    table: Option<FdTable>,
-    sharing: Sharing,
+    /// The first process that has its address space.
+    memory: u32,
+    /// Unless it is that of another process.
+    space: Option<AddressSpace>,
+    /// Of the leader, and of the threads that have something of their own.
+    seats: BTreeMap<u32, Seat>,
     states: StatesOf,
     cgroups: Membership,
     continues: Option<ProcessPending>,
@@ -291,6 +293,12 @@ struct ProcessPlan {
     /// Unless its parent is outside of the tree.
     stop: Option<JobStop>,
     threads: BTreeMap<u32, ThreadPlan>,
+}
+
+/// What a task may have for itself, or share; None: it is in the records of another one.
+struct Seat {
+    places: Option<Places>,
+    table: Option<FdTable>,
 }
 
 /// The states of one task, in the order of the registration list.
@@ -316,22 +324,25 @@ impl Blueprint {
     fn load(image: &Image) -> Result<Self> {
         refuse_unknown(image)?;
         let tree: Tree = image.require(Owner::IMAGE)?;
-        let plan = tree.plan()?;
+        let mut plan = tree.plan()?;
+        let shares = Shares::load(image, &tree)?;
+        births::arrange(&tree, &mut plan, &shares).map_err(|error| error.with_kind(ErrorKind::Image))?;
         let mut processes = BTreeMap::new();
         for record in tree
             .processes
             .iter()
             .filter(|record| record.life != Life::Zombie(0) && !record.threads().is_empty())
         {
-            let process = ProcessPlan::load(image, record.pid(), record.threads()).of(record.pid())?;
+            let process =
+                ProcessPlan::load(image, record.pid(), record.threads(), &shares).of(record.pid())?;
             processes.insert(record.pid, process);
         }
         let mut shared = SharedPlan::load(image)?;
-        let workshop = Workshop::find(processes.values().map(|process| &process.space), shared.len)?;
-        for process in processes.values() {
-            shared.check(&process.space, &workshop)?;
-        }
-        let channel_number = lowest_unused(processes.values().filter_map(|process| process.table.as_ref()));
+        let spaces = || processes.values().filter_map(|process: &ProcessPlan| process.space.as_ref());
+        let workshop = Workshop::find(spaces(), shared.len)?;
+        spaces().try_for_each(|space| shared.check(space, &workshop))?;
+        let seats = processes.values().flat_map(|process: &ProcessPlan| process.seats.values());
+        let channel_number = lowest_unused(seats.filter_map(|seat| seat.table.as_ref()));
         Ok(Self { tree, plan, processes, shared, workshop, channel_number })
     }
 }
@@ -339,12 +350,20 @@ impl Blueprint {
 impl Blueprint {
     /// Bytes of memory that the image holds.
     fn bytes(&self) -> u64 {
-        let private = self.processes.values().flat_map(|process| &process.space.runs).map(|run| run.len);
+        let spaces = self.processes.values().filter_map(|process| process.space.as_ref());
+        let private = spaces.flat_map(|space| &space.runs).map(|run| run.len);
         private.sum::<u64>() + self.shared.bytes()
     }
 }
 
 impl Blueprint {
+    /// The address space of a process, whoever has its record.
+    fn space(&self, process: &ProcessPlan) -> Result<&AddressSpace> {
+        let owner = self.processes.get(&process.memory);
+        let space = owner.and_then(|owner| owner.space.as_ref());
+        space.ok_or_else(|| Error::new(ErrorKind::Image, "its memory is not there"))
+    }
+
     fn suspends_seccomp(&self) -> bool {
         let of_threads = |process: &ProcessPlan| {
             process
@@ -387,14 +406,14 @@ fn load_states(image: &Image, scope: Scope, owner: Pid) -> Result<StatesOf> {
 }
 
 impl ProcessPlan {
-    fn load(image: &Image, pid: Pid, tids: &[u32]) -> Result<Self> {
+    fn load(image: &Image, pid: Pid, tids: &[u32], shares: &Shares) -> Result<Self> {
         let owner = Owner(pid.get());
-        let sharing: Sharing = image.get(owner)?.unwrap_or_default();
-        let table: Option<FdTable> = match sharing.files {
-            Some(_) => None,
-            None => Some(image.require(owner)?),
-        };
-        table.iter().try_for_each(FdTable::check)?;
+        let sharing = shares.process(pid.get());
+        let mut seats = BTreeMap::new();
+        for (number, sharing) in std::iter::once((pid.get(), sharing)).chain(shares.threads(pid.get())) {
+            seats.insert(number, Seat::load(image, number, sharing).of(Pid::from(number))?);
+        }
+        let memory = sharing.get(Kind::Memory);
         let stop: Option<JobStop> = image.get(owner)?;
         let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
         if stop.is_some_and(|stop| !stops.contains(&stop.signal)) {
@@ -405,10 +424,9 @@ impl ProcessPlan {
             threads.insert(*tid, ThreadPlan::load(image, Pid::from(*tid)).of(Pid::from(*tid))?);
         }
         Ok(Self {
-            space: memory::load(image, pid)?,
-            places: image.require(Owner(sharing.places.unwrap_or(pid.get())))?,
-            table,
-            sharing,
+            memory,
+            space: (memory == pid.get()).then(|| memory::load(image, pid)).transpose()?,
+            seats,
             states: load_states(image, Scope::Process, pid)?,
             cgroups: image.require(owner)?,
             continues: image.get(owner)?,
@@ -416,6 +434,16 @@ impl ProcessPlan {
             stop,
             threads,
         })
+    }
+}
+
+impl Seat {
+    fn load(image: &Image, number: u32, sharing: Sharing) -> Result<Self> {
+        let owner = |kind| (sharing.get(kind) == number).then_some(Owner(number));
+        let table: Option<FdTable> = owner(Kind::Files).map(|owner| image.require(owner)).transpose()?;
+        table.iter().try_for_each(FdTable::check)?;
+        let places = owner(Kind::Places).map(|owner| image.require(owner)).transpose()?;
+        Ok(Self { places, table })
     }
 }
 
@@ -466,7 +494,9 @@ impl<'i> Ready<'i> {
         let mut opened = Opened::default();
         for (pid, process) in &blueprint.processes {
             process.cgroups.check(Pid::from(*pid), options.cgroups)?;
-            opened.open_for(&process.space, &process.places, &finder).of(Pid::from(*pid))?;
+            let of_memory = process.space.iter().flat_map(AddressSpace::needs);
+            let places = process.seats.values().filter_map(|seat| seat.places.as_ref());
+            opened.open_all(of_memory.chain(places.flat_map(Places::needs)), &finder).of(Pid::from(*pid))?;
         }
         let mut files = Builder::new(image, finder);
         files.make_all()?;
@@ -480,19 +510,20 @@ impl<'i> Ready<'i> {
         family.prepare(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
-        let sharing = blueprint.processes.iter().map(|(pid, process)| (*pid, process.sharing)).collect();
-        family.grow(&blueprint.tree, &blueprint.plan, &sharing, self.outer_group)?;
-        for member in family.members_mut() {
+        family.grow(&blueprint.tree, &blueprint.plan, self.outer_group)?;
+        for member in family.members() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {
                 self.build_memory(member, process, blueprint).of(member.pid)?;
+                self.build_places(member, process).of(member.pid)?;
             }
         }
         self.files.finder.finish_mapped()?;
         self.files.make_of_tasks()?;
-        // Those who share an fd table need it empty until they have all their mappings.
+        // Fd tables are needed empty until those who share them have all their mappings and places.
         for member in family.members_mut() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {
-                self.build_process(member, process, blueprint).of(member.pid)?;
+                self.build_tables(member, process).of(member.pid)?;
+                self.build_process(member, process).of(member.pid)?;
             }
         }
         // Before signal actions are set, which takes away what the parents were told by these.
@@ -500,21 +531,32 @@ impl<'i> Ready<'i> {
         let stops: BTreeMap<u32, JobStop> = blueprint.processes.iter().filter_map(stop_of).collect();
         family.stop(&blueprint.tree, &stops)?;
         for stage in Stage::BATCHES {
+            if stage == Stage::Pending {
+                family.members_mut().for_each(Member::expect_signals);
+            }
             for member in family.members() {
                 if let Some(process) = blueprint.processes.get(&member.pid.get()) {
                     run_stage(member, process, stage).of(member.pid)?;
                 }
             }
         }
+        let mut registers = BTreeMap::new();
+        for member in family.members() {
+            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                arm(member, process, &blueprint.workshop, &mut registers).of(member.pid)?;
+            }
+        }
         for member in family.members_mut() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {
-                finish(member, process, &blueprint.workshop).of(member.pid)?;
+                let space = blueprint.space(process).of(member.pid)?;
+                finish(member, process, space, &blueprint.workshop, &registers).of(member.pid)?;
             }
         }
         Ok(family)
     }
 
     fn build_memory(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
+        let Some(space) = &process.space else { return Ok(()) };
         let blank = memory::mappings(member.pid)?;
         let builder = MmBuilder {
             workshop: blueprint.workshop,
@@ -524,27 +566,44 @@ impl<'i> Ready<'i> {
             image: self.image,
             blank: &blank,
         };
-        builder.build(&mut member.puppet(0)?, &process.space, &process.places)
+        builder.build(&mut member.puppet(0)?, space)
     }
 
-    fn build_process(&self, member: &mut Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
-        let scratch = blueprint.workshop.scratch();
+    fn build_places(&self, member: &Member, process: &ProcessPlan) -> Result<()> {
+        for (number, seat) in &process.seats {
+            let Some(places) = &seat.places else { continue };
+            let mut puppet = member.puppet_of(*number)?;
+            let mut batch = puppet.batch();
+            let lent = self.opened.lend(places.needs(), &self.channel, &mut puppet, &mut batch)?;
+            places.build(|file, flags| lent.number(file, flags), &mut batch)?;
+            lent.close(&mut batch);
+            puppet.run(batch)?.check()?;
+        }
+        Ok(())
+    }
+
+    fn build_tables(&self, member: &Member, process: &ProcessPlan) -> Result<()> {
+        for (number, seat) in &process.seats {
+            let Some(table) = &seat.table else { continue };
+            let mut puppet = member.puppet_of(*number)?;
+            let scratch = puppet.scratch();
+            table.install(
+                &self.channel,
+                |number| self.files.description(number),
+                |batch| puppet.run(batch)?.check().hint("RLIMIT_NOFILE limits how high descriptors can be"),
+                || Batch::new(scratch),
+            )?;
+            let mut batch = puppet.batch();
+            batch.call(sys::close, &[self.channel.number() as u64]);
+            puppet.run(batch)?.check()?;
+        }
+        Ok(())
+    }
+
+    fn build_process(&self, member: &mut Member, process: &ProcessPlan) -> Result<()> {
         {
             let mut puppet = member.puppet(0)?;
-            if let Some(table) = &process.table {
-                table.install(
-                    &self.channel,
-                    |number| self.files.description(number),
-                    |batch| {
-                        puppet.run(batch)?.check().hint("RLIMIT_NOFILE limits how high descriptors can be")
-                    },
-                    || Batch::new(scratch),
-                )?;
-            }
             let mut batch = puppet.batch();
-            if process.table.is_some() {
-                batch.call(sys::close, &[self.channel.number() as u64]);
-            }
             // From here on PTRACE_O_EXITKILL alone looks after orphans; the signal would outlast the release.
             batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
             if let Some((leader, _)) = &process.dead_leader {
@@ -553,7 +612,8 @@ impl<'i> Ready<'i> {
             }
             puppet.run(batch)?.check()?;
         }
-        let others = process.threads.keys().copied().filter(|tid| *tid != member.pid.get());
+        let there: Vec<u32> = member.threads.iter().map(|thread| thread.tid().get()).collect();
+        let others = process.threads.keys().copied().filter(|tid| !there.contains(tid));
         member.make_threads(&others.collect::<Vec<_>>())
     }
 }
@@ -626,37 +686,61 @@ fn run_stage(member: &Member, process: &ProcessPlan, stage: Stage) -> Result<()>
     Ok(())
 }
 
-/// Puts blocked threads back into their calls, removes the workshop, sets the registers.
-fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Result<()> {
-    let mut registers: Vec<Regs> = Vec::new();
-    // A dead leader has nothing to go back to.
-    let dead = usize::from(process.dead_leader.is_some());
-    for (index, thread) in member.threads.iter().enumerate().skip(dead) {
+/// Puts blocked threads back into their calls, and says what registers all are to get: the last that anybody does
+/// in the workshop.
+fn arm(
+    member: &Member,
+    process: &ProcessPlan,
+    workshop: &Workshop,
+    registers: &mut BTreeMap<Pid, Regs>,
+) -> Result<()> {
+    for (index, thread) in living(member, process) {
         let plan = plan_of(process, thread.tid())?;
         let regs = plan.registers.general();
         if plan.registers.has_tiles() {
             member.puppet(index)?.use_tiles().of(thread.tid())?;
         }
-        registers.push(match &plan.blocked {
+        let armed = match &plan.blocked {
             Some(blocked) => blocked.arm(regs, &mut member.puppet(index)?).of(thread.tid())?,
             None => regs,
-        });
+        };
+        registers.insert(thread.tid(), armed);
     }
-    queue_continues(member, process, workshop)?;
+    queue_continues(member, process, workshop)
+}
+
+/// Removes the workshop, sets the registers.
+fn finish(
+    member: &mut Member,
+    process: &ProcessPlan,
+    space: &AddressSpace,
+    workshop: &Workshop,
+    registers: &BTreeMap<Pid, Regs>,
+) -> Result<()> {
     let range = workshop.range();
-    let syscall = member.syscall_in_vdso(&process.space)?;
-    let leader = member.leader()?;
-    call_at(leader, syscall, sys::munmap, [range.start, range.end - range.start, 0, 0, 0, 0])?;
-    for (thread, regs) in member.threads.iter().skip(dead).zip(&registers) {
+    let syscall = member.syscall_in_vdso(space)?;
+    if process.space.is_some() {
+        let args = [range.start, range.end - range.start, 0, 0, 0, 0];
+        call_at(member.leader()?, syscall, sys::munmap, args)?;
+    }
+    let mut stopped = false;
+    for (_, thread) in living(member, process) {
         let task = Rebuilt { pid: member.pid, tracee: thread };
         let plan = plan_of(process, thread.tid())?;
         for (_, state) in plan.states.iter().filter(|(stage, _)| *stage == Stage::Release) {
             state.settle(task).of(thread.tid())?;
         }
-        thread.set_regs(regs)?;
-        member.to_be_stopped |= plan.registers.is_stopped() && process.stop.is_none();
+        let regs = registers.get(&thread.tid());
+        thread.set_regs(regs.ok_or_else(|| Error::new(ErrorKind::Kernel, "it has not been prepared"))?)?;
+        stopped |= plan.registers.is_stopped() && process.stop.is_none();
     }
+    member.to_be_stopped |= stopped;
     process.dead_leader.iter().try_for_each(|(leader, _)| member.end_leader(syscall, leader.code()))
+}
+
+/// The threads that are to live on, with their places in the list. A dead leader has nothing to go back to.
+fn living<'m>(member: &'m Member, process: &ProcessPlan) -> impl Iterator<Item = (usize, &'m Tracee)> {
+    member.threads.iter().enumerate().skip(usize::from(process.dead_leader.is_some()))
 }
 
 fn plan_of(process: &ProcessPlan, tid: Pid) -> Result<&ThreadPlan> {

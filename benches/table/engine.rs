@@ -76,15 +76,34 @@ impl Engine {
 }
 
 impl Back {
-    /// Ends it, and makes sure that it had not ended by itself. Gives what the restore took.
+    /// Ends it with its descendants, and makes sure that it had not ended by itself. Gives what the restore took.
     pub(crate) fn end(self) -> Result<Took> {
+        let below = descendants(self.pid)?;
+        below.iter().try_for_each(|pid| kill(*pid, Signal::SIGKILL))?;
         kill(self.pid, Signal::SIGKILL)?;
         let by_us = match self.handle {
             Some(restored) => restored.wait()? == Exit::Signal(libc::SIGKILL),
             None => matches!(waitpid(self.pid, None)?, WaitStatus::Signaled(_, Signal::SIGKILL, _)),
         };
+        // Orphans have become children of ours.
+        for pid in below {
+            let _ = waitpid(pid, None);
+        }
         if by_us { Ok(self.took) } else { Err("the restored process did not live on".into()) }
     }
+}
+
+/// The children of a process, theirs, and so on.
+pub(crate) fn descendants(root: Pid) -> Result<Vec<Pid>> {
+    let (mut all, mut looked_at) = (vec![root], 0);
+    while let Some(pid) = all.get(looked_at) {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        let children: Result<Vec<i32>, _> = children.split_ascii_whitespace().map(str::parse).collect();
+        all.extend(children?.into_iter().map(Pid::from_raw));
+        looked_at += 1;
+    }
+    all.remove(0);
+    Ok(all)
 }
 
 /// As its users call it: a program that is started for each dump and each restore.

@@ -58,11 +58,14 @@ impl Options {
     pub(crate) fn kinds(&self) -> Vec<Kind> {
         let sizes = if self.tiny { &[][..] } else { &self.sizes };
         let memory = sizes.iter().map(|mib| Kind::Memory(mib * MIB));
-        [Kind::StaticC, Kind::TinyRust].into_iter().chain(memory).collect()
+        let tasks = (1..=4).map(|power| 10usize.pow(power)).filter(|_| !self.tiny);
+        let threads = tasks.clone().map(Kind::Threads);
+        let processes = tasks.take(3).map(Kind::Processes);
+        [Kind::StaticC, Kind::TinyRust].into_iter().chain(memory).chain(threads).chain(processes).collect()
     }
 
     pub(crate) fn rounds(&self, kind: &Kind) -> usize {
-        let usual = if matches!(kind, Kind::Memory(_)) { 5 } else { 30 };
+        let usual = if matches!(kind, Kind::StaticC | Kind::TinyRust) { 30 } else { 5 };
         self.rounds.unwrap_or(usual)
     }
 

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use memmap2::{Advice, MmapMut};
 
-use crate::Result;
+use crate::{Result, engine};
 
 pub(crate) const MIB: usize = 1024 * 1024;
 
@@ -19,9 +19,15 @@ const ROLE: &str = "CRYOSLEEP_BENCH_SUBJECT";
 /// The memory of the tiny ones: enough to show that it was restored.
 const TINY: usize = 4096;
 
-/// The same in C: no dynamic linker, no runtime, the least that a process can be.
-const STATIC_C: &str = include_str!("tiny.c");
-static STATIC_PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+/// In C: no dynamic linker, no runtime, the least that a process can be.
+struct StaticC {
+    name: &'static str,
+    source: &'static str,
+    program: OnceLock<PathBuf>,
+}
+
+static ONE: StaticC = StaticC { name: "tiny", source: include_str!("tiny.c"), program: OnceLock::new() };
+static MANY: StaticC = StaticC { name: "many", source: include_str!("many.c"), program: OnceLock::new() };
 
 pub(crate) enum Kind {
     /// A static C program: what other engines are measured with.
@@ -30,6 +36,10 @@ pub(crate) enum Kind {
     TinyRust,
     /// This program with that many bytes of touched anonymous memory.
     Memory(usize),
+    /// A static C program with that many threads.
+    Threads(usize),
+    /// A tree of that many of them.
+    Processes(usize),
 }
 
 impl Kind {
@@ -41,28 +51,33 @@ impl Kind {
                 format!("{} GiB", bytes / MIB / 1024)
             }
             Kind::Memory(bytes) => format!("{} MiB", bytes / MIB),
+            Kind::Threads(count) => format!("{count} threads"),
+            Kind::Processes(count) => format!("{count} processes"),
+        }
+    }
+
+    /// How many tasks there are, where that is what it is about.
+    pub(crate) fn tasks(&self) -> Option<usize> {
+        match self {
+            Kind::Threads(count) | Kind::Processes(count) => Some(*count),
+            _ => None,
         }
     }
 
     /// Builds what has to be built.
     pub(crate) fn prepare(&self, dir: &Path) -> Result<()> {
-        if !matches!(self, Kind::StaticC) {
-            return Ok(());
+        match self {
+            Kind::StaticC => ONE.build(dir),
+            Kind::Threads(_) | Kind::Processes(_) => MANY.build(dir),
+            Kind::TinyRust | Kind::Memory(_) => Ok(()),
         }
-        let (source, program) = (dir.join("tiny.c"), dir.join("tiny"));
-        fs::write(&source, STATIC_C)?;
-        let cc = Command::new("cc").args(["-O1", "-static", "-o"]).arg(&program).arg(&source).output();
-        let built = cc.map_err(|error| format!("cc: {error}"))?;
-        if !built.status.success() {
-            return Err(format!("cc -static: {}", String::from_utf8_lossy(&built.stderr)).into());
-        }
-        STATIC_PROGRAM.get_or_init(|| program);
-        Ok(())
     }
 
     fn command(&self) -> Result<Command> {
         Ok(match self {
-            Kind::StaticC => Command::new(STATIC_PROGRAM.get().ok_or("it has not been built")?),
+            Kind::StaticC => ONE.command(&[])?,
+            Kind::Threads(count) => MANY.command(&[*count, 1])?,
+            Kind::Processes(count) => MANY.command(&[1, *count])?,
             Kind::TinyRust => itself(TINY)?,
             Kind::Memory(bytes) => itself(*bytes)?,
         })
@@ -70,9 +85,34 @@ impl Kind {
 
     fn len(&self) -> usize {
         match self {
-            Kind::StaticC | Kind::TinyRust => TINY,
             Kind::Memory(bytes) => *bytes,
+            _ => TINY,
         }
+    }
+}
+
+impl StaticC {
+    fn build(&self, dir: &Path) -> Result<()> {
+        if self.program.get().is_some() {
+            return Ok(());
+        }
+        let program = dir.join(self.name);
+        let source = program.with_extension("c");
+        fs::write(&source, self.source)?;
+        let cc =
+            Command::new("cc").args(["-O1", "-pthread", "-static", "-o"]).arg(&program).arg(&source).output();
+        let built = cc.map_err(|error| format!("cc: {error}"))?;
+        if !built.status.success() {
+            return Err(format!("cc -static: {}", String::from_utf8_lossy(&built.stderr)).into());
+        }
+        self.program.get_or_init(|| program);
+        Ok(())
+    }
+
+    fn command(&self, arguments: &[usize]) -> Result<Command> {
+        let mut command = Command::new(self.program.get().ok_or("it has not been built")?);
+        command.args(arguments.iter().map(usize::to_string));
+        Ok(command)
     }
 }
 
@@ -136,11 +176,12 @@ pub(crate) struct Subject {
     contents: Contents,
 }
 
-/// What a subject's memory must hold, before and after.
+/// What a subject must hold, before and after.
 #[derive(Clone, Copy)]
 pub(crate) struct Contents {
     address: u64,
     len: usize,
+    tasks: usize,
 }
 
 impl Subject {
@@ -148,7 +189,10 @@ impl Subject {
         let mut command = kind.command()?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let child = command.spawn()?;
-        let mut subject = Self { child, contents: Contents { address: 0, len: kind.len() } };
+        let mut subject = Self {
+            child,
+            contents: Contents { address: 0, len: kind.len(), tasks: kind.tasks().unwrap_or(1) },
+        };
         let mut said = String::new();
         subject.child.stdout.take().ok_or("no pipe")?.read_to_string(&mut said)?;
         subject.contents.address = said.trim().parse().map_err(|_| "the subject did not get ready")?;
@@ -179,8 +223,16 @@ impl Drop for Subject {
 }
 
 impl Contents {
-    /// Reads all of it out of the process.
+    /// Reads all of it out of the process, and counts the tasks of its tree.
     pub(crate) fn verify(&self, pid: u32) -> Result<()> {
+        let root = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
+        let mut tasks = 0;
+        for process in engine::descendants(root)?.into_iter().chain([root]) {
+            tasks += fs::read_dir(format!("/proc/{process}/task"))?.count();
+        }
+        if tasks != self.tasks {
+            return Err(format!("{tasks} tasks instead of {}", self.tasks).into());
+        }
         let memory = File::open(format!("/proc/{pid}/mem"))?;
         let (mut seen, mut expected) = (vec![0; self.len.min(MIB)], vec![0; self.len.min(MIB)]);
         for start in (0..self.len).step_by(seen.len()) {

@@ -71,6 +71,7 @@ pub(crate) mod sys {
         exit_group = SYS_exit_group;
         tgkill = SYS_tgkill;
         clone3 = SYS_clone3;
+        unshare = SYS_unshare;
         timer_create = SYS_timer_create;
         timer_settime = SYS_timer_settime;
         timer_gettime = SYS_timer_gettime;
@@ -103,6 +104,10 @@ pub(crate) struct Output {
     pub(crate) addr: u64,
     range: Range<usize>,
 }
+
+/// A call that a task only executes if we die before its next batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LastWill(pub(crate) Sys, pub(crate) [u64; 1]);
 
 struct Entry {
     sys: Sys,
@@ -179,7 +184,7 @@ impl Batch {
 
     pub(super) fn fits(&self) -> Result<()> {
         let room = |range: Range<u64>| (range.end - range.start) as usize;
-        let fits = self.entries.len() < Scratch::ENTRIES
+        let fits = self.entries.len() <= Scratch::ENTRIES
             && self.input.len() <= room(self.scratch.input())
             && self.output <= room(self.scratch.output());
         if fits {
@@ -189,9 +194,9 @@ impl Batch {
         }
     }
 
-    /// The table as the loop reads it, with a last entry that stops the task.
-    pub(super) fn table(&self, stop: [u64; 4]) -> Vec<u8> {
-        let mut table = Vec::with_capacity((self.entries.len() + 1) * ENTRY_WORDS * 8);
+    /// The table as the loop reads it: the calls, one that stops the task, and those for the case that nobody comes.
+    pub(super) fn table(&self, stop: [u64; 4], last_will: &[LastWill]) -> Vec<u8> {
+        let mut table = Vec::with_capacity((self.entries.len() + 1 + last_will.len()) * ENTRY_WORDS * 8);
         let mut push = |number: u64, args: &[u64], result: u64| {
             let mut words = [0u64; ENTRY_WORDS];
             words[0] = number;
@@ -204,6 +209,9 @@ impl Batch {
         }
         let [number, args @ ..] = stop;
         push(number, &args, 0);
+        for LastWill(sys, args) in last_will {
+            push(sys.number as u64, args, 0);
+        }
         table
     }
 

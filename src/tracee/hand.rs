@@ -11,7 +11,7 @@ use crate::sys::ptrace::{Resume, SigMask};
 /// Has up to `wanted` more threads made by the process of `speaker` while `work` is done, which gets all that
 /// there are, `speaker` first. The kernel may grant fewer, or none (RLIMIT_NPROC, pids.max).
 ///
-/// Should we die, a hand finishes its batch, stops as every task does, and then ends.
+/// Should we die, a hand finishes its batch and ends.
 pub(crate) fn with_hands<T>(
     speaker: &mut Puppet<'_>,
     wanted: usize,
@@ -37,9 +37,10 @@ fn employ<T>(
     hands: &[Hand],
     work: impl FnOnce(&mut [&mut Puppet<'_>]) -> Result<T>,
 ) -> Result<T> {
-    let (tgid, memory) = (speaker.tgid(), speaker.memory());
-    let puppets =
-        hands.iter().map(|hand| Puppet::borrow(&hand.tracee, tgid, memory, hand.scratch, &hand.last_call));
+    let (tgid, memory, ending) = (speaker.tgid(), speaker.memory(), speaker.ending());
+    let puppets = hands
+        .iter()
+        .map(|hand| Puppet::employ(&hand.tracee, tgid, memory, hand.scratch, &hand.last_call, ending));
     let mut puppets = puppets.collect::<Result<Vec<_>>>()?;
     let mut all: Vec<&mut Puppet<'_>> = std::iter::once(speaker).chain(&mut puppets).collect();
     work(&mut all)

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Answers, Batch, Memory, Stop, Sys, Tracee, sys};
+use super::{Answers, Batch, LastWill, Memory, Stop, Sys, Tracee, sys};
 use crate::Pid;
 use crate::arch::{self, ENTRY_WORDS, Regs, RegsExt, SYSCALL};
 use crate::error::{Error, ErrorKind, Result, Subject};
@@ -18,12 +18,16 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Calls of one batch, the stopping one included.
-    pub(crate) const ENTRIES: usize = 2048;
+    /// Calls of one batch.
+    pub(crate) const ENTRIES: usize = 1984;
+    /// Calls that only a task executes which nobody came for.
+    pub(crate) const LAST_WILL: usize = 63;
     /// Below it is room for a handler: a task that we leave behind may get a signal before it is back.
     const FRAME: u64 = 0x1_0000;
     const TABLE: u64 = Self::FRAME + arch::FRAME_MAX.next_multiple_of(PAGE);
-    const INPUT: u64 = Self::TABLE + (Self::ENTRIES * ENTRY_WORDS * 8) as u64;
+    /// The entry by which the task stops. A batch ends there, wherever it begins: what follows stays where it is.
+    const LAST: u64 = Self::TABLE + (Self::ENTRIES * ENTRY_WORDS * 8) as u64;
+    const INPUT: u64 = Self::LAST + ((1 + Self::LAST_WILL) * ENTRY_WORDS * 8) as u64;
     const OUTPUT: u64 = Self::INPUT + 0x4_0000;
     /// Bytes of address space that it takes.
     pub(crate) const LEN: u64 = Self::OUTPUT + 0x2_0000;
@@ -55,8 +59,13 @@ impl Scratch {
         self.code
     }
 
-    fn table(&self) -> u64 {
-        self.base + Self::TABLE
+    fn last(&self) -> u64 {
+        self.base + Self::LAST
+    }
+
+    /// Where the entries of a batch of this length are.
+    fn entries(&self, len: usize) -> Range<u64> {
+        self.last() - (len * ENTRY_WORDS * 8) as u64..self.last()
     }
 
     pub(crate) fn input(&self) -> Range<u64> {
@@ -65,6 +74,30 @@ impl Scratch {
 
     pub(crate) fn output(&self) -> Range<u64> {
         self.base + Self::OUTPUT..self.base + Self::LEN
+    }
+}
+
+/// The signal that a task sends itself at the end of a batch, so that it stops for its tracer. SIGSTOP always does,
+/// but to send it makes the kernel look at all threads of the process. A tracer stops at any signal that is not
+/// blocked, though, and should there be none any more, one that the program ignores changes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ending(i32);
+
+impl Ending {
+    pub(crate) const STOP: Self = Self(libc::SIGSTOP);
+    /// For tasks without a program.
+    pub(crate) const QUIET: Self = Self(libc::SIGURG);
+
+    /// For a task with these signals blocked, whose process has handlers for those.
+    fn among(blocked: SigMask, caught: u64) -> Self {
+        const IGNORED_BY_DEFAULT: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
+        let heeded = |signal: &i32| (blocked.0 | caught) >> (signal - 1) & 1 == 1;
+        IGNORED_BY_DEFAULT.into_iter().find(|signal| !heeded(signal)).map_or(Self::STOP, Self)
+    }
+
+    /// What is blocked during a batch: everything else.
+    fn mask(self) -> SigMask {
+        SigMask(!(1 << (self.0 - 1)))
     }
 }
 
@@ -102,20 +135,13 @@ fn put_back(tracee: &Tracee, regs: &Regs, mask: SigMask) -> Result<()> {
     tracee.set_regs(regs)
 }
 
-/// A batch that a task is working through.
-struct Running {
-    batch: Batch,
-    /// Where the entry is by which the task stops.
-    last: u64,
-}
-
 /// Executes batches by several tasks, one each, at the same time.
 pub(crate) fn run_together(puppets: &mut [&mut Puppet<'_>], batches: Vec<Batch>) -> Result<Vec<Answers>> {
     let started = puppets.iter_mut().zip(batches).map(|(puppet, batch)| puppet.start(batch));
-    let started: Vec<Result<Running>> = started.collect();
+    let started: Vec<Result<Batch>> = started.collect();
     // Every one is waited for, whatever became of the others.
     let finished = puppets.iter_mut().zip(started);
-    let finished = finished.map(|(puppet, running)| puppet.finish(running?, |_| Ok(())));
+    let finished = finished.map(|(puppet, batch)| puppet.finish(batch?, |_| Ok(())));
     finished.collect::<Vec<_>>().into_iter().collect()
 }
 
@@ -125,6 +151,7 @@ pub(crate) struct Puppet<'t> {
     memory: &'t Memory,
     tgid: Pid,
     scratch: Scratch,
+    ending: Ending,
     regs: Regs,
     stack: u64,
     /// The program's own registers and mask.
@@ -133,41 +160,76 @@ pub(crate) struct Puppet<'t> {
     tiles: Option<u64>,
     /// Somebody else's SIGSTOP arrived meanwhile; it must not be lost.
     stop_arrived: bool,
+    last_will: Vec<LastWill>,
 }
 
 impl<'t> Puppet<'t> {
-    /// Takes over a running program's task. Should we die, it stops, and goes on where it was when continued.
+    /// Takes over a running program's task; `caught` are the signals for which the program has handlers. Should we
+    /// die, the task goes on where it was, or stops (see [`Ending`]) and does so when continued.
     pub(crate) fn borrow(
         tracee: &Tracee,
         tgid: Pid,
         memory: &'t Memory,
         scratch: Scratch,
         saved: &Saved,
+        caught: u64,
+    ) -> Result<Self> {
+        Self::employ(tracee, tgid, memory, scratch, saved, Ending::among(saved.mask, caught))
+    }
+
+    /// The same of a task whose signals are not the program's business.
+    pub(super) fn employ(
+        tracee: &Tracee,
+        tgid: Pid,
+        memory: &'t Memory,
+        scratch: Scratch,
+        saved: &Saved,
+        ending: Ending,
     ) -> Result<Self> {
         let stack = scratch.put_way_back(saved, memory)?;
         let (regs, back) = (saved.regs, Some((saved.regs, saved.mask)));
         // An empty batch, which ends in the frame: the mask only changes when the way back is there.
         let mut idle = regs;
-        idle.enter_loop(scratch.code, scratch.table(), scratch.table(), stack);
+        idle.enter_loop(scratch.code, scratch.last(), scratch.last(), stack);
         tracee.set_regs(&idle)?;
-        tracee.set_sigmask(SigMask::ALL)?;
-        let tracee = tracee.clone();
-        Ok(Self { tracee, memory, tgid, scratch, regs, stack, back, tiles: None, stop_arrived: false })
-    }
-
-    /// Takes over a blank task, which has nothing to be put back.
-    pub(crate) fn own(tracee: &Tracee, tgid: Pid, memory: &'t Memory, scratch: Scratch) -> Result<Self> {
-        let regs = tracee.regs()?;
+        tracee.set_sigmask(ending.mask())?;
         Ok(Self {
             tracee: tracee.clone(),
             memory,
             tgid,
             scratch,
+            ending,
+            regs,
+            stack,
+            back,
+            tiles: None,
+            stop_arrived: false,
+            last_will: Vec::new(),
+        })
+    }
+
+    /// Takes over a blank task, which has nothing to be put back.
+    pub(crate) fn own(
+        tracee: &Tracee,
+        tgid: Pid,
+        memory: &'t Memory,
+        scratch: Scratch,
+        ending: Ending,
+    ) -> Result<Self> {
+        let regs = tracee.regs()?;
+        tracee.set_sigmask(ending.mask())?;
+        Ok(Self {
+            tracee: tracee.clone(),
+            memory,
+            tgid,
+            scratch,
+            ending,
             regs,
             stack: 0,
             back: None,
             tiles: None,
             stop_arrived: false,
+            last_will: Vec::new(),
         })
     }
 
@@ -179,8 +241,22 @@ impl<'t> Puppet<'t> {
         self.tgid
     }
 
+    /// What the task is to tidy up should we die, from the next batch on.
+    pub(crate) fn if_we_die(&mut self, calls: Vec<LastWill>) {
+        debug_assert!(calls.len() <= Scratch::LAST_WILL);
+        self.last_will = calls;
+    }
+
+    pub(super) fn ending(&self) -> Ending {
+        self.ending
+    }
+
     pub(crate) fn memory(&self) -> &'t Memory {
         self.memory
+    }
+
+    pub(crate) fn scratch(&self) -> Scratch {
+        self.scratch
     }
 
     pub(crate) fn batch(&self) -> Batch {
@@ -209,55 +285,50 @@ impl<'t> Puppet<'t> {
         batch: Batch,
         born: impl FnMut(Pid) -> Result<()>,
     ) -> Result<Answers> {
-        let running = self.start(batch)?;
-        self.finish(running, born)
+        let batch = self.start(batch)?;
+        self.finish(batch, born)
     }
 
     /// Sets the task to work on a batch. Until that is finished, nothing else can be wanted of it.
-    fn start(&mut self, batch: Batch) -> Result<Running> {
-        let tid = self.tracee.tid();
-        let last = self.scratch.table() + (batch.len() * ENTRY_WORDS * 8) as u64;
+    fn start(&mut self, batch: Batch) -> Result<Batch> {
         if batch.is_empty() {
-            return Ok(Running { batch, last });
+            return Ok(batch);
         }
         batch.fits()?;
         let stop = [
             sys::tgkill.number as u64,
             u64::from(self.tgid.get()),
-            u64::from(tid.get()),
-            libc::SIGSTOP as u64,
+            u64::from(self.tracee.tid().get()),
+            self.ending.0 as u64,
         ];
-        let table = batch.table(stop);
-        self.memory.write_all(&[
-            (self.scratch.table(), table.as_slice()),
-            (self.scratch.input().start, batch.input_bytes()),
-        ])?;
+        let (table, start) = (batch.table(stop, &self.last_will), self.scratch.entries(batch.len()).start);
+        self.memory
+            .write_all(&[(start, table.as_slice()), (self.scratch.input().start, batch.input_bytes())])?;
         let mut regs = self.regs;
-        regs.enter_loop(self.scratch.code, self.scratch.table(), last + (ENTRY_WORDS * 8) as u64, self.stack);
+        regs.enter_loop(self.scratch.code, start, start + table.len() as u64, self.stack);
         if let Some(configuration) = self.tiles {
             regs.enter_through_tiles(configuration);
         }
         self.tracee.set_regs(&regs)?;
         self.tracee.resume(Resume::Run)?;
-        Ok(Running { batch, last })
+        Ok(batch)
     }
 
     /// Waits until the batch is done, and fetches the answers.
-    fn finish(&mut self, running: Running, born: impl FnMut(Pid) -> Result<()>) -> Result<Answers> {
-        let Running { batch, last } = running;
+    fn finish(&mut self, batch: Batch, born: impl FnMut(Pid) -> Result<()>) -> Result<Answers> {
         if batch.is_empty() {
             return Ok(batch.answered(self.tracee.tid(), &[], Vec::new()));
         }
-        self.wait_for_last(last, born)?;
+        self.wait_for_last(born)?;
         let mut back = vec![0; batch.len() * ENTRY_WORDS * 8 + batch.output_len()];
-        let table = self.scratch.table()..last;
         let output = self.scratch.output().start..self.scratch.output().start + batch.output_len() as u64;
-        self.memory.read_ranges(&[table, output], &mut back)?;
+        self.memory.read_ranges(&[self.scratch.entries(batch.len()), output], &mut back)?;
         let output = back.split_off(batch.len() * ENTRY_WORDS * 8);
         Ok(batch.answered(self.tracee.tid(), &back, output))
     }
 
-    fn wait_for_last(&mut self, last: u64, mut born: impl FnMut(Pid) -> Result<()>) -> Result<()> {
+    fn wait_for_last(&mut self, mut born: impl FnMut(Pid) -> Result<()>) -> Result<()> {
+        let last = self.scratch.last();
         loop {
             match self.tracee.wait_step()? {
                 Stop::Event(_) => {
@@ -265,9 +336,12 @@ impl<'t> Puppet<'t> {
                     let child = child.map_err(|errno| Error::call("ptrace(GETEVENTMSG)", errno))?;
                     born(Pid::from(child as u32))?;
                 }
-                // The loop keeps its place in rbx: anything earlier is a stop that others sent.
-                Stop::Signal(libc::SIGSTOP) if self.tracee.regs()?.rbx == last => return Ok(()),
+                // The loop keeps its place in rbx: anything earlier is a signal that others sent.
+                Stop::Signal(signal) if signal == self.ending.0 && self.tracee.regs()?.rbx == last => {
+                    return Ok(());
+                }
                 Stop::Signal(libc::SIGSTOP) => self.stop_arrived = true,
+                Stop::Signal(signal) if signal == self.ending.0 => {} // the program ignores it too
                 Stop::Interrupted | Stop::Group(_) => {}
                 stop @ (Stop::Signal(_) | Stop::Syscall) => {
                     let reason = format!("a remote system call ended in {stop:?}");
@@ -356,19 +430,27 @@ impl Springboard {
     /// The end of the vdso that may hold it.
     pub(crate) const ROOM: u64 = 128;
 
+    /// Can an instruction at this address be the code's? It is at the end of a page.
+    pub(crate) fn may_be_at(pc: u64) -> bool {
+        pc % PAGE >= PAGE - Self::ROOM
+    }
+
     /// Brings a task home that a checkpoint left in the middle of a batch when it was killed: what it still had
     /// to do is over, what is left is the way back. Its stack pointer leads to the signal frame all the time.
-    pub(crate) fn bring_home(tracee: &Tracee, memory: &Memory, vdso: &Range<u64>) -> Result<()> {
+    pub(crate) fn bring_home(tracee: &Tracee, memory: &Memory, vdso: &Range<u64>) -> Result<Home> {
         let mut regs = tracee.regs()?;
         let at = vdso.end.saturating_sub(Self::ROOM);
         if !(at..vdso.end).contains(&regs.pc()) || memory.read_vec(at, arch::code().len())? != arch::code() {
-            return Ok(());
+            return Ok(Home::Program);
         }
-        let stack = regs.stack_pointer();
-        regs.enter_loop(at, 0, 0, stack);
-        tracee.set_regs(&regs)?;
-        step_to_syscall(tracee)?;
-        step_to_syscall(tracee)
+        if !is_last_call(&regs, at) {
+            let stack = regs.stack_pointer();
+            regs.enter_loop(at, 0, 0, stack);
+            tracee.set_regs(&regs)?;
+            step_to_syscall(tracee)?;
+            step_to_syscall(tracee)?;
+        }
+        Ok(if is_last_call(&tracee.regs()?, at) { Home::End } else { Home::Program })
     }
 
     /// Installs the code in the process that `memory` shows, whose vdso is at `vdso`.
@@ -435,6 +517,20 @@ impl Springboard {
     }
 }
 
+/// Where a task goes on that a killed checkpoint has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// Where the program was.
+    Program,
+    /// Nowhere: it was a hand, and is about to end.
+    End,
+}
+
+/// Is this a hand, before its last call?
+fn is_last_call(regs: &Regs, code: u64) -> bool {
+    regs.pc() == code && regs.result() == sys::exit.number
+}
+
 /// Executes one call by two stops at the instruction at `pc`; for the very last call of a task whose scratch
 /// memory goes with it. The caller sets the registers afterwards.
 pub(crate) fn call_at(tracee: &Tracee, pc: u64, sys: Sys, args: [u64; 6]) -> Result<()> {
@@ -470,5 +566,21 @@ pub(crate) fn last_call(tracee: &Tracee, pc: u64, sys: Sys, args: [u64; 6], sign
         Ok(stop) => Err(Error::new(ErrorKind::Kernel, format!("it stopped by {stop:?}")).of(tracee.tid())),
         Err(error) if error.kind() == ErrorKind::TaskGone => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_by_a_signal_that_nobody_heeds() {
+        let set = |signals: &[i32]| signals.iter().fold(0, |set, signal| set | 1u64 << (signal - 1));
+        assert_eq!(Ending::among(SigMask(0), 0), Ending::QUIET);
+        assert_eq!(Ending::among(SigMask(set(&[libc::SIGURG])), 0), Ending(libc::SIGWINCH));
+        let ending = Ending::among(SigMask(set(&[libc::SIGURG])), set(&[libc::SIGWINCH, libc::SIGUSR1]));
+        assert_eq!((ending, ending.mask().0 >> (libc::SIGCHLD - 1) & 1), (Ending(libc::SIGCHLD), 0));
+        assert_eq!(Ending::among(SigMask::ALL, 0), Ending::STOP);
+        assert_eq!(Ending::among(SigMask(0), u64::MAX), Ending::STOP);
     }
 }

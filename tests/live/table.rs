@@ -86,7 +86,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("orphans_of_a_former_subreaper", Subject::new(C("families"), &["left"])),
     ("stops_seen_and_not", Subject::new(C("families"), &["stops"])),
     ("dead_leaders", Subject::new(C("families"), &["leaderless"])),
-    ("sharing_with_children", Subject::new(C("families"), &["sharing"])),
+    ("sharing", Subject::new(C("sharing"), &["mixes"])),
     ("zombies", Subject::new(C("tasks"), &["zombies"])),
     ("stopped_children", Subject::new(C("tasks"), &["stopped"])),
     ("stopped_root", Subject::new(C("counter"), &[]).stopped()),

@@ -91,22 +91,22 @@ impl Collector {
         Ok(file.map_err(|reason| reason.refusal(probe.pid, probe.subject())))
     }
 
-    /// Describes one process's table, and those of its descriptions that are new.
+    /// Describes the table that a thread of a process has, and those of its descriptions that are new.
     pub(crate) fn table(
         &mut self,
         process: &Process,
+        tid: Pid,
         report: &mut Report,
         records: &mut Records,
     ) -> Result<()> {
         let mut slots = Vec::new();
-        let pidfd =
-            sys::pidfd::open_thread(process.speaker(), process.leader_is_dead()).call("pidfd_open")?;
-        for fd in open_fds(process.speaker())? {
-            let described = self.slot(process.speaker(), &pidfd, fd, report, records);
+        let pidfd = sys::pidfd::open_thread(tid, tid != process.pid).call("pidfd_open")?;
+        for fd in open_fds(tid)? {
+            let described = self.slot(tid, &pidfd, fd, report, records);
             let at = || Subject::Fd { fd, what: String::new() };
-            slots.push(described.of(process.pid).about(at)?);
+            slots.push(described.of(tid).about(at)?);
         }
-        records.put(Owner(process.pid.get()), &FdTable { slots })
+        records.put(process.owner_for(tid), &FdTable { slots })
     }
 
     fn slot(
@@ -181,7 +181,8 @@ impl Collector {
     }
 }
 
-fn open_fds(pid: Pid) -> Result<Vec<RawFd>> {
+/// The descriptors that a task has open, in order.
+pub(crate) fn open_fds(pid: Pid) -> Result<Vec<RawFd>> {
     let path = format!("/proc/{pid}/fd");
     let entries = std::fs::read_dir(&path).call("open").about(|| Subject::Path(path.into()))?;
     let number = |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();

@@ -13,7 +13,7 @@ use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 use crate::image::{Image, Owner};
 use crate::proc::smaps::Mapping;
-use crate::resource::fds::{Channel, FileRef, Finder, Places};
+use crate::resource::fds::{Channel, FileRef, Finder};
 use crate::sys::{PAGE, pidfd, uffd};
 use crate::tracee::{Batch, Puppet, Scratch, sys};
 
@@ -242,23 +242,47 @@ impl Opened {
         opened.map(AsFd::as_fd).ok_or_else(|| Error::new(ErrorKind::Image, "a file that is not listed"))
     }
 
-    /// Opens everything that one process needs, before there is any task.
-    pub(crate) fn open_for(&mut self, space: &AddressSpace, places: &Places, finder: &Finder) -> Result<()> {
-        needs(space, places).into_iter().try_for_each(|(file, flags)| self.open(file, flags, finder))
+    /// Opens all of these, before there is any task.
+    pub(crate) fn open_all<'f>(
+        &mut self,
+        mut needs: impl Iterator<Item = (&'f FileRef, OFlag)>,
+        finder: &Finder,
+    ) -> Result<()> {
+        needs.try_for_each(|(file, flags)| self.open(file, flags, finder))
+    }
+
+    /// Makes a task whose only open descriptor is the channel receive all of these. The batch is run first.
+    pub(crate) fn lend<'s>(
+        &self,
+        mut wanted: Vec<(&'s FileRef, OFlag)>,
+        channel: &Channel,
+        puppet: &mut Puppet<'_>,
+        batch: &mut Batch,
+    ) -> Result<Numbers<'s>> {
+        const MESSAGE: usize = 240;
+        wanted.sort_unstable_by_key(|(file, flags)| (*file, flags.bits()));
+        wanted.dedup();
+        let (mut numbers, mut taken) = (BTreeMap::new(), vec![channel.number()]);
+        for message in wanted.chunks(MESSAGE) {
+            let fds =
+                message.iter().map(|(file, flags)| self.get(file, *flags)).collect::<Result<Vec<_>>>()?;
+            let received = channel.send(&fds, &taken, batch)?;
+            puppet.run(std::mem::replace(batch, puppet.batch()))?.check()?;
+            let keys = message.iter().map(|(file, flags)| (*file, flags.bits()));
+            numbers.extend(keys.zip(received.iter().copied()));
+            taken.extend(received);
+        }
+        Ok(Numbers { numbers })
     }
 }
 
-/// The files of one process with the flags that they are opened with, in a fixed order.
-fn needs<'a>(space: &'a AddressSpace, places: &'a Places) -> Vec<(&'a FileRef, OFlag)> {
-    let directory = OFlag::O_PATH | OFlag::O_DIRECTORY;
-    let mut all = vec![(&space.executable, OFlag::O_RDONLY), (&places.cwd, directory)];
-    all.extend(places.root.as_ref().map(|root| (root, directory)));
-    all.extend(
-        mapped(space)
-            .into_iter()
-            .filter_map(|(index, flags)| Some((space.files.get(index as usize)?, flags))),
-    );
-    all
+impl AddressSpace {
+    /// Its files with the flags that they are opened with.
+    pub(crate) fn needs(&self) -> Vec<(&FileRef, OFlag)> {
+        let file = |(index, flags): (u32, OFlag)| Some((self.files.get(index as usize)?, flags));
+        let executable = (&self.executable, OFlag::O_RDONLY);
+        std::iter::once(executable).chain(mapped(self).into_iter().filter_map(file)).collect()
+    }
 }
 
 /// The mapped files, by index, with the flags that their mappings need: each pair once.
@@ -285,7 +309,7 @@ fn open_flags(vma: &Vma) -> OFlag {
     }
 }
 
-/// Rebuilds one process's memory and places.
+/// Rebuilds an address space.
 pub(crate) struct MmBuilder<'b> {
     pub(crate) workshop: Workshop,
     pub(crate) shared: &'b SharedPlan,
@@ -297,32 +321,21 @@ pub(crate) struct MmBuilder<'b> {
 }
 
 impl MmBuilder<'_> {
-    pub(crate) fn build(&self, puppet: &mut Puppet<'_>, space: &AddressSpace, places: &Places) -> Result<()> {
+    pub(crate) fn build(&self, puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
         if super::vdso_sum(puppet.memory(), self.blank)? != space.vdso {
             return Err(other_kernel());
         }
         let mut batch = puppet.batch();
         self.clear(&mut batch);
-        let numbers = self.receive(puppet, &mut batch, space, places)?;
+        let numbers = self.opened.lend(space.needs(), self.channel, puppet, &mut batch)?;
         for vma in &space.vmas {
-            self.map(vma, &numbers, &mut batch)?;
+            self.map(vma, space, &numbers, &mut batch)?;
             if batch.is_nearly_full() {
                 puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
             }
         }
-        let at = |file: &FileRef, flags: OFlag| numbers.number(file, flags);
         batch.about(Subject::Attribute("executable"));
-        space.layout.build(at(&space.executable, OFlag::O_RDONLY)?, &mut batch);
-        let directory = OFlag::O_PATH | OFlag::O_DIRECTORY;
-        if let Some(root) = &places.root {
-            batch.about(root.subject());
-            batch.call(sys::fchdir, &[at(root, directory)? as u64]);
-            let dot = batch.input(b".\0");
-            batch.call(sys::chroot, &[dot]);
-        }
-        batch.about(places.cwd.subject());
-        batch.call(sys::fchdir, &[at(&places.cwd, directory)? as u64]);
-        batch.call(sys::umask, &[u64::from(places.umask)]);
+        space.layout.build(numbers.number(&space.executable, OFlag::O_RDONLY)?, &mut batch);
         numbers.close(&mut batch);
         puppet.run(batch)?.check()?;
         set_policies(puppet, space)?;
@@ -355,34 +368,7 @@ impl MmBuilder<'_> {
         None
     }
 
-    fn receive<'s>(
-        &self,
-        puppet: &mut Puppet<'_>,
-        batch: &mut Batch,
-        space: &'s AddressSpace,
-        places: &'s Places,
-    ) -> Result<Numbers<'s>> {
-        const MESSAGE: usize = 240;
-        let mut wanted = needs(space, places);
-        wanted.sort_unstable_by_key(|(file, flags)| (*file, flags.bits()));
-        wanted.dedup();
-        let (mut numbers, mut taken) = (BTreeMap::new(), vec![self.channel.number()]);
-        for message in wanted.chunks(MESSAGE) {
-            let fds = message
-                .iter()
-                .map(|(file, flags)| self.opened.get(file, *flags))
-                .collect::<Result<Vec<_>>>()?;
-            let received = self.channel.send(&fds, &taken, batch)?;
-            puppet.run(std::mem::replace(batch, puppet.batch()))?.check()?;
-            let keys = message.iter().map(|(file, flags)| (*file, flags.bits()));
-            numbers.extend(keys.zip(received.iter().copied()));
-            taken.extend(received);
-        }
-        let files = &space.files;
-        Ok(Numbers { numbers, files })
-    }
-
-    fn map(&self, vma: &Vma, numbers: &Numbers<'_>, batch: &mut Batch) -> Result<()> {
+    fn map(&self, vma: &Vma, space: &AddressSpace, numbers: &Numbers<'_>, batch: &mut Batch) -> Result<()> {
         batch.about(vma.subject());
         let (start, len) = (vma.start, vma.len());
         let write = libc::PROT_WRITE as u32;
@@ -410,7 +396,7 @@ impl MmBuilder<'_> {
             }
             Backing::File { shared, .. } => {
                 let kind = if *shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
-                let fd = numbers.of(vma)? as u64;
+                let fd = numbers.of(vma, space)? as u64;
                 batch.call(sys::mmap, &[start, len, prot, mmap_flags(vma, kind), fd, vma.offset]);
             }
             Backing::Shared { object } => {
@@ -584,25 +570,24 @@ fn share(runs: &[Run], parts: usize) -> Vec<Vec<Run>> {
 }
 
 /// Which descriptor number each file has in the task.
-struct Numbers<'s> {
+pub(crate) struct Numbers<'s> {
     numbers: BTreeMap<(&'s FileRef, i32), RawFd>,
-    files: &'s [FileRef],
 }
 
 impl Numbers<'_> {
-    fn number(&self, file: &FileRef, flags: OFlag) -> Result<RawFd> {
+    pub(crate) fn number(&self, file: &FileRef, flags: OFlag) -> Result<RawFd> {
         let number = self.numbers.get(&(file, flags.bits())).copied();
         number.ok_or_else(|| Error::new(ErrorKind::Image, "a file that is not listed").about(file.subject()))
     }
 
-    fn of(&self, vma: &Vma) -> Result<RawFd> {
-        let file = file_index(vma).and_then(|index| self.files.get(index as usize));
+    fn of(&self, vma: &Vma, space: &AddressSpace) -> Result<RawFd> {
+        let file = file_index(vma).and_then(|index| space.files.get(index as usize));
         let file =
             file.ok_or_else(|| Error::new(ErrorKind::Image, "a mapping of a file that is not listed"))?;
         self.number(file, open_flags(vma))
     }
 
-    fn close(&self, batch: &mut Batch) {
+    pub(crate) fn close(&self, batch: &mut Batch) {
         for number in self.numbers.values() {
             batch.call(sys::close, &[*number as u64]);
         }

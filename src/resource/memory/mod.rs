@@ -13,6 +13,7 @@ mod shared;
 mod sysv;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use nix::sys::stat::{lstat, stat};
 
@@ -250,9 +251,15 @@ pub(crate) fn describe(
     Ok((!refused).then_some(space))
 }
 
+/// Where the vdso is.
+pub(crate) fn vdso(mappings: &[Mapping]) -> Option<Range<u64>> {
+    let vdso = mappings.iter().find(|mapping| mapping.name == b"[vdso]");
+    vdso.map(|mapping| mapping.start..mapping.end)
+}
+
 /// A checksum of the vdso, but for its end, which may hold our springboard.
 pub(crate) fn vdso_sum(memory: &Memory, mappings: &[Mapping]) -> Result<u32> {
-    let Some(vdso) = mappings.iter().find(|mapping| mapping.name == b"[vdso]") else { return Ok(0) };
+    let Some(vdso) = vdso(mappings) else { return Ok(0) };
     let text = (vdso.end - vdso.start).saturating_sub(Springboard::ROOM);
     let text = memory.read_vec(vdso.start, text as usize)?;
     Ok(crc32fast::hash(&text))
