@@ -607,9 +607,8 @@ impl Described {
             kin: BTreeMap::new(),
         };
         let tree = Tree::describe(frozen, report);
-        let kin = tree.plan().map(|plan| plan.kin(&tree)).unwrap_or_default();
         let owner = |pid| shares.process(pid).get(Kind::Memory);
-        described.kin = kin.into_iter().map(|(child, parent)| (child, owner(parent))).collect();
+        described.kin = tree.plan().map(|plan| plan.donors(&tree, owner)).unwrap_or_default();
         described.records.put(Owner::IMAGE, &tree)?;
         described.records.put(Owner::IMAGE, &Processor::here())?;
         births::check(&tree, shares, report)?;

@@ -1,6 +1,6 @@
 //! Restore: read, plan, build, release.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
 use crate::proc::{read, stat};
 use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Finder, Places};
-use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan, Workshop};
+use crate::resource::memory::{self, AddressSpace, Inheritance, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
 use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::Blocked;
@@ -316,6 +316,10 @@ struct Blueprint {
     plan: Plan,
     processes: BTreeMap<u32, ProcessPlan>,
     shared: SharedPlan,
+    /// What processes keep of the memory that they are born with.
+    inheritances: BTreeMap<u32, Inheritance>,
+    /// Those who pass it on, and so need it before they have children.
+    donors: BTreeSet<u32>,
     workshop: Workshop,
     channel_number: i32,
 }
@@ -343,16 +347,28 @@ impl Blueprint {
         spaces().try_for_each(|space| shared.check(space, &workshop))?;
         let seats = processes.values().flat_map(|process: &ProcessPlan| process.seats.values());
         let channel_number = lowest_unused(seats.filter_map(|seat| seat.table.as_ref()));
-        Ok(Self { tree, plan, processes, shared, workshop, channel_number })
+        let owner = |pid| shares.process(pid).get(Kind::Memory);
+        let (mut inheritances, mut donors) = (BTreeMap::new(), BTreeSet::new());
+        let space = |pid| processes.get(&pid).and_then(|process: &ProcessPlan| process.space.as_ref());
+        for (child, donor) in plan.donors(&tree, owner) {
+            let (Some(of_child), Some(of_donor)) = (space(child), space(donor)) else { continue };
+            let inheritance = Inheritance::of(of_child, of_donor);
+            if !inheritance.is_empty() {
+                inheritances.insert(child, inheritance);
+                donors.insert(donor);
+            }
+        }
+        Ok(Self { tree, plan, processes, shared, inheritances, donors, workshop, channel_number })
     }
 }
 
 impl Blueprint {
-    /// Bytes of memory that the image holds.
+    /// Bytes of memory that are put in place.
     fn bytes(&self) -> u64 {
         let spaces = self.processes.values().filter_map(|process| process.space.as_ref());
         let private = spaces.flat_map(|space| &space.runs).map(|run| run.len);
-        private.sum::<u64>() + self.shared.bytes()
+        let inherited: u64 = self.inheritances.values().map(Inheritance::bytes).sum();
+        private.sum::<u64>() - inherited + self.shared.bytes()
     }
 }
 
@@ -510,10 +526,23 @@ impl<'i> Ready<'i> {
         family.prepare(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
-        family.grow(&blueprint.tree, &blueprint.plan, self.outer_group)?;
+        let donor = |member: &Member| blueprint.donors.contains(&member.pid.get());
+        let build_memory = |member: &Member| match blueprint.processes.get(&member.pid.get()) {
+            Some(process) => self.build_memory(member, process, blueprint).of(member.pid),
+            None => Ok(()),
+        };
+        family.grow(&blueprint.tree, &blueprint.plan, self.outer_group, |member| match donor(member) {
+            true => build_memory(member),
+            false => Ok(()),
+        })?;
         for member in family.members() {
+            if !donor(member) {
+                build_memory(member)?;
+            }
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {
-                self.build_memory(member, process, blueprint).of(member.pid)?;
+                if let Some(space) = &process.space {
+                    memory::seal(&mut member.puppet(0)?, space).of(member.pid)?;
+                }
                 self.build_places(member, process).of(member.pid)?;
             }
         }
@@ -557,7 +586,8 @@ impl<'i> Ready<'i> {
 
     fn build_memory(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
         let Some(space) = &process.space else { return Ok(()) };
-        let blank = memory::mappings(member.pid)?;
+        let blank = memory::places(member.pid)?;
+        let nothing = Inheritance::default();
         let builder = MmBuilder {
             workshop: blueprint.workshop,
             shared: &blueprint.shared,
@@ -565,6 +595,7 @@ impl<'i> Ready<'i> {
             channel: &self.channel,
             image: self.image,
             blank: &blank,
+            inheritance: blueprint.inheritances.get(&member.pid.get()).unwrap_or(&nothing),
         };
         builder.build(&mut member.puppet(0)?, space)
     }

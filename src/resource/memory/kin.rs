@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::ops::Range;
 
-use super::{AddressSpace, Run};
+use super::{AddressSpace, Backing, Run, Traits, Vma};
 use crate::Pid;
 use crate::error::{Context, NameCall, Result, Subject};
 use crate::sys::PAGE;
@@ -51,6 +51,96 @@ impl Kin<'_> {
         }
         Ok(common)
     }
+}
+
+/// Restore: what a process keeps of the memory that it is born with, a copy of which it shares with its donor.
+#[derive(Debug, Default)]
+pub(crate) struct Inheritance {
+    /// Mappings of its own, each a part of one of the donor's.
+    pub(super) kept: Vec<Range<u64>>,
+    /// Pages in them that are none of its own.
+    pub(super) stale: Vec<Range<u64>>,
+    /// Its own pages.
+    shared: Vec<Range<u64>>,
+}
+
+impl Inheritance {
+    /// What can be kept, given that runs which lead to the same place are the same pages.
+    pub(crate) fn of(child: &AddressSpace, donor: &AddressSpace) -> Self {
+        let mut inheritance = Self::default();
+        // One that is mapped cannot be exchanged.
+        if child.executable != donor.executable {
+            return inheritance;
+        }
+        let common = common_runs(&child.runs, &donor.runs);
+        for vma in &child.vmas {
+            let shared = overlap(&common, std::slice::from_ref(&vma.range()));
+            if shared.is_empty() || !is_part_of(vma, child, donor) {
+                continue;
+            }
+            let shared = shared.iter().map(Run::range);
+            let all = overlap(&donor.runs, std::slice::from_ref(&vma.range()));
+            let all: Vec<_> = all.iter().map(Run::range).collect();
+            inheritance.stale.extend(without(&all, shared.clone()));
+            inheritance.shared.extend(shared);
+            inheritance.kept.push(vma.range());
+        }
+        inheritance
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
+    /// How many bytes of its own it has already.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.shared.iter().map(|range| range.end - range.start).sum()
+    }
+
+    /// The runs of a process that it still has to be given.
+    pub(super) fn missing(&self, runs: &[Run]) -> Vec<Run> {
+        let ranges: Vec<_> = runs.iter().map(Run::range).collect();
+        overlap(runs, &without(&ranges, self.shared.iter().cloned()))
+    }
+}
+
+/// Is it a part of a mapping of the donor's, with the same properties, and passed on to children? What is only set
+/// when all have been born may differ.
+fn is_part_of(vma: &Vma, child: &AddressSpace, donor: &AddressSpace) -> bool {
+    let late = Traits::LOCKED | Traits::LOCK_ON_FAULT | Traits::SEALED;
+    let never = Traits::DONT_FORK | Traits::WIPE_ON_FORK;
+    let Some(whole) = donor.vma_at(vma.start).filter(|whole| vma.end <= whole.end) else { return false };
+    let same_memory = match (&vma.backing, &whole.backing) {
+        (Backing::Anonymous { name }, Backing::Anonymous { name: other }) => name == other,
+        (Backing::File { index, shared: false }, Backing::File { index: other, shared: false }) => {
+            child.files.get(*index as usize) == donor.files.get(*other as usize)
+                && vma.offset.wrapping_sub(vma.start) == whole.offset.wrapping_sub(whole.start)
+        }
+        _ => false,
+    };
+    let inside = |start: u64, end: u64| start < whole.end && end > whole.start;
+    same_memory
+        && vma.prot == whole.prot
+        && vma.traits() - late == whole.traits() - late
+        && !vma.traits().intersects(never)
+        && !donor.guards.iter().any(|(start, end)| inside(*start, *end))
+        && !donor.policies.iter().any(|policy| inside(policy.range().start, policy.range().end))
+}
+
+/// The parts of runs that are the same in both; both are in order.
+fn common_runs(one: &[Run], other: &[Run]) -> Vec<Run> {
+    let ranges: Vec<_> = one.iter().map(Run::range).collect();
+    let mut other = overlap(other, &ranges).into_iter().peekable();
+    let mut common: Vec<Run> = Vec::new();
+    for run in one {
+        while let Some(part) = other.next_if(|part| part.addr < run.addr + run.len) {
+            let place = run.offset.wrapping_add(part.addr - run.addr);
+            if (part.segment, part.offset) == (run.segment, place) {
+                common.push(part);
+            }
+        }
+    }
+    common
 }
 
 fn pagemap(pid: Pid) -> Result<File> {
@@ -157,6 +247,15 @@ mod tests {
             ]
         );
         assert_eq!(overlap(&runs, &[]), []);
+    }
+
+    #[test]
+    fn same_places() {
+        let one = [run(0, 10, 100), run(20, 10, 300)];
+        let other = [run(2, 4, 102), run(6, 2, 50), run(8, 30, 108)];
+        assert_eq!(common_runs(&one, &other), [run(2, 4, 102), run(8, 2, 108)]);
+        let elsewhere = Run { segment: 1, ..run(2, 4, 102) };
+        assert_eq!(common_runs(&one, &[elsewhere]), []);
     }
 
     #[test]

@@ -66,25 +66,32 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// From whom each process of the tree gets the memory that it begins with: from who bears it, past stand-ins,
-    /// which have no memory of their own.
-    pub(crate) fn kin(&self, tree: &Tree) -> BTreeMap<u32, u32> {
+    /// Whose memory each process is born with a copy of: that of who makes it, past stand-ins, which have none of
+    /// their own. `owner` says whose record is that of a process's memory.
+    pub(crate) fn donors(&self, tree: &Tree, owner: impl Fn(u32) -> u32) -> BTreeMap<u32, u32> {
         let living = tree.processes.iter().filter(|record| !record.threads().is_empty());
         let living: BTreeSet<u32> = living.map(|record| record.pid).collect();
-        let mut kin: BTreeMap<Actor, u32> = BTreeMap::new();
+        // What the memory of each task is, or is a copy of.
+        let root = tree.processes.first().map(|root| (Actor::Number(root.pid), root.pid));
+        let mut memory: BTreeMap<Actor, u32> = root.into_iter().collect();
+        let mut donors = BTreeMap::new();
         for step in &self.steps {
-            let Step::Bear { parent, child, .. } = *step else { continue };
-            let from = match parent {
-                Actor::Number(number) if living.contains(&number) => Some(number),
-                stand_in => kin.get(&stand_in).copied(),
+            let (child, process, by) = match *step {
+                Step::Bear { child, birth, .. } => (child, child, birth.by),
+                Step::Spawn { process, tid, birth } => (Actor::Number(tid), Actor::Number(process), birth.by),
+                _ => continue,
             };
-            from.map(|from| kin.insert(child, from));
+            let Some(from) = memory.get(&by).copied() else { continue };
+            let own = match process {
+                Actor::Number(number) if living.contains(&number) => Some(owner(number)),
+                _ => None,
+            };
+            if let Some(own) = own.filter(|own| *own != from && Actor::Number(*own) == child) {
+                donors.insert(own, from);
+            }
+            memory.insert(child, own.unwrap_or(from));
         }
-        let numbered = |(actor, from)| match actor {
-            Actor::Number(number) => Some((number, from)),
-            Actor::Nameless(_) => None,
-        };
-        kin.into_iter().filter_map(numbered).collect()
+        donors
     }
 }
 
