@@ -16,7 +16,7 @@ use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
 use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
 use crate::proc::smaps::Mapping;
-use crate::resource::fds::{Collector, FilePolicy, Ghosts, Places};
+use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
 use crate::resource::memory::{self, AddressSpace, Kin, PageWriter, Relatives, SharedObjects};
 use crate::resource::signals::pending;
 use crate::resource::tasks::births;
@@ -197,6 +197,18 @@ impl<'h> Checkpoint<'h> {
         self
     }
 
+    /// Leaves an open file out of the image: [`Restore::inherit`](crate::Restore::inherit) supplies it.
+    pub fn external(mut self, file: External) -> Self {
+        self.files.external.insert(file);
+        self
+    }
+
+    /// What to do about pipes with an end outside of the tree.
+    pub fn outer_pipes(mut self, pipes: OuterPipes) -> Self {
+        self.files.outer_pipes = pipes;
+        self
+    }
+
     /// How many threads write a process's memory at the same time, each to a page segment of its own. As many
     /// as there are processors, but at most 4, unless this says otherwise.
     ///
@@ -258,8 +270,8 @@ impl<'h> Checkpoint<'h> {
         let mut report = Report::default();
         let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
         let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
-        let described =
-            Described::of(&frozen, &borrowed, &shares, &self.files, &mut report).in_phase(Phase::Describe)?;
+        let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
+        let described = described.in_phase(Phase::Describe)?;
         if !report.0.is_empty() {
             return Err(Error::unsupported(report.0).in_phase(Phase::Describe));
         }
@@ -613,7 +625,7 @@ impl Described {
         described.records.put(Owner::IMAGE, &Processor::here())?;
         births::check(&tree, shares, report)?;
         shares.write(&mut described.records)?;
-        let mut files = Collector::new(frozen.processes.iter().map(|process| process.pid), policy);
+        let mut files = Collector::new(&tree, policy);
         for process in borrowed {
             described.process(process, &mut files.ghosts, report).of(process.process.pid)?;
             for (tid, sharing) in shares.seats(process.process) {

@@ -14,7 +14,9 @@ use crate::family::{Family, Member};
 use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
 use crate::proc::{read, stat};
-use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Finder, Places};
+use crate::resource::fds::{
+    Builder, Channel, External, FdTable, FileOwner, FileValidation, Finder, Inherited, Places, Watches,
+};
 use crate::resource::memory::{self, AddressSpace, Inheritance, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
 use crate::resource::tasks::births;
@@ -68,6 +70,7 @@ pub struct Restore<'h> {
     validation: FileValidation,
     cgroups: Cgroups,
     cpu_check: CpuCheck,
+    inherited: Inherited,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
@@ -192,6 +195,7 @@ impl<'h> Restore<'h> {
             validation: FileValidation::default(),
             cgroups: Cgroups::default(),
             cpu_check: CpuCheck::default(),
+            inherited: Inherited::default(),
             hooks: None,
         }
     }
@@ -220,6 +224,14 @@ impl<'h> Restore<'h> {
         self
     }
 
+    /// Supplies an open file that the image does not contain: one that was external at the checkpoint
+    /// ([`Checkpoint::external`](crate::Checkpoint::external)), or any that is open by this path. The tasks get the very
+    /// description that `file` is of; a second description of that file is opened anew.
+    pub fn inherit(mut self, key: External, file: impl Into<OwnedFd>) -> Self {
+        self.inherited.add(key, file.into());
+        self
+    }
+
     /// Who hears of the stages.
     pub fn hooks(mut self, hooks: &'h mut dyn Hooks) -> Self {
         self.hooks = Some(hooks);
@@ -238,7 +250,8 @@ impl<'h> Restore<'h> {
         let started = Instant::now();
         let image = Image::open(&self.dir).in_phase(Phase::Read)?;
         let blueprint = Blueprint::load(&image).in_phase(Phase::Read)?;
-        let mut ready = Ready::plan(&blueprint, &image, &self).in_phase(Phase::Plan)?;
+        let inherited = std::mem::take(&mut self.inherited);
+        let ready = Ready::plan(&blueprint, &image, &self, inherited).in_phase(Phase::Plan)?;
         let root = blueprint.tree.root()?.pid();
         let stats = RestoreStats { reading: started.elapsed(), ..RestoreStats::default() };
         self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
@@ -246,18 +259,18 @@ impl<'h> Restore<'h> {
         // The calling thread is the parent; the tracer ends with this call.
         let seed =
             Family::seed(blueprint.workshop, &blueprint.tree, &ready.channel).in_phase(Phase::Build)?;
-        on_own_thread(|| self.build(&blueprint, &mut ready, seed, (building, stats)))
+        on_own_thread(move || self.build(&blueprint, ready, seed, (building, stats)))
     }
 
     fn build(
         &mut self,
         blueprint: &Blueprint,
-        ready: &mut Ready<'_>,
+        ready: Ready<'_>,
         seed: Seed,
         (started, mut stats): (Instant, RestoreStats),
     ) -> Result<Restored> {
         let root = blueprint.tree.root()?.pid();
-        let family = ready.build(blueprint, seed).in_phase(Phase::Build)?;
+        let (family, files) = ready.build(blueprint, seed).in_phase(Phase::Build)?;
         stats.building = started.elapsed();
         stats.tasks = family.members().map(|member| member.threads.len() as u64).sum();
         stats.bytes_restored = blueprint.bytes();
@@ -265,6 +278,9 @@ impl<'h> Restore<'h> {
         self.tell(Event::PreResume { root }).in_phase(Phase::Build)?;
 
         let built = Instant::now();
+        files.start(&blueprint.watches).in_phase(Phase::Release)?;
+        // What only we have open must not be there any more when they run: an end of a pipe, for one.
+        drop(files);
         let pidfd = family.release().in_phase(Phase::Release)?;
         stats.release = built.elapsed();
         // The tree runs: it is too late for a veto.
@@ -316,12 +332,35 @@ struct Blueprint {
     plan: Plan,
     processes: BTreeMap<u32, ProcessPlan>,
     shared: SharedPlan,
-    /// What processes keep of the memory that they are born with.
+    lineage: Lineage,
+    /// By the open file description of the epoll instance.
+    watches: BTreeMap<u32, Watches>,
+    file_owners: Vec<FileOwner>,
+    workshop: Workshop,
+    channel_number: i32,
+}
+
+/// Who keeps what of the memory that it is born with.
+struct Lineage {
     inheritances: BTreeMap<u32, Inheritance>,
     /// Those who pass it on, and so need it before they have children.
     donors: BTreeSet<u32>,
-    workshop: Workshop,
-    channel_number: i32,
+}
+
+impl Lineage {
+    fn of(plan: &Plan, tree: &Tree, processes: &BTreeMap<u32, ProcessPlan>, shares: &Shares) -> Self {
+        let (mut inheritances, mut donors) = (BTreeMap::new(), BTreeSet::new());
+        let space = |pid| processes.get(&pid).and_then(|process| process.space.as_ref());
+        for (child, donor) in plan.donors(tree, |pid| shares.process(pid).get(Kind::Memory)) {
+            let (Some(of_child), Some(of_donor)) = (space(child), space(donor)) else { continue };
+            let inheritance = Inheritance::of(of_child, of_donor);
+            if !inheritance.is_empty() {
+                inheritances.insert(child, inheritance);
+                donors.insert(donor);
+            }
+        }
+        Self { inheritances, donors }
+    }
 }
 
 impl Blueprint {
@@ -345,20 +384,15 @@ impl Blueprint {
         let spaces = || processes.values().filter_map(|process: &ProcessPlan| process.space.as_ref());
         let workshop = Workshop::find(spaces(), shared.len)?;
         spaces().try_for_each(|space| shared.check(space, &workshop))?;
-        let seats = processes.values().flat_map(|process: &ProcessPlan| process.seats.values());
-        let channel_number = lowest_unused(seats.filter_map(|seat| seat.table.as_ref()));
-        let owner = |pid| shares.process(pid).get(Kind::Memory);
-        let (mut inheritances, mut donors) = (BTreeMap::new(), BTreeSet::new());
-        let space = |pid| processes.get(&pid).and_then(|process: &ProcessPlan| process.space.as_ref());
-        for (child, donor) in plan.donors(&tree, owner) {
-            let (Some(of_child), Some(of_donor)) = (space(child), space(donor)) else { continue };
-            let inheritance = Inheritance::of(of_child, of_donor);
-            if !inheritance.is_empty() {
-                inheritances.insert(child, inheritance);
-                donors.insert(donor);
-            }
-        }
-        Ok(Self { tree, plan, processes, shared, inheritances, donors, workshop, channel_number })
+        let seats = processes.values().flat_map(|process: &ProcessPlan| &process.seats);
+        let tables: BTreeMap<u32, &FdTable> =
+            seats.filter_map(|(number, seat)| Some((*number, seat.table.as_ref()?))).collect();
+        let slot = |table: u32, fd| tables.get(&table)?.slot(fd).map(|slot| slot.description);
+        let watches = Watches::load(image, slot)?;
+        let file_owners = FileOwner::load(image, &tree, slot)?;
+        let channel_number = lowest_unused(tables.values(), &watches);
+        let lineage = Lineage::of(&plan, &tree, &processes, &shares);
+        Ok(Self { tree, plan, processes, shared, lineage, watches, file_owners, workshop, channel_number })
     }
 }
 
@@ -367,7 +401,7 @@ impl Blueprint {
     fn bytes(&self) -> u64 {
         let spaces = self.processes.values().filter_map(|process| process.space.as_ref());
         let private = spaces.flat_map(|space| &space.runs).map(|run| run.len);
-        let inherited: u64 = self.inheritances.values().map(Inheritance::bytes).sum();
+        let inherited: u64 = self.lineage.inheritances.values().map(Inheritance::bytes).sum();
         private.sum::<u64>() - inherited + self.shared.bytes()
     }
 }
@@ -395,9 +429,9 @@ impl Blueprint {
 }
 
 /// A number that no process uses, so that the way in does not stand in the way.
-fn lowest_unused<'t>(tables: impl Iterator<Item = &'t FdTable>) -> i32 {
-    let used: std::collections::BTreeSet<i32> =
-        tables.flat_map(|table| table.slots.iter().map(|slot| slot.fd)).collect();
+fn lowest_unused<'t>(tables: impl Iterator<Item = &'t &'t FdTable>, watches: &BTreeMap<u32, Watches>) -> i32 {
+    let open = tables.flat_map(|table| table.slots.iter().map(|slot| slot.fd));
+    let used: BTreeSet<i32> = open.chain(watches.values().flat_map(Watches::numbers)).collect();
     (0..i32::MAX).find(|number| !used.contains(number)).unwrap_or(0)
 }
 
@@ -497,7 +531,12 @@ struct Ready<'i> {
 }
 
 impl<'i> Ready<'i> {
-    fn plan(blueprint: &Blueprint, image: &'i Image, options: &Restore<'_>) -> Result<Self> {
+    fn plan(
+        blueprint: &Blueprint,
+        image: &'i Image,
+        options: &Restore<'_>,
+        inherited: Inherited,
+    ) -> Result<Self> {
         image.require::<Processor>(Owner::IMAGE)?.check(options.cpu_check)?;
         let outer_group = outer_group(&blueprint.plan, options.session)?;
         let mut patience = Duration::from_secs(3);
@@ -514,19 +553,21 @@ impl<'i> Ready<'i> {
             let places = process.seats.values().filter_map(|seat| seat.places.as_ref());
             opened.open_all(of_memory.chain(places.flat_map(Places::needs)), &finder).of(Pid::from(*pid))?;
         }
-        let mut files = Builder::new(image, finder);
+        let tasks = blueprint.tree.numbers().collect();
+        let mut files = Builder::new(image, finder, inherited, tasks);
         files.make_all()?;
         let channel = Channel::new(blueprint.channel_number)?;
         Ok(Self { image, opened, files, channel, outer_group })
     }
 
-    fn build(&mut self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
+    /// Builds everything, and closes what was open for that. The descriptions remain: some have yet to be started.
+    fn build(mut self, blueprint: &Blueprint, seed: Seed) -> Result<(Family, Builder<'i>)> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
         family.prepare(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
-        let donor = |member: &Member| blueprint.donors.contains(&member.pid.get());
+        let donor = |member: &Member| blueprint.lineage.donors.contains(&member.pid.get());
         let build_memory = |member: &Member| match blueprint.processes.get(&member.pid.get()) {
             Some(process) => self.build_memory(member, process, blueprint).of(member.pid),
             None => Ok(()),
@@ -547,12 +588,16 @@ impl<'i> Ready<'i> {
             }
         }
         self.files.finder.finish_mapped()?;
+        for member in family.members_mut() {
+            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                build_threads(member, process).of(member.pid)?;
+            }
+        }
         self.files.make_of_tasks()?;
         // Fd tables are needed empty until those who share them have all their mappings and places.
         for member in family.members_mut() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {
-                self.build_tables(member, process).of(member.pid)?;
-                self.build_process(member, process).of(member.pid)?;
+                self.build_files(member, process, blueprint).of(member.pid)?;
             }
         }
         // Before signal actions are set, which takes away what the parents were told by these.
@@ -569,6 +614,11 @@ impl<'i> Ready<'i> {
                 }
             }
         }
+        for member in family.members() {
+            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                set_file_owners(member, process, blueprint).of(member.pid)?;
+            }
+        }
         let mut registers = BTreeMap::new();
         for member in family.members() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {
@@ -581,7 +631,7 @@ impl<'i> Ready<'i> {
                 finish(member, process, space, &blueprint.workshop, &registers).of(member.pid)?;
             }
         }
-        Ok(family)
+        Ok((family, self.files))
     }
 
     fn build_memory(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
@@ -595,7 +645,7 @@ impl<'i> Ready<'i> {
             channel: &self.channel,
             image: self.image,
             blank: &blank,
-            inheritance: blueprint.inheritances.get(&member.pid.get()).unwrap_or(&nothing),
+            inheritance: blueprint.lineage.inheritances.get(&member.pid.get()).unwrap_or(&nothing),
         };
         builder.build(&mut member.puppet(0)?, space)
     }
@@ -613,40 +663,66 @@ impl<'i> Ready<'i> {
         Ok(())
     }
 
-    fn build_tables(&self, member: &Member, process: &ProcessPlan) -> Result<()> {
+    fn build_files(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
         for (number, seat) in &process.seats {
             let Some(table) = &seat.table else { continue };
             let mut puppet = member.puppet_of(*number)?;
             let scratch = puppet.scratch();
+            let new_batch = || Batch::new(scratch);
             table.install(
                 &self.channel,
                 |number| self.files.description(number),
                 |batch| puppet.run(batch)?.check().hint("RLIMIT_NOFILE limits how high descriptors can be"),
-                || Batch::new(scratch),
+                new_batch,
             )?;
+            for watches in blueprint.watches.values().filter(|one| one.table() == *number) {
+                watches.connect(&mut puppet, table, &self.files, &self.channel)?;
+            }
             let mut batch = puppet.batch();
             batch.call(sys::close, &[self.channel.number() as u64]);
             puppet.run(batch)?.check()?;
+            table.take_locks(|batch| puppet.run(batch)?.check(), new_batch)?;
         }
         Ok(())
     }
+}
 
-    fn build_process(&self, member: &mut Member, process: &ProcessPlan) -> Result<()> {
-        {
-            let mut puppet = member.puppet(0)?;
-            let mut batch = puppet.batch();
-            // From here on PTRACE_O_EXITKILL alone looks after orphans; the signal would outlast the release.
-            batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
-            if let Some((leader, _)) = &process.dead_leader {
-                let name = batch.input(&[&leader.name[..], b"\0"].concat());
-                batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
-            }
-            puppet.run(batch)?.check()?;
+/// Makes the threads of a process, before it has any files: some files are of threads.
+fn build_threads(member: &mut Member, process: &ProcessPlan) -> Result<()> {
+    {
+        let mut puppet = member.puppet(0)?;
+        let mut batch = puppet.batch();
+        // From here on PTRACE_O_EXITKILL alone looks after orphans; the signal would outlast the release.
+        batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
+        if let Some((leader, _)) = &process.dead_leader {
+            let name = batch.input(&[&leader.name[..], b"\0"].concat());
+            batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
         }
-        let there: Vec<u32> = member.threads.iter().map(|thread| thread.tid().get()).collect();
-        let others = process.threads.keys().copied().filter(|tid| !there.contains(tid));
-        member.make_threads(&others.collect::<Vec<_>>())
+        puppet.run(batch)?.check()?;
     }
+    let there: Vec<u32> = member.threads.iter().map(|thread| thread.tid().get()).collect();
+    let others = process.threads.keys().copied().filter(|tid| !there.contains(tid));
+    member.make_threads(&others.collect::<Vec<_>>())
+}
+
+/// Says who gets signals about its files: as the user that it is by now.
+fn set_file_owners(member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
+    for number in process.seats.keys() {
+        let mut owners = blueprint.file_owners.iter().filter(|one| one.table() == *number).peekable();
+        if owners.peek().is_none() {
+            continue;
+        }
+        let mut puppet = member.puppet_of(*number)?;
+        let mut batch = puppet.batch();
+        for owner in owners {
+            owner.set(&mut batch);
+            if batch.is_nearly_full() {
+                puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
+            }
+        }
+        puppet.run(batch)?.check()?;
+    }
+    Ok(())
 }
 
 /// Which group the root joins, when it is one from outside.

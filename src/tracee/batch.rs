@@ -60,6 +60,8 @@ pub(crate) mod sys {
         dup3 = SYS_dup3;
         close = SYS_close;
         fcntl = SYS_fcntl;
+        epoll_ctl = SYS_epoll_ctl;
+        epoll_wait = SYS_epoll_wait;
         recvmsg = SYS_recvmsg;
         socketpair = SYS_socketpair;
         pwrite64 = SYS_pwrite64;

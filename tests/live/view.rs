@@ -67,6 +67,19 @@ const FILES: &[&str] = &[
     "timers",
 ];
 
+/// Lines of fdinfo that may differ, by how they begin.
+const FDINFO: &[(&str, &str)] = &[
+    ("eventfd-id:", "the kernel counts them"),
+    ("it_value:", "time goes on"),
+    ("ticks:", "as it_value; what is unread is checked by the subjects"),
+];
+
+/// What an epoll instance watches may be a new pipe.
+fn without_inodes_of_targets(line: &str) -> String {
+    let end = line.find("ino:").filter(|_| line.starts_with("tfd:")).unwrap_or(line.len());
+    line[..end].to_owned()
+}
+
 const LINKS: &[&str] = &["exe", "cwd", "root"];
 
 /// The processes of the tree below `root`, itself included.
@@ -151,6 +164,15 @@ fn link(path: &str) -> String {
     fs::read_link(path).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// Without its number in the list and, of locks that belong to a description, who took it. Inodes are compared anyway.
+fn lock(line: &str) -> String {
+    let words: Vec<&str> = line.split_whitespace().skip(2).collect();
+    let pid = if words.first() == Some(&"FLOCK") { 3 } else { usize::MAX };
+    let kept =
+        words.iter().enumerate().filter(|(index, word)| *index != pid && word.matches(':').count() != 2);
+    kept.map(|(_, word)| *word).collect::<Vec<_>>().join(" ")
+}
+
 fn inode(path: &str) -> u64 {
     use std::os::unix::fs::MetadataExt;
     fs::metadata(path).map(|found| found.ino()).unwrap_or_default()
@@ -186,6 +208,7 @@ fn process(pid: u32, view: &mut View, names: &mut Names) {
         let target = link(&format!("{at}/fd/{fd}"));
         let deleted = target.ends_with(" (deleted)") && !std::path::Path::new(&target).exists();
         let nameless = target.starts_with("pipe:") || deleted || target.starts_with("/proc/");
+        let nameless = nameless || target == "anon_inode:[pidfd]";
         let target = match deleted {
             true => names.same(&format!("deleted {}", inode(&format!("{at}/fd/{fd}")))),
             false if target.starts_with("pipe:") => names.same(&target),
@@ -193,7 +216,13 @@ fn process(pid: u32, view: &mut View, names: &mut Names) {
         };
         let info = text(&format!("{at}/fdinfo/{fd}"));
         // A new pipe is a new inode, and so is a deleted file that was made again (perhaps by another name).
-        let info: Vec<&str> = info.lines().filter(|line| !(nameless && line.starts_with("ino:"))).collect();
+        let lines = info.lines().filter(|line| !(nameless && line.starts_with("ino:")));
+        let mut info: Vec<String> = lines
+            .filter(|line| !FDINFO.iter().any(|(start, _)| line.starts_with(start)))
+            .map(|line| if line.starts_with("lock:") { lock(line) } else { without_inodes_of_targets(line) })
+            .collect();
+        // By address in the kernel.
+        info.sort_unstable();
         view.insert(format!("{pid}/fd/{fd}"), format!("{target} {}", info.join(" ").replace('\t', "")));
     }
     mappings(pid, &text(&format!("{at}/smaps")), view, names);

@@ -262,12 +262,157 @@ static int ghosts(void)
 	return passed();
 }
 
+static short polled(int fd)
+{
+	struct pollfd poll_ = { fd, POLLIN | POLLOUT, 0 };
+	must(poll(&poll_, 1, 0));
+	return poll_.revents;
+}
+
+static int in_fifo(const char *name, int flags)
+{
+	if (mkfifo(name, 0600) && errno != EEXIST)
+		fail("mkfifo: %s", strerror(errno));
+	return must(open(name, flags));
+}
+
+// Both ends in relatives and in one description, ends that have gone or never been, contents, a deleted fifo.
+static int fifos(void)
+{
+	char got[65536];
+	int both = in_fifo("both", O_RDWR);
+	must(fcntl(both, F_SETPIPE_SZ, 1 << 17));
+	must(write(both, "first words", 11));
+	int reader = in_fifo("both", O_RDONLY | O_NOFOLLOW), writer = in_fifo("both", O_WRONLY | O_APPEND);
+	// Nobody has written to it yet: no end of file for poll(2).
+	int lonely = in_fifo("lonely", O_RDONLY | O_NONBLOCK);
+	must(fcntl(lonely, F_SETFL, 0));
+	int left = in_fifo("left", O_RDONLY | O_NONBLOCK), leaving = in_fifo("left", O_WRONLY);
+	must(write(leaving, "last words", 10));
+	close(leaving);
+	int heard = in_fifo("unheard", O_RDONLY | O_NONBLOCK), unheard = in_fifo("unheard", O_WRONLY);
+	must(write(unheard, "unheard", 7));
+	close(heard);
+	int gone = in_fifo("gone", O_RDWR | O_NONBLOCK), same = in_fifo("gone", O_RDONLY);
+	must(unlink("gone"));
+	must(write(gone, "gone", 4));
+	int packets = in_fifo("packets", O_RDWR);
+	must(fcntl(packets, F_SETFL, O_DIRECT));
+	must(write(packets, "one", 3));
+	must(write(packets, "2", 1));
+	must(write(packets, "three", 5));
+	must(write(packets, "4", 1));
+	signal(SIGPIPE, SIG_IGN);
+	int fds[] = { both, reader, writer, lonely, left, unheard, gone, same, packets }, flags[COUNT(fds)];
+	for (size_t i = 0; i < COUNT(fds); i++)
+		flags[i] = flags_of(fds[i]);
+	expect(polled(lonely) == 0 && polled(left) == (POLLIN | POLLHUP) && polled(unheard) & POLLERR);
+	pid_t child = must(fork());
+	if (!child) {
+		close(both);
+		close(reader);
+		wait_go();
+		must(write(writer, " and more", 9));
+		return 0;
+	}
+	ready();
+	wait_go();
+	for (size_t i = 0; i < COUNT(fds); i++)
+		expect(flags[i] == flags_of(fds[i]), "%zu: %#o instead of %#o", i, flags_of(fds[i]), flags[i]);
+	join_child(child);
+	expect(fcntl(both, F_GETPIPE_SZ) == 1 << 17);
+	expect(read(reader, got, 100) == 20 && !memcmp(got, "first words and more", 20));
+	expect(polled(lonely) == 0, "%#x", polled(lonely));
+	expect(read(lonely, got, 1) == 0);
+	int now_heard = must(open("lonely", O_WRONLY | O_NONBLOCK));
+	must(write(now_heard, "hello", 5));
+	close(now_heard);
+	expect(polled(lonely) == (POLLIN | POLLHUP) && read(lonely, got, 9) == 5 && !memcmp(got, "hello", 5));
+	expect(polled(left) == (POLLIN | POLLHUP) && read(left, got, 100) == 10 && !memcmp(got, "last words", 10));
+	expect(read(left, got, 100) == 0);
+	expect(polled(unheard) & POLLERR && write(unheard, "x", 1) == -1 && errno == EPIPE);
+	heard = must(open("unheard", O_RDONLY | O_NONBLOCK));
+	expect(read(heard, got, 100) == 7 && !memcmp(got, "unheard", 7));
+	must(write(gone, "!", 1));
+	expect(read(same, got, 100) == 5 && !memcmp(got, "gone!", 5) && times(gone).st_nlink == 0);
+	must(write(packets, "5th", 3));
+	static const char *sent[] = { "one", "2", "three", "4", "5th" };
+	for (size_t i = 0; i < COUNT(sent); i++)
+		expect(read(packets, got, sizeof got) == (ssize_t)strlen(sent[i]) && !memcmp(got, sent[i], strlen(sent[i])), "%zu", i);
+	return passed();
+}
+
+// Packets of every kind of boundary, and streams that look like them.
+static int packets(void)
+{
+	static char block[12288], got[65536];
+	paint(block, sizeof block, 9);
+	static const int sizes[][6] = { { 1 }, { 4096, 1 }, { 1, 1, 1 }, { 2, 4096, 4096, 3 }, { 5 }, { 4096 } };
+	enum { FORMS = COUNT(sizes) };
+	int ends[FORMS][2], streams[3][2];
+	for (int i = 0; i < FORMS; i++) {
+		must(pipe2(ends[i], O_DIRECT | O_NONBLOCK));
+		for (int j = 0; sizes[i][j]; j++)
+			must(write(ends[i][1], block, sizes[i][j]));
+	}
+	// No longer in packet mode, but with packets in it.
+	must(fcntl(ends[3][1], F_SETFL, O_NONBLOCK));
+	for (int i = 0; i < 3; i++) {
+		must(pipe2(streams[i], O_NONBLOCK));
+		must(write(streams[i][1], block, 1 + i * 4096));
+		must(fcntl(streams[i][1], F_SETFL, O_NONBLOCK | O_DIRECT));
+	}
+	ready();
+	wait_go();
+	for (int i = 0; i < FORMS; i++) {
+		expect(!(flags_of(ends[i][1]) & O_DIRECT) == (i == 3));
+		must(fcntl(ends[i][1], F_SETFL, O_NONBLOCK));
+		must(write(ends[i][1], "end", 3));
+		for (int j = 0; sizes[i][j]; j++)
+			expect(read(ends[i][0], got, sizeof got) == sizes[i][j] && !memcmp(got, block, sizes[i][j]), "%d %d", i, j);
+		expect(read(ends[i][0], got, sizeof got) == 3);
+	}
+	for (int i = 0; i < 3; i++) {
+		must(fcntl(streams[i][1], F_SETFL, O_NONBLOCK));
+		must(write(streams[i][1], "end", 3));
+		ssize_t size = read(streams[i][0], got, sizeof got);
+		expect(size == 4 + i * 4096, "%zd", size);
+	}
+	return passed();
+}
+
+// Writes to the pipe of this name, which is somebody else's.
+static int piped(const char *way)
+{
+	int pipe = must(open(way, O_WRONLY)), second = must(open(way, O_WRONLY | O_NONBLOCK));
+	must(write(pipe, "before", 6));
+	ready();
+	wait_go();
+	expect(!(flags_of(pipe) & O_NONBLOCK) && flags_of(second) & O_NONBLOCK);
+	must(write(pipe, "after, ", 7));
+	must(write(second, "by the second", 13));
+	return passed();
+}
+
+static int appended(void)
+{
+	int output = must(open("output", O_WRONLY | O_CREAT | O_APPEND, 0600)), same = must(dup(output));
+	must(write(output, "before", 6));
+	ready();
+	wait_go();
+	must(write(same, "after", 5));
+	expect(position(output) == position(same));
+	return passed();
+}
+
 int main(int argc, char **argv)
 {
 	begin();
 	static const struct { const char *name; int (*run)(void); } parts[] = {
-		{ "paths", paths }, { "proc", proc }, { "ghosts", ghosts },
+		{ "paths", paths }, { "proc", proc }, { "ghosts", ghosts }, { "fifos", fifos }, { "packets", packets }, { "appended", appended },
 	};
+	if (argc == 3)
+		return piped(argv[2]);
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))
 			return parts[i].run();

@@ -615,3 +615,131 @@ impl Revived {
 pub(super) fn subject_of(number: u32) -> Subject {
     Subject::Section(format!("{} {number}", Ghost::NAME))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::tests::{Scratch, make, probe, refused};
+    use super::super::{Collector, FilePolicy, FileRef, Finder};
+    use super::*;
+
+    fn ghost(path: &Path) -> Ghost {
+        Ghost {
+            path: path.as_os_str().as_bytes().to_vec().into(),
+            birth: Birth::Named,
+            mode: libc::S_IFREG | 0o640,
+            user: geteuid().as_raw(),
+            group: nix::unistd::getegid().as_raw(),
+            size: 5000,
+            accessed: Time(1, 2),
+            modified: Time(3, 4),
+            attributes: Vec::new(),
+            runs: vec![Run { addr: 0, len: PAGE, segment: 0, offset: 0 }],
+        }
+    }
+
+    fn image(scratch: &Scratch, ghost: &Ghost) -> Image {
+        scratch.image(|records| records.put(Owner(1), ghost).unwrap())
+    }
+
+    #[test]
+    fn hostile_ghosts() {
+        let scratch = Scratch::new();
+        let good = || ghost(&scratch.path("file"));
+        make(&image(&scratch, &good())).unwrap();
+        let run = |addr, len, offset| vec![Run { addr, len, segment: 0, offset }];
+        for (what, wrong) in [
+            ("relative", Ghost { path: b"file".to_vec().into(), ..good() }),
+            ("root", Ghost { path: b"/".to_vec().into(), ..good() }),
+            (
+                "zero byte",
+                Ghost { attributes: vec![(b"user.\0".to_vec().into(), Bytes::default())], ..good() },
+            ),
+            ("directory", Ghost { mode: libc::S_IFDIR | 0o755, ..good() }),
+            ("device", Ghost { mode: libc::S_IFCHR | 0o666, ..good() }),
+            ("size", Ghost { size: 1 << 63, ..good() }),
+            ("end", Ghost { runs: run(2 * PAGE, PAGE, 0), ..good() }),
+            ("overflow", Ghost { runs: run(u64::MAX, PAGE, 0), ..good() }),
+            ("segment", Ghost { runs: run(0, PAGE, 1), ..good() }),
+            ("no segment", Ghost { runs: vec![Run { segment: 9, ..good().runs[0] }], ..good() }),
+            ("fifo", Ghost { mode: libc::S_IFIFO | 0o600, ..good() }),
+        ] {
+            let said = refused(&image(&scratch, &wrong), ErrorKind::Image);
+            assert!(scratch.names().is_empty(), "{what}: {said}: {:?}", scratch.names());
+        }
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_or_leads_elsewhere() {
+        let scratch = Scratch::new();
+        std::os::unix::fs::symlink(scratch.path(""), scratch.path("link")).unwrap();
+        for path in ["none/file", "link/file", "link/../none/file"] {
+            refused(&image(&scratch, &ghost(&scratch.path(path))), ErrorKind::Conflict);
+        }
+        assert_eq!(scratch.names(), ["link"]);
+    }
+
+    /// Neither the name of another file nor a name of ours is left.
+    #[test]
+    fn a_name_that_is_taken() {
+        let scratch = Scratch::new();
+        std::fs::write(scratch.path("file"), "other").unwrap();
+        make(&image(&scratch, &ghost(&scratch.path("file")))).unwrap();
+        assert_eq!(std::fs::read(scratch.path("file")).unwrap(), b"other");
+        assert_eq!(scratch.names(), ["file"]);
+    }
+
+    #[test]
+    fn a_file_that_is_missing() {
+        let error = Finder::of_nothing().open(&FileRef::Ghost(7), OFlag::O_RDONLY).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Image);
+    }
+
+    #[test]
+    fn the_limit_names_size_and_option() {
+        let scratch = Scratch::new();
+        let file = scratch.file("file");
+        file.write_all_at(&[1; 5000], 1 << 20).unwrap();
+        std::fs::remove_file(scratch.path("file")).unwrap();
+        let describe = |ghost_limit| {
+            let mut collector = Collector::of_policy(&FilePolicy { ghost_limit, ..FilePolicy::default() });
+            collector.file(&probe(&file)).unwrap()
+        };
+        let refusal = describe(4999).unwrap_err();
+        assert!(refusal.reason.contains("5000 bytes") && refusal.reason.contains("4999"), "{refusal}");
+        assert!(refusal.hint.unwrap().contains("Checkpoint::ghost_limit"));
+        assert_eq!(describe(5000).unwrap(), FileRef::Ghost(1));
+    }
+
+    #[test]
+    fn gone_with_its_directory_or_still_linked() {
+        let scratch = Scratch::new();
+        let describe = |file: &File| {
+            let mut collector = Collector::of_policy(&FilePolicy::default());
+            collector.file(&probe(file)).unwrap()
+        };
+        std::fs::create_dir(scratch.path("dir")).unwrap();
+        let file = scratch.file("dir/file");
+        std::fs::remove_dir_all(scratch.path("dir")).unwrap();
+        assert!(describe(&file).unwrap_err().reason.contains("directory"));
+        let linked = scratch.file("linked");
+        std::fs::hard_link(scratch.path("linked"), scratch.path("other")).unwrap();
+        std::fs::remove_file(scratch.path("linked")).unwrap();
+        assert!(describe(&linked).unwrap_err().reason.contains("other names"));
+    }
+
+    #[test]
+    fn permissions_and_times_come_last() {
+        let scratch = Scratch::new();
+        let image = image(&scratch, &Ghost { mode: libc::S_IFREG | 0o4, ..ghost(&scratch.path("file")) });
+        let mut revived = Revived::make(&image).unwrap();
+        let file = File::from(revived.open(1, OFlag::O_RDWR).unwrap());
+        revived.finish().unwrap();
+        let now = file.metadata().unwrap();
+        assert_eq!(now.permissions().mode() & 0o7777, 0o4);
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!((now.atime(), now.atime_nsec(), now.mtime(), now.mtime_nsec()), (1, 2, 3, 4));
+        assert_eq!((now.nlink(), now.size()), (0, 5000));
+    }
+}

@@ -117,10 +117,33 @@ impl FileRef {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn of_test(path: &std::path::Path, kind: u32) -> Self {
+        Self::Named(Named { path: path.as_os_str().as_bytes().to_vec().into(), kind, size: 0, device: 0 })
+    }
+
     pub(crate) fn subject(&self) -> Subject {
         match self {
             Self::Named(named) => named.subject(),
             Self::Ghost(number) => ghost::subject_of(*number),
+        }
+    }
+
+    /// By its name.
+    pub(super) fn path(&self) -> Option<PathBuf> {
+        match self {
+            Self::Named(named) => Some(named.path()),
+            Self::Ghost(_) => None,
+        }
+    }
+
+    /// Finds one that has a name, whatever it contains by now.
+    pub(super) fn find(&self) -> Result<OwnedFd> {
+        match self {
+            Self::Named(named) => named.open(OFlag::O_PATH, FileValidation::Type),
+            Self::Ghost(_) => {
+                Err(Error::new(ErrorKind::Image, "a file without a name").about(self.subject()))
+            }
         }
     }
 
@@ -142,6 +165,11 @@ pub(crate) struct Finder {
 impl Finder {
     pub(crate) fn new(image: &Image, validation: FileValidation) -> Result<Self> {
         Ok(Self { validation, ghosts: Revived::make(image)? })
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_nothing() -> Self {
+        Self { validation: FileValidation::default(), ghosts: Revived::default() }
     }
 
     /// Opens a file.

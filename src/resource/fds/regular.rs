@@ -18,8 +18,8 @@ use crate::image::{Decode, Encode, Record, Tag};
 pub(crate) struct Regular {
     file: FileRef,
     position: i64,
-    /// It is what /proc shows of a process of the tree.
-    of_process: bool,
+    /// It is what /proc shows of a task of the tree.
+    of_task: bool,
 }
 
 impl Record for Regular {
@@ -35,27 +35,25 @@ impl FileKind for Regular {
     }
 
     fn describe(probe: &Probe, collector: &mut Collector) -> Result<std::result::Result<Self, Refusal>> {
-        let of_process = match whose(probe)? {
-            None => false,
-            Some(pid) if collector.is_of_tree(pid) => true,
-            Some(_) => {
-                return Ok(Err(probe
-                    .refusal("what /proc shows of a thread or of a process outside the tree is not supported")
-                    .hint("only files of /proc/PID, of processes of the tree, can be opened again")));
-            }
-        };
-        let info = probe.fdinfo()?;
-        if !info.locks.is_empty() {
-            return Ok(Err(probe.refusal("file locks and leases are not supported yet")));
+        let tasks = shown_tasks(probe)?;
+        if !tasks.iter().all(|task| collector.has_task(*task)) {
+            return Ok(Err(probe.refusal("what /proc shows of a task that is not part of the tree")));
         }
-        Ok(collector.file(probe)?.map(|file| Self { file, position: info.pos, of_process }))
+        let of_task = !tasks.is_empty();
+        let position = probe.fdinfo()?.pos;
+        Ok(collector.file(probe)?.map(|file| Self { file, position, of_task }))
     }
 
     fn is_of_tasks(&self) -> bool {
-        self.of_process
+        self.of_task
     }
 
     fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd> {
+        if let Some(path) = self.file.path()
+            && let Some(supplied) = builder.inherited.take_for(path, common.flags())
+        {
+            return supplied;
+        }
         let file = builder.finder.open(&self.file, common.flags() & OPEN_FLAGS.union(TMPFILE))?;
         if self.position != 0 && !common.flags().contains(OFlag::O_PATH) {
             lseek(&file, self.position, Whence::SeekSet).call("lseek").about(|| self.file.subject())?;
@@ -64,24 +62,39 @@ impl FileKind for Regular {
     }
 }
 
-/// The process that a file of /proc tells of. Of a thread's files it is a process that does not exist.
-fn whose(probe: &Probe) -> Result<Option<Pid>> {
+/// The process (and the thread) that a file of /proc tells of.
+fn shown_tasks(probe: &Probe) -> Result<Vec<Pid>> {
     if fstatfs(&probe.file).call("fstatfs")?.filesystem_type() != PROC_SUPER_MAGIC {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    Ok(owner_of(&probe.name))
+    Ok(named_tasks(&probe.name))
 }
 
-fn owner_of(name: &[u8]) -> Option<Pid> {
-    const NOBODY: u32 = u32::MAX;
-    let mut parts = name.split(|byte| *byte == b'/').skip_while(|part| part.is_empty());
-    // Where another /proc is mounted, any number may be a process.
-    let (mount, first) = (parts.next()?, parts.next());
-    let number = |part: &[u8]| std::str::from_utf8(part).ok()?.parse::<u32>().ok();
-    if mount != b"proc" {
-        return Some(Pid::from(NOBODY));
+fn named_tasks(name: &[u8]) -> Vec<Pid> {
+    let number = |part: &&[u8]| Some(Pid::from(std::str::from_utf8(part).ok()?.parse::<u32>().ok()?));
+    let parts: Vec<&[u8]> = name.split(|byte| *byte == b'/').collect();
+    match parts.as_slice() {
+        [b"", b"proc", pid, b"task", tid, ..] => [pid, tid].into_iter().filter_map(number).collect(),
+        [b"", b"proc", pid, ..] => number(pid).into_iter().collect(),
+        [b"", b"proc"] => Vec::new(),
+        // Where another /proc is mounted, any number may be a task.
+        _ => vec![Pid::from(u32::MAX)],
     }
-    let pid = number(first?)?;
-    let of_thread = parts.next() == Some(b"task") && parts.next().is_some();
-    Some(Pid::from(if of_thread { NOBODY } else { pid }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_in_names() {
+        let tasks = |name: &str| named_tasks(name.as_bytes()).iter().map(|pid| pid.get()).collect::<Vec<_>>();
+        assert_eq!(tasks("/proc/12/stat"), [12]);
+        assert_eq!(tasks("/proc/12"), [12]);
+        assert_eq!(tasks("/proc/12/task"), [12]);
+        assert_eq!(tasks("/proc/12/task/13/stat"), [12, 13]);
+        assert_eq!(tasks("/proc/sys/kernel/12"), []);
+        assert_eq!(tasks("/proc"), []);
+        assert_eq!(tasks("/host/proc/12/stat"), [u32::MAX]);
+    }
 }

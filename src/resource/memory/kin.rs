@@ -260,11 +260,14 @@ mod tests {
 
     #[test]
     fn what_is_left() {
-        let left = |ranges: &[Range<u64>], others: &[Range<u64>]| without(ranges, others.iter().cloned());
-        assert_eq!(left(&[0..10, 20..30], &[]), [0..10, 20..30]);
-        assert_eq!(left(&[0..10, 20..30], &[0..10, 22..23, 29..30]), [20..22, 23..29]);
-        assert_eq!(left(&[0..10, 20..30], &[5..25]), [0..5, 25..30]);
-        assert_eq!(left(&[0..10, 20..30], &[0..1, 2..3, 15..16]), [1..2, 3..10, 20..30]);
-        assert_eq!(left(&[0..10], &[0..40]), []);
+        let left = |others: &[(u64, u64)]| {
+            let left = without(&[0..10, 20..30], others.iter().map(|(start, end)| *start..*end));
+            left.into_iter().map(|range| (range.start, range.end)).collect::<Vec<_>>()
+        };
+        assert_eq!(left(&[]), [(0, 10), (20, 30)]);
+        assert_eq!(left(&[(0, 10), (22, 23), (29, 30)]), [(20, 22), (23, 29)]);
+        assert_eq!(left(&[(5, 25)]), [(0, 5), (25, 30)]);
+        assert_eq!(left(&[(0, 1), (2, 3), (15, 16)]), [(1, 2), (3, 10), (20, 30)]);
+        assert_eq!(left(&[(0, 40)]), []);
     }
 }
