@@ -93,6 +93,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("pending_signals", Subject::new(C("signals"), &["pending"]).namespaced()),
     ("pending_of_child", Subject::new(C("signals"), &["of_child"]).namespaced()),
     ("alternate_stack", Subject::new(C("signals"), &["altstack"])),
+    ("posix_timers", Subject::new(C("timers"), &[])),
     ("interval_timers", Subject::new(C("signals"), &["timers"]).namespaced()),
     ("ticking_timer", Subject::new(C("signals"), &["ticking"])),
     ("sessions_and_groups", Subject::new(C("tasks"), &["sessions"]).namespaced()),

@@ -81,9 +81,10 @@ impl State for PosixTimers {
                 report.refuse(refusal.hint("try again: the next signal's count is likely to be 0"));
                 continue;
             }
-            // Clock ids of single tasks are negative, and CLOCK_THREAD_CPUTIME_ID is its creator's.
-            if timer.clock_id < 0 || timer.clock_id == libc::CLOCK_THREAD_CPUTIME_ID {
-                report.refuse(refuse("timers on the processor time of one task are not supported"));
+            if !Clock::of(timer.clock_id).is_of(view) {
+                report.refuse(refuse(
+                    "it runs on the processor time of a task that cannot be told, or of another process",
+                ));
                 continue;
             }
             let Some(mut record) = describe(&timer, view.process) else {
@@ -124,6 +125,41 @@ impl State for PosixTimers {
     }
 }
 
+/// Whose time a timer's clock shows, by the number that linux/posix-timers.h makes of a pid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clock {
+    Everybodys,
+    /// CLOCK_THREAD_CPUTIME_ID: of whoever made the timer.
+    Creators,
+    /// clock_getcpuclockid(3), 0 for the process itself.
+    Process(u32),
+    /// pthread_getcpuclockid(3), 0 for the creator.
+    Thread(u32),
+}
+
+impl Clock {
+    fn of(id: i32) -> Self {
+        const PER_THREAD: i32 = 4;
+        match (id, !(id >> 3) as u32) {
+            (libc::CLOCK_THREAD_CPUTIME_ID, _) => Self::Creators,
+            (0.., _) => Self::Everybodys,
+            (_, pid) if id & PER_THREAD != 0 => Self::Thread(pid),
+            (_, pid) => Self::Process(pid),
+        }
+    }
+
+    /// Can it be had again by a timer that the leader makes?
+    fn is_of(self, view: View<'_>) -> bool {
+        let threads = &view.process.threads;
+        match self {
+            Self::Everybodys => true,
+            Self::Creators | Self::Thread(0) => threads.len() == 1,
+            Self::Process(pid) => pid == 0 || pid == view.process.number,
+            Self::Thread(tid) => threads.iter().any(|thread| thread.tracee.number() == tid),
+        }
+    }
+}
+
 /// None for a timer that signals a thread which is not one of the process.
 fn describe(timer: &PosixTimer, process: &Process) -> Option<Timer> {
     let how = match timer.notify {
@@ -147,4 +183,21 @@ fn describe(timer: &PosixTimer, process: &Process) -> Option<Timer> {
         thread,
         time: [0; 4],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_of_tasks() {
+        // As MAKE_PROCESS_CPUCLOCK and MAKE_THREAD_CPUCLOCK with CPUCLOCK_SCHED.
+        let (process, thread) = (|pid: i32| !pid << 3 | 2, |tid: i32| !tid << 3 | 6);
+        assert_eq!(Clock::of(process(4711)), Clock::Process(4711));
+        assert_eq!(Clock::of(thread(12)), Clock::Thread(12));
+        assert_eq!(Clock::of(process(0)), Clock::Process(0));
+        assert_eq!(Clock::of(libc::CLOCK_THREAD_CPUTIME_ID), Clock::Creators);
+        assert_eq!(Clock::of(libc::CLOCK_PROCESS_CPUTIME_ID), Clock::Everybodys);
+        assert_eq!(Clock::of(libc::CLOCK_BOOTTIME), Clock::Everybodys);
+    }
 }
