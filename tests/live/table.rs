@@ -75,7 +75,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("pipes", Subject::new(C("fds"), &["pipes"]).namespaced()),
     ("eventfds_and_signalfds", Subject::new(C("eventfiles"), &["counters"])),
     ("timerfds", Subject::new(C("eventfiles"), &["timers"])),
-    ("pidfds", Subject::new(C("eventfiles"), &["pidfds"]).namespaced()),
+    ("pidfds", Subject::new(C("eventfiles"), &["pidfds"])),
     ("epolls", Subject::new(C("eventfiles"), &["epolls"]).namespaced()),
     ("inotify", Subject::new(C("eventfiles"), &["inotify"])),
     ("file_owners", Subject::new(C("eventfiles"), &["owners"]).namespaced()),

@@ -13,6 +13,7 @@ static pid_t thread, child;
 static _Atomic int *parent_of_child;
 static _Atomic int ticks;
 static timer_t timer;
+static int pidfd;
 
 static struct numbers look(void)
 {
@@ -59,6 +60,7 @@ static void set_up(void)
 		for (;; nap(MS))
 			*parent_of_child = getppid();
 	}
+	pidfd = must(syscall(SYS_pidfd_open, child, 0));
 	must(sigaction(SIGRTMIN, &(struct sigaction){ .sa_sigaction = tick, .sa_flags = SA_SIGINFO | SA_RESTART }, NULL));
 	pthread_t made;
 	zero(pthread_create(&made, NULL, threaded, NULL));
@@ -109,7 +111,7 @@ static int run(const char *part)
 	must(timer_settime(timer, 0, &(struct itimerspec){ .it_value = timespec(MS) }, NULL));
 	for (int i = 0; !ticks; i++, nap(MS))
 		expect(i < 5000, "the timer does not signal its thread");
-	must(kill(child, SIGTERM));
+	must(syscall(SYS_pidfd_send_signal, pidfd, SIGTERM, NULL, 0));
 	int status;
 	expect(must(waitpid(child, &status, 0)) == child && WTERMSIG(status) == SIGTERM);
 	if (!strcmp(part, "check"))

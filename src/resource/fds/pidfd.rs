@@ -64,6 +64,12 @@ impl FileKind for PidFd {
     }
 
     fn check(&self, builder: &Builder<'_>) -> Result<()> {
+        if builder.renumbered && matches!(self.of, Target::Gone { .. }) {
+            // Ours has never lived there, which sending it a signal would show.
+            let reason =
+                "it has a pidfd of a process that is gone, which is not supported in another pid namespace";
+            return Err(Error::new(ErrorKind::Conflict, reason).with_hint("restore it with Pids::Original"));
+        }
         let right = match self.of {
             Target::Task(number) => builder.tasks.contains(&Pid::from(number)),
             Target::Gone { status, .. } => status.and_then(cannot_be_caused).is_none(),

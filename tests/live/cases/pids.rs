@@ -14,6 +14,7 @@ use crate::{Outcome, view};
 
 const PIDS: Program = Program::C("pids");
 const FILES: Program = Program::C("files");
+const EVENTS: Program = Program::C("eventfiles");
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "pids_of_five_clones", test: clones, programs: &[PIDS] },
@@ -23,7 +24,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "pids_after_a_veto", test: vetoed, programs: &[PIDS] },
     Case { name: "pids_process_1", test: process_1, programs: &[PIDS] },
     Case { name: "pids_outer_session", test: outer_session, programs: &[PIDS] },
-    Case { name: "pids_in_open_files", test: open_files, programs: &[FILES] },
+    Case { name: "pids_in_open_files", test: open_files, programs: &[FILES, EVENTS] },
     Case { name: "pids_in_open_files_inside", test: open_files_inside, programs: &[PIDS] },
     Case { name: "pids_nested", test: nested, programs: &[PIDS] },
 ];
@@ -185,13 +186,19 @@ fn outer_session() -> Outcome {
 
 /// Files of /proc are found by numbers that change where there is more than one namespace.
 fn open_files() -> Outcome {
-    let target = Target::start(FILES, &["proc"])?;
+    cannot_move(FILES, "proc", "files of /proc")?;
+    // Nor are there any dead in a new namespace.
+    cannot_move(EVENTS, "pidfds", "a process that is gone")
+}
+
+fn cannot_move(program: Program, part: &str, why: &str) -> Outcome {
+    let target = Target::start_in(part, program, &[part])?;
     target.dump(AfterDump::Resume)?;
     match Restore::from(target.image()).pids(Pids::NewNamespace).run() {
         Ok(_) => return Err("it was restored".into()),
         Err(error) => {
             let text = error.to_string();
-            ensure(error.kind() == ErrorKind::Conflict && text.contains("files of /proc"), || text)?;
+            ensure(error.kind() == ErrorKind::Conflict && text.contains(why), || text)?;
         }
     }
     target.go()?;
