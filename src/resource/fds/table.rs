@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::sys::stat::makedev;
 
-use super::locks::{self, PosixLock};
+use super::locks::{self, TableLock};
 use super::{
     Channel, Description, DescriptionLocks, External, FileOwner, FileRef, Ghosts, KINDS, OuterPipes, Polled,
     Probe, epoll, external, inotify, pipe, unsupported,
@@ -34,7 +34,7 @@ pub(crate) struct Slot {
 #[derive(Encode, Decode, Debug, Default)]
 pub(crate) struct FdTable {
     pub(crate) slots: Vec<Slot>,
-    pub(crate) locks: Vec<PosixLock>,
+    pub(crate) locks: Vec<TableLock>,
 }
 
 impl Record for FdTable {
@@ -61,6 +61,8 @@ pub(super) struct Place {
 pub(crate) struct Collector {
     pub(crate) ghosts: Ghosts,
     policy: FilePolicy,
+    /// Descriptions with a lease, as long as the process that took it has not been seen.
+    leases: BTreeMap<u32, Refusal>,
     /// By number, from 1.
     found: Vec<Found>,
     /// Their numbers, in the order that kcmp(2) gives.
@@ -155,6 +157,9 @@ impl Collector {
             // Each is shown for all descriptors of the description that it was taken by.
             let mut others = table.slots.iter();
             if !locks.is_empty() && !others.any(|other| other.description == slot.description) {
+                if locks.iter().any(TableLock::is_lease) {
+                    self.leases.remove(&slot.description);
+                }
                 table.locks.extend(locks);
             }
             table.slots.push(slot);
@@ -170,7 +175,7 @@ impl Collector {
         fd: RawFd,
         report: &mut Report,
         records: &mut Records,
-    ) -> Result<(Slot, Vec<PosixLock>)> {
+    ) -> Result<(Slot, Vec<TableLock>)> {
         let file = sys::pidfd::get_fd(pidfd.as_fd(), fd).call("pidfd_getfd")?;
         let mut probe = Probe::new(pid, fd, file)?;
         probe.external =
@@ -189,6 +194,10 @@ impl Collector {
                 let number = self.found.len() as u32;
                 self.sorted.entry(key).or_default().insert(index, number);
                 self.describe(Owner(number), &probe, (process, table), report, records)?;
+                if info.locks.iter().any(|lock| lock.kind == fdinfo::LockKind::Lease) {
+                    let reason = "its lease was taken by a process that does not have the file any more";
+                    self.leases.insert(number, probe.refusal(reason));
+                }
                 match DescriptionLocks::describe(&probe, &info.locks) {
                     Ok(Some(locks)) => records.put(Owner(number), &locks)?,
                     Ok(None) => {}
@@ -198,7 +207,7 @@ impl Collector {
             }
         };
         self.slots.insert((pid, fd), description);
-        let locks = PosixLock::describe(fd, &info.locks).collect();
+        let locks = TableLock::describe(fd, process.pid, &info.locks);
         Ok((Slot { fd, close_on_exec, description }, locks))
     }
 
@@ -311,6 +320,7 @@ impl Collector {
                 Err(refusal) => report.refuse(refusal),
             }
         }
+        std::mem::take(&mut self.leases).into_values().for_each(|refusal| report.refuse(refusal));
         epoll::describe_watches(&self, report, records)?;
         self.ghosts.finish(report);
         Ok(self.ghosts)
@@ -345,7 +355,7 @@ impl FdTable {
         if !self.locks.iter().all(|lock| self.slot(lock.fd()).is_some()) {
             return bad("a lock by a descriptor that is not open");
         }
-        self.locks.iter().try_for_each(PosixLock::check)
+        self.locks.iter().try_for_each(TableLock::check)
     }
 
     /// Queues the calls that take its locks: when nothing of it will be closed any more.
