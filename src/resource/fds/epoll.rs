@@ -241,8 +241,10 @@ impl Watches {
         let load = |owner: Owner| {
             let watches: Self = image.require(owner)?;
             let there = slot(watches.table, watches.epoll) == Some(owner.0);
-            let sound = watches.watches.iter().all(|watch| watch.fd >= 0);
-            if !there || !sound {
+            let keys: BTreeSet<_> =
+                watches.watches.iter().map(|watch| (watch.fd, watch.description)).collect();
+            let once = keys.len() == watches.watches.len() && keys.first().is_none_or(|(fd, _)| *fd >= 0);
+            if !there || !once {
                 return Err(Error::new(ErrorKind::Image, "an epoll instance that cannot be"));
             }
             image.require::<Epoll>(owner)?;
@@ -416,5 +418,63 @@ impl Adding<'_> {
         let event = batch.input(&event);
         let add = libc::EPOLL_CTL_ADD as u64;
         batch.call(sys::epoll_ctl, &[self.epoll as u64, add, watch.fd as u64, event]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::Scratch;
+    use super::*;
+
+    #[test]
+    fn watches_that_contradict_the_image() {
+        let load = |table, epoll, watches: &[(i32, u32)]| {
+            let watch = |(fd, description): &(i32, u32)| Watch {
+                fd: *fd,
+                description: *description,
+                events: 1,
+                data: 0,
+            };
+            let watches = watches.iter().map(watch).collect();
+            let scratch = Scratch::new();
+            let image = scratch.image(|records| {
+                for number in [1, 2] {
+                    records.put(Owner(number), &Description { flags: 0 }).unwrap();
+                }
+                records.put(Owner(1), &Epoll { busy_polling: 0 }).unwrap();
+                records.put(Owner(1), &Watches { table, epoll, quiet: true, watches }).unwrap();
+            });
+            // Process 7 has the instance as its descriptor 3.
+            Watches::load(&image, |table, fd| (table == 7 && fd == 3).then_some(1))
+                .map_err(|error| error.kind())
+                .map(|all| all.len())
+        };
+        assert_eq!(load(7, 3, &[(5, 2), (5, 1), (6, 2)]), Ok(1));
+        for (table, epoll, watches) in [
+            (8, 3, &[][..]),
+            (7, 4, &[]),
+            (7, 3, &[(5, 3)]),
+            (7, 3, &[(-1, 2)]),
+            (7, 3, &[(5, 2), (6, 2), (5, 2)]),
+        ] {
+            assert_eq!(load(table, epoll, watches), Err(ErrorKind::Image), "{table} {epoll} {watches:?}");
+        }
+    }
+
+    #[test]
+    fn a_spent_watch_has_nothing_but_how() {
+        let watch = |events| Watch { fd: 0, description: 0, events, data: 0 };
+        assert!(watch(EPOLLONESHOT | EPOLLET).is_spent() && watch(EPOLLONESHOT).is_spent());
+        assert!(!watch(EPOLLONESHOT | 0x18).is_spent());
+    }
+
+    /// A byte that makes a pipe ready for a moment is not there afterwards.
+    #[test]
+    fn a_byte_comes_and_goes() {
+        let (reader, _writer) = nix::unistd::pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
+        let byte = Byte::put_into(reader.as_fd()).unwrap();
+        assert!(is_ready(reader.as_fd()).unwrap());
+        drop(byte);
+        assert!(!is_ready(reader.as_fd()).unwrap());
     }
 }

@@ -49,3 +49,15 @@ impl FileKind for EventFd {
         Ok(event.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::refuses;
+    use super::*;
+
+    #[test]
+    fn a_counter_that_no_write_makes() {
+        assert!(refuses(&EventFd { count: u64::MAX, semaphore: false }));
+        assert!(!refuses(&EventFd { count: u64::MAX - 1, semaphore: true }));
+    }
+}

@@ -2,7 +2,8 @@
 //!
 //! The kernel tells of a watch by a file handle (it holds an inode, which may have many names or none); the file is
 //! found by that, and recorded by path. Events that wait to be read cannot be put back, so that an instance that has
-//! some is refused. The number after the highest one is the next one again.
+//! some is refused. The number after the highest one is the next one again. (Before Linux 6.10 looking for a file is
+//! itself an event for those who watch IN_OPEN or IN_CLOSE_NOWRITE.)
 
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -163,5 +164,25 @@ impl Watched {
             }
         }
         Ok(Err(reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Scratch, refuses};
+    use super::*;
+
+    #[test]
+    fn numbers_that_the_kernel_never_gives() {
+        let scratch = Scratch::new();
+        drop(scratch.file("file"));
+        let file = FileRef::of_test(&scratch.path("file"), libc::S_IFREG);
+        let with = |numbers: &[i32]| {
+            let watch = |number: &i32| Watch { number: *number, mask: 1, file: file.clone() };
+            refuses(&Inotify { watches: numbers.iter().map(watch).collect() })
+        };
+        assert!(!with(&[]) && !with(&[1, 5]));
+        assert!(with(&[0]) && with(&[-1, 1]) && with(&[5, 1]) && with(&[3, 3]));
+        assert!(refuses(&Inotify { watches: vec![Watch { number: 1, mask: 1, file: FileRef::Ghost(1) }] }));
     }
 }

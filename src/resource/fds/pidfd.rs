@@ -144,3 +144,30 @@ fn cannot_be_caused(status: i32) -> Option<i32> {
     let killed = status == signal && (DEADLY.contains(&signal) || (32..=64).contains(&signal));
     (!exited && !killed).then_some(signal)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::refuses;
+    use super::*;
+
+    #[test]
+    fn processes_that_are_not_the_trees() {
+        assert!(refuses(&PidFd { of: Target::Task(1) }));
+        let gone = |status| refuses(&PidFd { of: Target::Gone { which: 7, status } });
+        assert!(!gone(None) && !gone(Some(3 << 8)) && !gone(Some(libc::SIGKILL)));
+        for status in [libc::SIGSEGV, libc::SIGSEGV | 0x80, libc::SIGSTOP, 0x7f, 1 << 16, -1, 9 | 1 << 8] {
+            assert!(gone(Some(status)), "{status:#x}");
+        }
+    }
+
+    #[test]
+    fn the_dead_are_the_same_for_all_their_pidfds() {
+        let inode = |fd: &OwnedFd| nix::sys::stat::fstat(fd).unwrap().st_ino;
+        let mut dead = Dummy::dead(5 << 8).unwrap();
+        let common = Description { flags: 0 };
+        let both = [open(dead.pid(), &common).unwrap(), open(dead.pid(), &common).unwrap()];
+        dead.end();
+        assert_eq!(inode(&both[0]), inode(&both[1]));
+        assert_eq!(pidfd::send_signal(both[0].as_fd(), 0), Err(nix::errno::Errno::ESRCH));
+    }
+}

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::table::Slot;
-use super::{Builder, FdTable, FileRef, FileValidation, Finder, Inherited, Probe};
+use super::{Builder, Description, FdTable, FileRef, FileValidation, Finder, Inherited, Probe};
 use crate::Pid;
 use crate::error::{ErrorKind, Result};
-use crate::image::{Image, ImageWriter, ManifestInfo, Records};
+use crate::image::{Image, ImageWriter, ManifestInfo, Owner, Record, Records};
 
 /// A directory for one test, gone with it.
 pub(super) struct Scratch(PathBuf);
@@ -65,6 +65,19 @@ impl Drop for Scratch {
 pub(super) fn make(image: &Image) -> Result<()> {
     let finder = Finder::new(image, FileValidation::Size)?;
     Builder::new(image, finder, Inherited::default(), Default::default()).make_all()
+}
+
+/// Is an image refused that has this record as its only open file?
+pub(super) fn refuses<R: Record>(record: &R) -> bool {
+    let scratch = Scratch::new();
+    let image = scratch.image(|records| {
+        records.put(Owner(1), &Description { flags: libc::O_RDWR }).unwrap();
+        records.put(Owner(1), record).unwrap();
+    });
+    match make(&image) {
+        Ok(()) => false,
+        Err(error) => error.kind() == ErrorKind::Image || panic!("{error}"),
+    }
 }
 
 pub(super) fn refused(image: &Image, kind: ErrorKind) -> String {

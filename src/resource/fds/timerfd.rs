@@ -184,6 +184,7 @@ fn now(clock: i32) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::refuses;
     use super::*;
 
     fn info(ticks: u64, flags: u32, runs: bool) -> nameless::Timer {
@@ -215,6 +216,16 @@ mod tests {
         ] {
             assert_eq!(timer.may_be_cancelled(), may_be, "{timer:?}");
         }
+    }
+
+    #[test]
+    fn clocks_and_flags_that_are_none() {
+        let refused = |clock, flags| {
+            refuses(&TimerFd { clock, flags, interval: u64::MAX, value: u64::MAX, ticks: u64::MAX })
+        };
+        assert!(!refused(libc::CLOCK_BOOTTIME, libc::TFD_TIMER_ABSTIME));
+        assert!(refused(libc::CLOCK_PROCESS_CPUTIME_ID, 0) && refused(-7, 0));
+        assert!(refused(libc::CLOCK_MONOTONIC, 4));
     }
 
     /// Ticks that are there and an expiration that comes meanwhile: none is lost, whenever it comes.
