@@ -36,7 +36,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "crash_of_restore_tree", test: || restore(TASKS, "sessions"), programs: &[TASKS] },
     Case {
         name: "crash_of_restore_sharing",
-        test: || restore_in(10, SHARING, "mixes"),
+        test: || restore_in(15, SHARING, "living"),
         programs: &[SHARING],
     },
 ];
