@@ -16,7 +16,7 @@ use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
 use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
 use crate::proc::smaps::Mapping;
-use crate::resource::fds::{Collector, Places};
+use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
 use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
 use crate::resource::signals::pending;
 use crate::resource::tasks::births;
@@ -26,9 +26,9 @@ use crate::resource::tasks::cpu::Processor;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::sharing::{Kind, Shares};
-use crate::resource::tasks::{mempolicy, rseq, tree::Tree, unsupported};
+use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
-use crate::tracee::{Batch, Home, Memory, Puppet, Saved, Scratch, Springboard, sys};
+use crate::tracee::{Answers, Batch, Home, Memory, Puppet, Saved, Scratch, Springboard, sys};
 
 /// What becomes of the target when its image is complete.
 ///
@@ -71,6 +71,7 @@ pub struct Checkpoint<'h> {
     after: AfterDump,
     time_limit: Duration,
     durability: Durability,
+    files: FilePolicy,
     writers: NonZeroUsize,
     hooks: Option<&'h mut dyn Hooks>,
 }
@@ -165,6 +166,7 @@ impl<'h> Checkpoint<'h> {
             after: AfterDump::default(),
             time_limit: TIME_LIMIT,
             durability: Durability::default(),
+            files: FilePolicy::default(),
             writers: default_writers(),
             hooks: None,
         }
@@ -185,6 +187,25 @@ impl<'h> Checkpoint<'h> {
     /// What must have reached the disk before the target is let go; nothing unless this says otherwise.
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
+        self
+    }
+
+    /// How many bytes an image may hold of one file that is open or mapped though it was deleted: 1 MiB unless this
+    /// says otherwise. Holes do not count, nor do files in memory (tmpfs, memfds). A larger one is refused.
+    pub fn ghost_limit(mut self, bytes: u64) -> Self {
+        self.files.ghost_limit = bytes;
+        self
+    }
+
+    /// Leaves an open file out of the image: [`Restore::inherit`](crate::Restore::inherit) supplies it.
+    pub fn external(mut self, file: External) -> Self {
+        self.files.external.insert(file);
+        self
+    }
+
+    /// What to do about pipes with an end outside of the tree.
+    pub fn outer_pipes(mut self, pipes: OuterPipes) -> Self {
+        self.files.outer_pipes = pipes;
         self
     }
 
@@ -225,7 +246,8 @@ impl<'h> Checkpoint<'h> {
             let mut report = Report::default();
             let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
             let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
-            let described = Described::of(&frozen, &borrowed, &shares, &mut report).in_phase(Phase::Describe);
+            let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
+            let described = described.in_phase(Phase::Describe);
             drop(borrowed);
             described.map(|_| Preflight(report.0))
         })
@@ -248,7 +270,8 @@ impl<'h> Checkpoint<'h> {
         let mut report = Report::default();
         let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
         let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
-        let described = Described::of(&frozen, &borrowed, &shares, &mut report).in_phase(Phase::Describe)?;
+        let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
+        let described = described.in_phase(Phase::Describe)?;
         if !report.0.is_empty() {
             return Err(Error::unsupported(report.0).in_phase(Phase::Describe));
         }
@@ -281,7 +304,7 @@ impl<'h> Checkpoint<'h> {
         dir: &Path,
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
-        let Described { mut records, spaces, shared, sleeps } = described;
+        let Described { mut records, spaces, shared, ghosts, sleeps } = described;
         let mut image = ImageWriter::create(dir)?.durability(self.durability);
         let started = Instant::now();
         let hooks = &mut self.hooks;
@@ -296,6 +319,7 @@ impl<'h> Checkpoint<'h> {
             records.put(Owner(process.process.pid.get()), &space)?;
         }
         shared.write(Memory::open, &mut pages, &mut image, &mut records)?;
+        ghosts.write(&mut pages, &mut image, &mut records)?;
         stats.memory = started.elapsed();
         stats.pages_scanned = pages.counts.scanned;
         stats.pages_zero = pages.counts.zero;
@@ -561,15 +585,23 @@ struct Described {
     records: Records,
     spaces: Vec<AddressSpace>,
     shared: SharedObjects,
+    ghosts: Ghosts,
     sleeps: Vec<(Pid, Blocked)>,
 }
 
 impl Described {
-    fn of(frozen: &Frozen, borrowed: &[Borrowed<'_>], shares: &Shares, report: &mut Report) -> Result<Self> {
+    fn of(
+        frozen: &Frozen,
+        borrowed: &[Borrowed<'_>],
+        shares: &Shares,
+        policy: &FilePolicy,
+        report: &mut Report,
+    ) -> Result<Self> {
         let mut described = Self {
             records: Records::new()?,
             spaces: Vec::new(),
-            shared: SharedObjects::default(),
+            shared: SharedObjects::new()?,
+            ghosts: Ghosts::default(),
             sleeps: Vec::new(),
         };
         let tree = Tree::describe(frozen, report);
@@ -577,9 +609,9 @@ impl Described {
         described.records.put(Owner::IMAGE, &Processor::here())?;
         births::check(&tree, shares, report)?;
         shares.write(&mut described.records)?;
-        let mut files = Collector::default();
+        let mut files = Collector::new(&tree, policy);
         for process in borrowed {
-            described.process(process, report).of(process.process.pid)?;
+            described.process(process, &mut files.ghosts, report).of(process.process.pid)?;
             for (tid, sharing) in shares.seats(process.process) {
                 let owner = process.process.owner_for(tid);
                 if sharing.get(Kind::Files) == owner.0 {
@@ -595,18 +627,29 @@ impl Described {
                 described.records.put(Owner(child.get()), &stop)?;
             }
         }
-        files.finish(report, &mut described.records)?;
+        described.ghosts = files.finish(report, &mut described.records)?;
         Ok(described)
     }
 
-    fn process(&mut self, borrowed: &Borrowed<'_>, report: &mut Report) -> Result<()> {
+    fn process(&mut self, borrowed: &Borrowed<'_>, ghosts: &mut Ghosts, report: &mut Report) -> Result<()> {
         let process = borrowed.process;
         self.records.put(Owner(process.pid.get()), &Membership::of(process.speaker())?)?;
         if let Some(leader) = DeadLeader::describe(process)? {
             self.records.put(Owner(process.pid.get()), &leader)?;
         }
         for (index, thread) in process.threads.iter().enumerate() {
-            self.thread(borrowed, thread, index == 0, report).of(thread.tid())?;
+            let space = self.thread(borrowed, thread, index == 0, report).of(thread.tid())?;
+            if let Some((space, answers)) = space {
+                let described = memory::describe(
+                    process,
+                    &borrowed.mappings,
+                    (&space, &answers),
+                    &borrowed.memory,
+                    (&mut self.shared, ghosts),
+                    report,
+                )?;
+                self.spaces.extend(described);
+            }
         }
         Ok(())
     }
@@ -617,7 +660,7 @@ impl Described {
         thread: &Thread,
         speaks: bool,
         report: &mut Report,
-    ) -> Result<()> {
+    ) -> Result<Option<(memory::Asked, Answers)>> {
         let saved = Saved::of(&thread.tracee)?;
         let view = View { process: borrowed.process, thread, saved: &saved };
         match Blocked::describe(view.tid(), &saved.regs, thread.sleeper, &borrowed.memory) {
@@ -628,7 +671,7 @@ impl Described {
             Ok(None) => {}
             Err(error) => report.refuse(error.into_refusal()?),
         }
-        let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { return Ok(()) };
+        let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { return Ok(None) };
         // A timer that expires in between would be seen in neither place, or in both: look again.
         let mut asked = Asked::of(view, speaks, borrowed, scratch)?;
         for _ in 0..5 {
@@ -637,27 +680,14 @@ impl Described {
             }
             asked = Asked::of(view, speaks, borrowed, scratch)?;
         }
-        let Asked { states, space, answers, refused, .. } = asked;
-        refused.into_iter().for_each(|refusal| report.refuse(refusal));
+        let Asked { states, space, answers, .. } = asked;
         for describe in states {
             let refused = describe(&answers, view, report, &mut self.records);
             if let Err(error) = refused {
                 report.refuse(error.of(view.tid()).into_refusal()?);
             }
         }
-        if let Some(space) = space {
-            let shared = &mut self.shared;
-            let described = memory::describe(
-                view.process,
-                &borrowed.mappings,
-                (&space, &answers),
-                &borrowed.memory,
-                shared,
-                report,
-            )?;
-            self.spaces.extend(described);
-        }
-        Ok(())
+        Ok(space.map(|space| (space, answers)))
     }
 }
 
@@ -666,9 +696,7 @@ struct Asked {
     states: Vec<crate::resource::Describe>,
     space: Option<memory::Asked>,
     pending: pending::Snapshot,
-    answers: crate::tracee::Answers,
-    /// What is refused of its mappings.
-    refused: Vec<crate::error::Refusal>,
+    answers: Answers,
 }
 
 impl Asked {
@@ -678,16 +706,13 @@ impl Asked {
         let wanted = STATES.iter().filter(|state| speaks || state.scope == Scope::Thread);
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
-        let space = (speaks && borrowed.owns_memory).then(|| memory::ask(&mut batch));
+        let mut space = (speaks && borrowed.owns_memory).then(|| memory::ask(&mut batch));
         let Process { pid, status, .. } = view.process;
         let mut puppet =
             Puppet::borrow(view.tracee(), *pid, &borrowed.memory, scratch, view.saved, status.sig_cgt)?;
         let answers = puppet.run(batch)?;
-        let refused = match space {
-            Some(_) => mempolicy::of_mappings(&mut puppet, &borrowed.mappings)?,
-            None => Vec::new(),
-        };
+        space.iter_mut().try_for_each(|space| space.ask_of_each(&mut puppet, &borrowed.mappings))?;
         puppet.release()?;
-        Ok(Self { states, space, pending, answers, refused })
+        Ok(Self { states, space, pending, answers })
     }
 }

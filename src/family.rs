@@ -9,7 +9,7 @@ use crate::arch::{self, RegsExt, SYSCALL};
 use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::proc::{read, stat};
 use crate::resource::fds::Channel;
-use crate::resource::memory::{AddressSpace, Backing, Workshop};
+use crate::resource::memory::{AddressSpace, Backing, Made, Workshop};
 use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::plan::{Actor, Birth, Plan, Step};
 use crate::resource::tasks::tree::{Life, ProcessRecord, Tree};
@@ -198,6 +198,8 @@ pub(crate) struct Family {
     nameless: BTreeMap<usize, u32>,
     pidfd: Option<OwnedFd>,
     scratch: Scratch,
+    /// Outside of the tasks: gone again unless they are released.
+    made: Vec<Made>,
 }
 
 impl Family {
@@ -214,17 +216,24 @@ impl Family {
         let suspended = if filtered { blank.suspend_seccomp() } else { Ok(()) };
         let Blank { tracee, pidfd } = blank;
         let (pid, scratch) = (tracee.tid(), workshop.scratch());
-        let mut family = Self { members: Vec::new(), nameless: BTreeMap::new(), pidfd: Some(pidfd), scratch };
+        let mut family = Self {
+            members: Vec::new(),
+            nameless: BTreeMap::new(),
+            pidfd: Some(pidfd),
+            scratch,
+            made: Vec::new(),
+        };
         let memory = Memory::open(pid)?;
         memory.write(workshop.code(), arch::code())?;
         family.members.push(Member::new(vec![tracee], memory, scratch)?);
         suspended.map(|()| family)
     }
 
-    /// Lets the root work.
-    pub(crate) fn with_root(&mut self, work: impl FnOnce(&mut Puppet<'_>) -> Result<()>) -> Result<()> {
+    /// Lets the root make what all are going to have.
+    pub(crate) fn prepare(&mut self, work: impl FnOnce(&mut Puppet<'_>) -> Result<Vec<Made>>) -> Result<()> {
         let root = self.members.first().ok_or_else(no_root)?;
-        work(&mut root.puppet(0)?)
+        self.made = work(&mut root.puppet(0)?)?;
+        Ok(())
     }
 
     pub(crate) fn members(&self) -> impl Iterator<Item = &Member> {
@@ -386,6 +395,7 @@ impl Family {
         for member in self.members() {
             member.threads.iter().try_for_each(Tracee::detach)?;
         }
+        self.made.drain(..).for_each(Made::keep);
         self.pidfd.take().ok_or_else(no_root)
     }
 }

@@ -1,6 +1,6 @@
 //! Restore: read, plan, build, release.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,7 +14,9 @@ use crate::family::{Family, Member};
 use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
 use crate::proc::{read, stat};
-use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Places};
+use crate::resource::fds::{
+    Builder, Channel, External, FdTable, FileOwner, FileValidation, Finder, Inherited, Places, Watches,
+};
 use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
 use crate::resource::tasks::births;
@@ -68,6 +70,7 @@ pub struct Restore<'h> {
     validation: FileValidation,
     cgroups: Cgroups,
     cpu_check: CpuCheck,
+    inherited: Inherited,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
@@ -192,6 +195,7 @@ impl<'h> Restore<'h> {
             validation: FileValidation::default(),
             cgroups: Cgroups::default(),
             cpu_check: CpuCheck::default(),
+            inherited: Inherited::default(),
             hooks: None,
         }
     }
@@ -220,6 +224,14 @@ impl<'h> Restore<'h> {
         self
     }
 
+    /// Supplies an open file that the image does not contain: one that was external at the checkpoint
+    /// ([`Checkpoint::external`](crate::Checkpoint::external)), or any that is open by this path. The tasks get the very
+    /// description that `file` is of; a second description of that file is opened anew.
+    pub fn inherit(mut self, key: External, file: impl Into<OwnedFd>) -> Self {
+        self.inherited.add(key, file.into());
+        self
+    }
+
     /// Who hears of the stages.
     pub fn hooks(mut self, hooks: &'h mut dyn Hooks) -> Self {
         self.hooks = Some(hooks);
@@ -238,7 +250,8 @@ impl<'h> Restore<'h> {
         let started = Instant::now();
         let image = Image::open(&self.dir).in_phase(Phase::Read)?;
         let blueprint = Blueprint::load(&image).in_phase(Phase::Read)?;
-        let ready = Ready::plan(&blueprint, &image, &self).in_phase(Phase::Plan)?;
+        let inherited = std::mem::take(&mut self.inherited);
+        let ready = Ready::plan(&blueprint, &image, &self, inherited).in_phase(Phase::Plan)?;
         let root = blueprint.tree.root()?.pid();
         let stats = RestoreStats { reading: started.elapsed(), ..RestoreStats::default() };
         self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
@@ -246,18 +259,18 @@ impl<'h> Restore<'h> {
         // The calling thread is the parent; the tracer ends with this call.
         let seed =
             Family::seed(blueprint.workshop, &blueprint.tree, &ready.channel).in_phase(Phase::Build)?;
-        on_own_thread(|| self.build(&blueprint, &ready, seed, (building, stats)))
+        on_own_thread(move || self.build(&blueprint, ready, seed, (building, stats)))
     }
 
     fn build(
         &mut self,
         blueprint: &Blueprint,
-        ready: &Ready<'_>,
+        ready: Ready<'_>,
         seed: Seed,
         (started, mut stats): (Instant, RestoreStats),
     ) -> Result<Restored> {
         let root = blueprint.tree.root()?.pid();
-        let family = ready.build(blueprint, seed).in_phase(Phase::Build)?;
+        let (family, files) = ready.build(blueprint, seed).in_phase(Phase::Build)?;
         stats.building = started.elapsed();
         stats.tasks = family.members().map(|member| member.threads.len() as u64).sum();
         stats.bytes_restored = blueprint.bytes();
@@ -265,6 +278,9 @@ impl<'h> Restore<'h> {
         self.tell(Event::PreResume { root }).in_phase(Phase::Build)?;
 
         let built = Instant::now();
+        files.start(&blueprint.watches).in_phase(Phase::Release)?;
+        // What only we have open must not be there any more when they run: an end of a pipe, for one.
+        drop(files);
         let pidfd = family.release().in_phase(Phase::Release)?;
         stats.release = built.elapsed();
         // The tree runs: it is too late for a veto.
@@ -316,6 +332,9 @@ struct Blueprint {
     plan: Plan,
     processes: BTreeMap<u32, ProcessPlan>,
     shared: SharedPlan,
+    /// By the open file description of the epoll instance.
+    watches: BTreeMap<u32, Watches>,
+    file_owners: Vec<FileOwner>,
     workshop: Workshop,
     channel_number: i32,
 }
@@ -337,13 +356,18 @@ impl Blueprint {
                 ProcessPlan::load(image, record.pid(), record.threads(), &shares).of(record.pid())?;
             processes.insert(record.pid, process);
         }
-        let shared = SharedPlan::load(image)?;
+        let mut shared = SharedPlan::load(image)?;
         let spaces = || processes.values().filter_map(|process: &ProcessPlan| process.space.as_ref());
         let workshop = Workshop::find(spaces(), shared.len)?;
         spaces().try_for_each(|space| shared.check(space, &workshop))?;
-        let seats = processes.values().flat_map(|process: &ProcessPlan| process.seats.values());
-        let channel_number = lowest_unused(seats.filter_map(|seat| seat.table.as_ref()));
-        Ok(Self { tree, plan, processes, shared, workshop, channel_number })
+        let seats = processes.values().flat_map(|process: &ProcessPlan| &process.seats);
+        let tables: BTreeMap<u32, &FdTable> =
+            seats.filter_map(|(number, seat)| Some((*number, seat.table.as_ref()?))).collect();
+        let slot = |table: u32, fd| tables.get(&table)?.slot(fd).map(|slot| slot.description);
+        let watches = Watches::load(image, slot)?;
+        let file_owners = FileOwner::load(image, &tree, slot)?;
+        let channel_number = lowest_unused(tables.values(), &watches);
+        Ok(Self { tree, plan, processes, shared, watches, file_owners, workshop, channel_number })
     }
 }
 
@@ -379,9 +403,9 @@ impl Blueprint {
 }
 
 /// A number that no process uses, so that the way in does not stand in the way.
-fn lowest_unused<'t>(tables: impl Iterator<Item = &'t FdTable>) -> i32 {
-    let used: std::collections::BTreeSet<i32> =
-        tables.flat_map(|table| table.slots.iter().map(|slot| slot.fd)).collect();
+fn lowest_unused<'t>(tables: impl Iterator<Item = &'t &'t FdTable>, watches: &BTreeMap<u32, Watches>) -> i32 {
+    let open = tables.flat_map(|table| table.slots.iter().map(|slot| slot.fd));
+    let used: BTreeSet<i32> = open.chain(watches.values().flat_map(Watches::numbers)).collect();
     (0..i32::MAX).find(|number| !used.contains(number)).unwrap_or(0)
 }
 
@@ -481,7 +505,12 @@ struct Ready<'i> {
 }
 
 impl<'i> Ready<'i> {
-    fn plan(blueprint: &Blueprint, image: &'i Image, options: &Restore<'_>) -> Result<Self> {
+    fn plan(
+        blueprint: &Blueprint,
+        image: &'i Image,
+        options: &Restore<'_>,
+        inherited: Inherited,
+    ) -> Result<Self> {
         image.require::<Processor>(Owner::IMAGE)?.check(options.cpu_check)?;
         let outer_group = outer_group(&blueprint.plan, options.session)?;
         let mut patience = Duration::from_secs(3);
@@ -489,23 +518,27 @@ impl<'i> Ready<'i> {
         for tid in blueprint.tree.numbers().chain(stand_ins) {
             wait_until_free(tid, &mut patience)?;
         }
-        let mut opened = Opened::new(options.validation);
+        blueprint.shared.plan()?;
+        let finder = Finder::new(image, options.validation)?;
+        let mut opened = Opened::default();
         for (pid, process) in &blueprint.processes {
             process.cgroups.check(Pid::from(*pid), options.cgroups)?;
             let of_memory = process.space.iter().flat_map(AddressSpace::needs);
             let places = process.seats.values().filter_map(|seat| seat.places.as_ref());
-            opened.open_all(of_memory.chain(places.flat_map(Places::needs))).of(Pid::from(*pid))?;
+            opened.open_all(of_memory.chain(places.flat_map(Places::needs)), &finder).of(Pid::from(*pid))?;
         }
-        let mut files = Builder::new(image, options.validation);
+        let tasks = blueprint.tree.numbers().collect();
+        let mut files = Builder::new(image, finder, inherited, tasks);
         files.make_all()?;
         let channel = Channel::new(blueprint.channel_number)?;
         Ok(Self { image, opened, files, channel, outer_group })
     }
 
-    fn build(&self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
+    /// Builds everything, and closes what was open for that. The descriptions remain: some have yet to be started.
+    fn build(mut self, blueprint: &Blueprint, seed: Seed) -> Result<(Family, Builder<'i>)> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
-        family.with_root(|puppet| {
+        family.prepare(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
         family.grow(&blueprint.tree, &blueprint.plan, self.outer_group)?;
@@ -515,11 +548,17 @@ impl<'i> Ready<'i> {
                 self.build_places(member, process).of(member.pid)?;
             }
         }
+        self.files.finder.finish_mapped()?;
+        for member in family.members_mut() {
+            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                build_threads(member, process).of(member.pid)?;
+            }
+        }
+        self.files.make_of_tasks()?;
         // Fd tables are needed empty until those who share them have all their mappings and places.
         for member in family.members_mut() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {
-                self.build_tables(member, process).of(member.pid)?;
-                self.build_process(member, process).of(member.pid)?;
+                self.build_files(member, process, blueprint).of(member.pid)?;
             }
         }
         // Before signal actions are set, which takes away what the parents were told by these.
@@ -536,6 +575,11 @@ impl<'i> Ready<'i> {
                 }
             }
         }
+        for member in family.members() {
+            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                set_file_owners(member, process, blueprint).of(member.pid)?;
+            }
+        }
         let mut registers = BTreeMap::new();
         for member in family.members() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {
@@ -548,7 +592,7 @@ impl<'i> Ready<'i> {
                 finish(member, process, space, &blueprint.workshop, &registers).of(member.pid)?;
             }
         }
-        Ok(family)
+        Ok((family, self.files))
     }
 
     fn build_memory(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
@@ -578,40 +622,66 @@ impl<'i> Ready<'i> {
         Ok(())
     }
 
-    fn build_tables(&self, member: &Member, process: &ProcessPlan) -> Result<()> {
+    fn build_files(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
         for (number, seat) in &process.seats {
             let Some(table) = &seat.table else { continue };
             let mut puppet = member.puppet_of(*number)?;
             let scratch = puppet.scratch();
+            let new_batch = || Batch::new(scratch);
             table.install(
                 &self.channel,
                 |number| self.files.description(number),
                 |batch| puppet.run(batch)?.check().hint("RLIMIT_NOFILE limits how high descriptors can be"),
-                || Batch::new(scratch),
+                new_batch,
             )?;
+            for watches in blueprint.watches.values().filter(|one| one.table() == *number) {
+                watches.connect(&mut puppet, table, &self.files, &self.channel)?;
+            }
             let mut batch = puppet.batch();
             batch.call(sys::close, &[self.channel.number() as u64]);
             puppet.run(batch)?.check()?;
+            table.take_locks(|batch| puppet.run(batch)?.check(), new_batch)?;
         }
         Ok(())
     }
+}
 
-    fn build_process(&self, member: &mut Member, process: &ProcessPlan) -> Result<()> {
-        {
-            let mut puppet = member.puppet(0)?;
-            let mut batch = puppet.batch();
-            // From here on PTRACE_O_EXITKILL alone looks after orphans; the signal would outlast the release.
-            batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
-            if let Some((leader, _)) = &process.dead_leader {
-                let name = batch.input(&[&leader.name[..], b"\0"].concat());
-                batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
-            }
-            puppet.run(batch)?.check()?;
+/// Makes the threads of a process, before it has any files: some files are of threads.
+fn build_threads(member: &mut Member, process: &ProcessPlan) -> Result<()> {
+    {
+        let mut puppet = member.puppet(0)?;
+        let mut batch = puppet.batch();
+        // From here on PTRACE_O_EXITKILL alone looks after orphans; the signal would outlast the release.
+        batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
+        if let Some((leader, _)) = &process.dead_leader {
+            let name = batch.input(&[&leader.name[..], b"\0"].concat());
+            batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
         }
-        let there: Vec<u32> = member.threads.iter().map(|thread| thread.tid().get()).collect();
-        let others = process.threads.keys().copied().filter(|tid| !there.contains(tid));
-        member.make_threads(&others.collect::<Vec<_>>())
+        puppet.run(batch)?.check()?;
     }
+    let there: Vec<u32> = member.threads.iter().map(|thread| thread.tid().get()).collect();
+    let others = process.threads.keys().copied().filter(|tid| !there.contains(tid));
+    member.make_threads(&others.collect::<Vec<_>>())
+}
+
+/// Says who gets signals about its files: as the user that it is by now.
+fn set_file_owners(member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
+    for number in process.seats.keys() {
+        let mut owners = blueprint.file_owners.iter().filter(|one| one.table() == *number).peekable();
+        if owners.peek().is_none() {
+            continue;
+        }
+        let mut puppet = member.puppet_of(*number)?;
+        let mut batch = puppet.batch();
+        for owner in owners {
+            owner.set(&mut batch);
+            if batch.is_nearly_full() {
+                puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
+            }
+        }
+        puppet.run(batch)?.check()?;
+    }
+    Ok(())
 }
 
 /// Which group the root joins, when it is one from outside.

@@ -33,6 +33,15 @@ pub(crate) mod sys {
         madvise = SYS_madvise;
         brk = SYS_brk;
         mlock2 = SYS_mlock2;
+        mlockall = SYS_mlockall;
+        msync = SYS_msync;
+        mbind = SYS_mbind;
+        shmget = SYS_shmget;
+        shmat = SYS_shmat;
+        mseal = SYS_mseal;
+        pkey_mprotect = SYS_pkey_mprotect;
+        pkey_alloc = SYS_pkey_alloc;
+        pkey_free = SYS_pkey_free;
         rt_sigaction = SYS_rt_sigaction;
         rt_sigqueueinfo = SYS_rt_sigqueueinfo;
         rt_tgsigqueueinfo = SYS_rt_tgsigqueueinfo;
@@ -51,6 +60,8 @@ pub(crate) mod sys {
         dup3 = SYS_dup3;
         close = SYS_close;
         fcntl = SYS_fcntl;
+        epoll_ctl = SYS_epoll_ctl;
+        epoll_wait = SYS_epoll_wait;
         recvmsg = SYS_recvmsg;
         socketpair = SYS_socketpair;
         pwrite64 = SYS_pwrite64;
@@ -154,6 +165,11 @@ impl Batch {
         let at = self.output;
         self.output += len.next_multiple_of(16);
         Output { addr: self.scratch.output().start + at as u64, range: at..at + len }
+    }
+
+    /// A page of the scratch memory that no call touches.
+    pub(crate) fn scratch_base(&self) -> u64 {
+        self.scratch.base()
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -37,7 +37,7 @@ impl Places {
             let way = format!("/proc/{tid}/{name}");
             let stat = stat(way.as_str()).call("stat")?;
             let path = read::link(tid, name)?;
-            match FileRef::describe(&path, &stat) {
+            match FileRef::named(&path, &stat) {
                 Ok(file) => Ok(Some(file)),
                 Err(reason) => {
                     report.refuse(Refusal::new(process.pid, Subject::Path(way.into()), reason));
@@ -46,7 +46,7 @@ impl Places {
             }
         };
         let (Some(cwd), Some(root)) = (place("cwd")?, place("root")?) else { return Ok(None) };
-        let root = (root.path() != std::path::Path::new("/")).then_some(root);
+        let root = (!root.is_root()).then_some(root);
         let umask = match tid == process.speaker() {
             true => process.status.umask,
             false => read::parsed(tid, "status", status::parse)?.umask,

@@ -146,6 +146,33 @@ impl<'h> PageWriter<'h> {
         self.write_ranges(ranges, source, |_| true, image)
     }
 
+    /// Copies the data of a file, which may end within a page. Are zeroes that were written data?
+    pub(crate) fn copy_data(
+        &mut self,
+        file: &File,
+        data: &[Range<u64>],
+        zeroes: bool,
+        image: &mut ImageWriter,
+    ) -> Result<Vec<Run>> {
+        let mut pages: Vec<Range<u64>> = Vec::new();
+        for range in data {
+            let range = range.start & !(PAGE - 1)..range.end.next_multiple_of(PAGE);
+            match pages.last_mut() {
+                Some(last) if range.start <= last.end => last.end = range.end,
+                _ => pages.push(range),
+            }
+        }
+        let source = |ranges: &[Range<u64>], mut buffer: &mut [u8]| {
+            for range in ranges {
+                let (head, rest) = buffer.split_at_mut((range.end - range.start) as usize);
+                read_at_most(file, head, range.start)?;
+                buffer = rest;
+            }
+            Ok(())
+        };
+        self.write_ranges(&pages, source, |_| !zeroes, image)
+    }
+
     /// Copies a range of memory, but for its pages of zeroes.
     pub(crate) fn copy_sparse(
         &mut self,
@@ -243,6 +270,22 @@ impl<'h> PageWriter<'h> {
     }
 }
 
+/// Fills a buffer from a file, with zeroes behind its end.
+fn read_at_most(file: &File, mut buffer: &mut [u8], mut offset: u64) -> Result<()> {
+    while !buffer.is_empty() {
+        match file.read_at(buffer, offset).call("pread")? {
+            0 => buffer.fill(0),
+            read => {
+                offset += read as u64;
+                buffer = buffer.get_mut(read..).unwrap_or_default();
+                continue;
+            }
+        }
+        break;
+    }
+    Ok(())
+}
+
 fn no_segment() -> Error {
     Error::new(ErrorKind::Kernel, "no page segment is open")
 }
@@ -335,7 +378,7 @@ impl Populated {
     fn query(space: &AddressSpace, pagemap: &File, any: Page) -> Result<Self> {
         let mut found = Self::default();
         let (Some(first), Some(last)) = (space.vmas.first(), space.vmas.last()) else { return Ok(found) };
-        let mut vmas = space.vmas.iter().filter(|vma| vma.is_private()).peekable();
+        let mut vmas = space.vmas.iter().peekable();
         let query = Query { any, none: Page::FILE | Page::PFNZERO };
         let take = |range: Range<u64>, page: Page| {
             let mut at = range.start;
@@ -344,8 +387,9 @@ impl Populated {
                 let Some(vma) = vmas.peek() else { return };
                 let piece = at.max(vma.start)..range.end.min(vma.end);
                 at = vma.end;
-                if piece.start < piece.end {
-                    found.add(piece, page.contains(Page::GUARD), vma.start);
+                let guard = page.contains(Page::GUARD);
+                if piece.start < piece.end && (guard || vma.is_private()) {
+                    found.add(piece, guard, vma.start);
                 }
             }
         };

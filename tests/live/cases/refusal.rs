@@ -42,13 +42,21 @@ fn names_all() -> Outcome {
         let text = error.to_string();
         ensure(error.kind() == ErrorKind::Unsupported, || text.clone())?;
         ensure(error.refusals().len() == report.refusals().len(), || format!("{error}\n{report:?}"))?;
-        for (pid, what) in
-            [(target.pid, "socket"), (target.pid, "eventfd"), (target.pid, "timerfd"), (child, "inotify")]
-        {
+        let expected = target.file("expected").unwrap_or_default();
+        // fd NUMBER WORDS
+        let expected = expected.lines().filter_map(|line| {
+            let (fd, words) = line.strip_prefix("fd ")?.split_once(' ')?;
+            Some((target.pid, format!("fd {fd} ("), words.to_owned()))
+        });
+        for (pid, fd, words) in expected.chain([(child, "fd ".into(), "sockets".into())]) {
             let named = report.refusals().iter().any(|refusal| {
-                refusal.pid.get() == pid && refusal.to_string().contains(what) && text.contains(what)
+                let said = refusal.to_string();
+                refusal.pid.get() == pid
+                    && said.contains(&fd)
+                    && said.contains(&words)
+                    && text.contains(&said)
             });
-            ensure(named, || format!("{what} of {pid} is not named in: {error}\n{report:?}"))?;
+            ensure(named, || format!("{fd}{words}) of {pid} is not named in: {error}\n{report:?}"))?;
         }
     }
     ensure(!target.image().join("manifest").exists(), || "there is an image".into())?;
