@@ -194,15 +194,19 @@ static void write_value(int who, int kind, long number)
 	value[class_of[who][kind]] = number;
 }
 
+static void check_value(int who, int kind, const char *when)
+{
+	long seen = order(who, GET, kind, 0, 0), number = value[class_of[who][kind]];
+	expect(seen == number, "%s agent %d kind %d: %ld instead of %ld", when, who, kind, seen, number);
+}
+
 static void check_values(const char *when)
 {
 	for (int who = 0; who < count; who++) {
 		if (agents[who].gone)
 			continue;
-		for (int kind = 0; kind < KINDS; kind++) {
-			long seen = order(who, GET, kind, 0, 0), number = value[class_of[who][kind]];
-			expect(seen == number, "%s agent %d kind %d: %ld instead of %ld", when, who, kind, seen, number);
-		}
+		for (int kind = 0; kind < KINDS; kind++)
+			check_value(who, kind, when);
 		char path[sizeof base + 8], name[8];
 		snprintf(path, sizeof path, "%s/%s", base, name_of(value[class_of[who][PLACES]], name));
 		expect(order(who, WHERE, 0, 0, 0) > 0 && !strcmp(agents[who].path, path), "%s agent %d: %s instead of %s",
@@ -361,13 +365,17 @@ static int mixes(int with_dead)
 	wait_go();
 	check_kernel("after");
 	check_values("as it was");
-	for (int kind = 0; kind < KINDS; kind++)
+	for (int kind = 0; kind < KINDS; kind++) {
 		for (int who = 0; who < count; who++) {
 			if (agents[who].gone)
 				continue;
 			write_value(who, kind, 200 + who);
-			check_values("changed");
+			for (int other = 0; other < count; other++)
+				if (!agents[other].gone && class_of[other][kind] == class_of[who][kind])
+					check_value(other, kind, "changed");
 		}
+		check_values("changed"); // and by nobody else
+	}
 
 	expect(prctl(PR_GET_MDWE_, 0, 0, 0, 0) == mdwe || !mdwe);
 	expect(getsid(agents[orphan].tid) == agents[leader].tid && getsid(0) == session);

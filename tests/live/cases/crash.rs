@@ -30,7 +30,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "crash_of_dump_altstack", test: || dump(SIGNALS, "altstack"), programs: &[SIGNALS] },
     Case { name: "crash_of_dump_poll", test: || dump(BLOCKED, "poll"), programs: &[BLOCKED] },
     Case { name: "crash_of_dump_tree", test: || dump(TASKS, "sessions"), programs: &[TASKS] },
-    Case { name: "crash_of_dump_sharing", test: || dump_in(30, SHARING, "living"), programs: &[SHARING] },
+    Case { name: "crash_of_dump_sharing", test: || dump_in(20, SHARING, "living"), programs: &[SHARING] },
     Case { name: "crash_of_restore_counter", test: || restore(COUNTER, ""), programs: &[COUNTER] },
     Case { name: "crash_of_restore_threads", test: || restore(TASKS, "threads"), programs: &[TASKS] },
     Case { name: "crash_of_restore_tree", test: || restore(TASKS, "sessions"), programs: &[TASKS] },
@@ -41,7 +41,7 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "crash_of_restore_sharing",
-        test: || restore_in(10, "restore", SHARING, "mixes"),
+        test: || restore_in(8, "restore", SHARING, "living"),
         programs: &[SHARING],
     },
 ];
