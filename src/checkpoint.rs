@@ -1,6 +1,6 @@
 //! Checkpoint: freeze, collect, describe, write; then let go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::hooks::{Event, Hooks, Progress, vetoed};
 use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
 use crate::proc::smaps::Mapping;
 use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
-use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
+use crate::resource::memory::{self, AddressSpace, Kin, PageWriter, Relatives, SharedObjects};
 use crate::resource::signals::pending;
 use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::{self, Blocked};
@@ -312,7 +312,7 @@ impl<'h> Checkpoint<'h> {
         dir: &Path,
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
-        let Described { mut records, spaces, shared, ghosts, sleeps } = described;
+        let Described { mut records, spaces, shared, ghosts, sleeps, kin } = described;
         let root = borrowed.first().map_or(self.root, |root| Pid::from(root.process.number));
         let mut image = ImageWriter::create(dir)?.durability(self.durability);
         let started = Instant::now();
@@ -322,10 +322,21 @@ impl<'h> Checkpoint<'h> {
             None => Ok(()),
         };
         let mut pages = PageWriter::new(self.writers.get(), &mut progress);
+        let donors: BTreeSet<u32> = kin.values().copied().collect();
+        let mut written: BTreeMap<u32, (Pid, AddressSpace)> = BTreeMap::new();
         let owners = borrowed.iter().filter(|process| process.owns_memory);
         for (mut space, process) in spaces.into_iter().zip(owners) {
-            process.write_pages(&mut space, &mut pages, &mut image).of(process.process.pid)?;
-            records.put(Owner(process.process.number), &space)?;
+            let Process { pid, number, .. } = *process.process;
+            let from = kin.get(&number);
+            let relatives = match donors.contains(&number) || from.is_some() {
+                true => Relatives::Some(
+                    from.and_then(|from| written.get(from)).map(|(pid, space)| Kin { pid: *pid, space }),
+                ),
+                false => Relatives::None,
+            };
+            process.write_pages(&mut space, relatives, &mut pages, &mut image).of(pid)?;
+            records.put(Owner(number), &space)?;
+            written.insert(number, (process.process.speaker(), space));
         }
         shared.write(Memory::open, &mut pages, &mut image, &mut records)?;
         ghosts.write(&mut pages, &mut image, &mut records)?;
@@ -497,6 +508,7 @@ impl<'f> Borrowed<'f> {
     fn write_pages(
         &self,
         space: &mut AddressSpace,
+        relatives: Relatives<'_>,
         pages: &mut PageWriter<'_>,
         image: &mut ImageWriter,
     ) -> Result<()> {
@@ -510,7 +522,7 @@ impl<'f> Borrowed<'f> {
             None => Err(Error::new(ErrorKind::Kernel, "it cannot be asked").of(pid)),
         };
         let inside = memory::inside::is_possible(self.process);
-        pages.write_private(space, pid, &self.memory, inside.then_some(&mut write), image)
+        pages.write_private(space, (pid, relatives), &self.memory, inside.then_some(&mut write), image)
     }
 
     fn leave_notes(&self, sleeps: &[(Pid, Blocked)]) {
@@ -597,6 +609,8 @@ struct Described {
     shared: SharedObjects,
     ghosts: Ghosts,
     sleeps: Vec<(Pid, Blocked)>,
+    /// Who may share pages with whom.
+    kin: BTreeMap<u32, u32>,
 }
 
 impl Described {
@@ -613,8 +627,11 @@ impl Described {
             shared: SharedObjects::new()?,
             ghosts: Ghosts::default(),
             sleeps: Vec::new(),
+            kin: BTreeMap::new(),
         };
         let tree = Tree::describe(frozen, report);
+        let owner = |pid| shares.process(pid).get(Kind::Memory);
+        described.kin = tree.plan().map(|plan| plan.donors(&tree, owner)).unwrap_or_default();
         described.records.put(Owner::IMAGE, &tree)?;
         described.records.put(Owner::IMAGE, &Processor::here())?;
         births::check(&tree, shares, report)?;

@@ -271,8 +271,16 @@ impl Family {
         self.members.iter_mut().filter(|member| !member.dead)
     }
 
-    /// Makes all processes of the tree, in their sessions and groups; the dead die.
-    pub(crate) fn grow(&mut self, tree: &Tree, plan: &Plan, outer_group: Option<u32>) -> Result<()> {
+    /// Makes all processes of the tree, in their sessions and groups; the dead die. `born` has each as soon as it
+    /// is there, before it has children.
+    pub(crate) fn grow(
+        &mut self,
+        tree: &Tree,
+        plan: &Plan,
+        outer_group: Option<u32>,
+        born: impl Fn(&Member) -> Result<()>,
+    ) -> Result<()> {
+        born(self.members.first().ok_or_else(no_root)?)?;
         if let Some(group) = outer_group {
             // Before it has children, who are in it too.
             let root = Actor::Number(tree.root()?.pid);
@@ -281,7 +289,10 @@ impl Family {
         }
         for step in &plan.steps {
             match *step {
-                Step::Bear { child, birth, .. } => self.bear(child, birth, tree)?,
+                Step::Bear { child, birth, .. } => {
+                    self.bear(child, birth, tree)?;
+                    born(self.members.last().ok_or_else(no_root)?)?;
+                }
                 Step::Spawn { process, tid, birth } => {
                     let (member, thread) = self.task(birth.by)?;
                     let born = member.clone(thread, &[tid], birth.flags, 0)?;

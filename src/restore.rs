@@ -17,7 +17,7 @@ use crate::proc::{read, stat};
 use crate::resource::fds::{
     Builder, Channel, External, FdTable, FileOwner, FileValidation, Finder, Inherited, Places, Watches,
 };
-use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan, Workshop};
+use crate::resource::memory::{self, AddressSpace, Inheritance, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
 use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::Blocked;
@@ -386,11 +386,35 @@ struct Blueprint {
     plan: Plan,
     processes: BTreeMap<u32, ProcessPlan>,
     shared: SharedPlan,
+    lineage: Lineage,
     /// By the open file description of the epoll instance.
     watches: BTreeMap<u32, Watches>,
     file_owners: Vec<FileOwner>,
     workshop: Workshop,
     channel_number: i32,
+}
+
+/// Who keeps what of the memory that it is born with.
+struct Lineage {
+    inheritances: BTreeMap<u32, Inheritance>,
+    /// Those who pass it on, and so need it before they have children.
+    donors: BTreeSet<u32>,
+}
+
+impl Lineage {
+    fn of(plan: &Plan, tree: &Tree, processes: &BTreeMap<u32, ProcessPlan>, shares: &Shares) -> Self {
+        let (mut inheritances, mut donors) = (BTreeMap::new(), BTreeSet::new());
+        let space = |pid| processes.get(&pid).and_then(|process| process.space.as_ref());
+        for (child, donor) in plan.donors(tree, |pid| shares.process(pid).get(Kind::Memory)) {
+            let (Some(of_child), Some(of_donor)) = (space(child), space(donor)) else { continue };
+            let inheritance = Inheritance::of(of_child, of_donor);
+            if !inheritance.is_empty() {
+                inheritances.insert(child, inheritance);
+                donors.insert(donor);
+            }
+        }
+        Self { inheritances, donors }
+    }
 }
 
 impl Blueprint {
@@ -426,16 +450,29 @@ impl Blueprint {
         let watches = Watches::load(image, slot)?;
         let file_owners = FileOwner::load(image, &tree, slot)?;
         let channel_number = lowest_unused(tables.values(), &watches);
-        Ok(Self { tree, root, plan, processes, shared, watches, file_owners, workshop, channel_number })
+        let lineage = Lineage::of(&plan, &tree, &processes, &shares);
+        Ok(Self {
+            tree,
+            root,
+            plan,
+            processes,
+            shared,
+            lineage,
+            watches,
+            file_owners,
+            workshop,
+            channel_number,
+        })
     }
 }
 
 impl Blueprint {
-    /// Bytes of memory that the image holds.
+    /// Bytes of memory that are put in place.
     fn bytes(&self) -> u64 {
         let spaces = self.processes.values().filter_map(|process| process.space.as_ref());
         let private = spaces.flat_map(|space| &space.runs).map(|run| run.len);
-        private.sum::<u64>() + self.shared.bytes()
+        let inherited: u64 = self.lineage.inheritances.values().map(Inheritance::bytes).sum();
+        private.sum::<u64>() - inherited + self.shared.bytes()
     }
 }
 
@@ -605,10 +642,23 @@ impl<'i> Ready<'i> {
         family.prepare(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
-        family.grow(&blueprint.tree, &blueprint.plan, self.outer_group)?;
+        let donor = |member: &Member| blueprint.lineage.donors.contains(&member.number);
+        let build_memory = |member: &Member| match blueprint.processes.get(&member.number) {
+            Some(process) => self.build_memory(member, process, blueprint).of(member.pid),
+            None => Ok(()),
+        };
+        family.grow(&blueprint.tree, &blueprint.plan, self.outer_group, |member| match donor(member) {
+            true => build_memory(member),
+            false => Ok(()),
+        })?;
         for member in family.members() {
+            if !donor(member) {
+                build_memory(member)?;
+            }
             if let Some(process) = blueprint.processes.get(&member.number) {
-                self.build_memory(member, process, blueprint).of(member.pid)?;
+                if let Some(space) = &process.space {
+                    memory::seal(&mut member.puppet(0)?, space).of(member.pid)?;
+                }
                 self.build_places(member, process).of(member.pid)?;
             }
         }
@@ -664,7 +714,8 @@ impl<'i> Ready<'i> {
 
     fn build_memory(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
         let Some(space) = &process.space else { return Ok(()) };
-        let blank = memory::mappings(member.pid)?;
+        let blank = memory::places(member.pid)?;
+        let nothing = Inheritance::default();
         let builder = MmBuilder {
             workshop: blueprint.workshop,
             shared: &blueprint.shared,
@@ -672,6 +723,7 @@ impl<'i> Ready<'i> {
             channel: &self.channel,
             image: self.image,
             blank: &blank,
+            inheritance: blueprint.lineage.inheritances.get(&member.number).unwrap_or(&nothing),
         };
         builder.build(&mut member.puppet(0)?, space)
     }

@@ -1,8 +1,10 @@
-//! PAGEMAP_SCAN (since Linux 6.7; Documentation/admin-guide/mm/pagemap.rst): which pages are populated, and with what.
+//! /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst): which pages are populated, and with what
+//! (PAGEMAP_SCAN, since Linux 6.7), and which are the same.
 
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use bitflags::bitflags;
 
@@ -97,4 +99,23 @@ pub(crate) fn scan(
         at = arg.walk_end;
     }
     Ok(())
+}
+
+/// A page of the machine's memory, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Frame(std::num::NonZeroU64);
+
+/// In which frames pages are, from this address on. None: in none, or it is not for us to know.
+pub(crate) fn frames(pagemap: &File, start: u64, pages: u64) -> std::io::Result<Vec<Option<Frame>>> {
+    const ENTRY: u64 = 8;
+    const PRESENT: u64 = 1 << 63;
+    const NUMBER: u64 = (1 << 55) - 1;
+    let mut entries = vec![0; (pages * ENTRY) as usize];
+    pagemap.read_exact_at(&mut entries, start / super::PAGE * ENTRY)?;
+    let frame = |entry: &[u8]| {
+        let entry = entry.try_into().map_or(0, u64::from_ne_bytes);
+        let number = if entry & PRESENT == 0 { 0 } else { entry & NUMBER };
+        std::num::NonZeroU64::new(number).map(Frame)
+    };
+    Ok(entries.chunks_exact(ENTRY as usize).map(frame).collect())
 }

@@ -87,6 +87,16 @@ impl Memory {
         Ok(())
     }
 
+    /// The same for pages that others may share (copy-on-write), which process_vm_readv(2) would make copies of.
+    pub(crate) fn read_shared_ranges(&self, ranges: &[Range<u64>], mut into: &mut [u8]) -> Result<()> {
+        for range in ranges {
+            let (head, rest) = into.split_at_mut((range.end - range.start) as usize);
+            self.read_protected(range.start, head)?;
+            into = rest;
+        }
+        Ok(())
+    }
+
     /// Writes to writable memory, several places in one call where that is possible.
     pub(crate) fn write_all(&self, pieces: &[Transfer<'_>]) -> Result<()> {
         for chunk in pieces.chunks(PIECES) {

@@ -67,6 +67,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("mapping_properties", Subject::new(C("mappings"), &["properties"])),
     ("mapping_memfds", Subject::new(C("mappings"), &["memfds"])),
     ("mapping_deleted_files", Subject::new(C("mappings"), &["deleted"])),
+    ("mapping_copy_on_write", Subject::new(C("mappings"), &["cow"])),
     ("mapping_sysv", Subject::new(C("mappings"), &["sysv"])),
     ("guard_regions", Subject::new(C("mappings"), &["guards"])),
     ("regular_files", Subject::new(C("fds"), &["regular"])),

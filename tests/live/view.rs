@@ -504,7 +504,8 @@ impl Looker {
         }
         // Whether neighbours that are alike are one mapping or two depends on how they came about.
         all.dedup_by(|next, previous| {
-            let anonymous = next.2.contains(" 00000000 00:00 0 policy:");
+            let nameless = ["policy:", "[heap] policy:"];
+            let anonymous = nameless.iter().any(|rest| next.2.contains(&format!(" 00000000 00:00 0 {rest}")));
             let same = anonymous && next.0 == previous.1 && next.2 == previous.2;
             if same {
                 previous.1 = next.1.clone();

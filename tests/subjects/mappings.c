@@ -577,6 +577,124 @@ static int deleted(void)
 	return passed();
 }
 
+// How many pages of this memory two processes have in common; 0 too where that is not for us to know.
+static int in_common(pid_t a, pid_t b, char *memory, size_t size)
+{
+	const size_t count = size / PAGE;
+	uint64_t *entries[2] = { malloc(count * 8), malloc(count * 8) };
+	for (int i = 0; i < 2; i++) {
+		char path[64];
+		snprintf(path, sizeof path, "/proc/%d/pagemap", i ? b : a);
+		int fd = must(open(path, O_RDONLY));
+		expect(pread(fd, entries[i], count * 8, (unsigned long)memory / PAGE * 8) == (ssize_t)(count * 8));
+		close(fd);
+	}
+	int common = 0;
+	for (size_t i = 0; i < count; i++) {
+		const uint64_t number = (1ull << 55) - 1;
+		common += entries[0][i] >> 63 && (entries[0][i] & number) && (entries[0][i] & number) == (entries[1][i] & number);
+	}
+	free(entries[0]);
+	free(entries[1]);
+	return common;
+}
+
+// Three generations, of which each has changed a little of what it got from the one before.
+static int cow(void)
+{
+	const size_t large = 16 << 20, kept = 15 << 20;
+	int rw = PROT_READ | PROT_WRITE;
+	char *area = must(mmap(NULL, large, rw, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	must(madvise(area, large, MADV_NOHUGEPAGE));
+	paint(area, large, 1);
+	char *file = map_fd(rw, MAP_PRIVATE, file_of("private", 2)), *heap = sbrk(0);
+	paint(file, SIZE, 3);
+	must((long)sbrk(SIZE));
+	paint(heap, SIZE, 4);
+	char *wiped = anonymous(0), *later = anonymous(0), *locked = anonymous(0);
+	paint(wiped, SIZE, 5);
+	paint(later, SIZE, 6);
+	paint(locked, SIZE, 7);
+	pid_t *pids = map_fd(rw, MAP_SHARED | MAP_ANONYMOUS, -1);
+	pid_t first = must(fork());
+	if (!first) {
+		paint(area + 5 * PAGE, PAGE, 15);
+		must(madvise(area + 7 * PAGE, PAGE, MADV_DONTNEED));
+		must(munmap(area + kept, large - kept));
+		must(mprotect(later, SIZE, PROT_READ));
+		must(madvise(wiped, SIZE, MADV_WIPEONFORK)); // it is too late for what it has
+		memset(area + 9 * PAGE, 0, PAGE);
+		pid_t child = must(fork());
+		if (!child) {
+			paint(area + 9 * PAGE, 1 << 20, 19);
+			must((long)sbrk(-4 * PAGE));
+			must(mlock(locked, SIZE));
+			must(chdir("/"));
+			put_file("grown", "");
+		} else {
+			pids[2] = child;
+		}
+		wait_go();
+		while (access(in_base("compared"), F_OK))
+			nap(MS);
+		char *page = must(mmap(NULL, PAGE, rw, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+		paint(page, PAGE, 1);
+		expect(!memcmp(area, page, PAGE));
+		expect_painted(area + 5 * PAGE, PAGE, 15);
+		expect(!area[7 * PAGE] && area[8 * PAGE]);
+		expect_painted(file, SIZE, 3);
+		expect_painted(heap, child ? SIZE : 12 * PAGE, 4);
+		expect_painted(later, SIZE, 6);
+		expect_painted(locked, SIZE, 7);
+		if (!child) {
+			expect_painted(wiped, 0, 5);
+			expect(!wiped[0]);
+			expect_painted(area + 9 * PAGE, 1 << 20, 19);
+			return 0;
+		}
+		expect_painted(wiped, SIZE, 5);
+		expect(!area[9 * PAGE]);
+		// What one writes the others do not see.
+		paint(area, PAGE, 20);
+		paint(file, PAGE, 20);
+		put_file("written", "");
+		join_child(child);
+		return 0;
+	}
+	paint(area + 11 * PAGE, PAGE, 21);
+	while (access("grown", F_OK) || !pids[2])
+		nap(MS);
+	pids[0] = getpid(), pids[1] = first;
+	int common[2][8];
+	for (int round = 0; round < 2; round++) {
+		for (int i = 0, *to = common[round]; i < 2; i++) {
+			*to++ = in_common(pids[i], pids[i + 1], area, kept);
+			*to++ = in_common(pids[i], pids[i + 1], file, SIZE);
+			*to++ = in_common(pids[i], pids[i + 1], heap, 12 * PAGE);
+			*to++ = in_common(pids[i], pids[i + 1], locked, SIZE);
+		}
+		if (round == 0) {
+			ready();
+			wait_go();
+		}
+	}
+	int *was = common[0], *is = common[1];
+	expect(!was[0] || (was[0] == (int)(kept / PAGE) - 4 && was[1] == 16 && was[2] == 12), "%d %d %d", was[0], was[1], was[2]);
+	for (int i = 0; i < 8; i++)
+		expect(is[i] == was[i], "%d: %d of %d pages are still shared", i, is[i], was[i]);
+	put_file("compared", "");
+	expect_painted(area + 11 * PAGE, PAGE, 21);
+	expect_painted(heap, SIZE, 4);
+	while (access("written", F_OK))
+		nap(MS);
+	char *page = anonymous(0);
+	paint(page, PAGE, 1);
+	expect(!memcmp(area, page, PAGE));
+	expect_painted(file, SIZE, 3);
+	join_child(pids[1]);
+	return passed();
+}
+
 // What a mapping can be, beyond advice; the test sees the flags.
 static int properties(void)
 {
@@ -644,7 +762,7 @@ int main(int argc, char **argv)
 	static const struct { const char *name; int (*run)(void); } parts[] = {
 		{ "private", private }, { "files", files }, { "shared", shared }, { "advice", advice }, { "guards", guards },
 		{ "properties", properties }, { "sysv", sysv },
-		{ "memfds", memfds }, { "deleted", deleted },
+		{ "memfds", memfds }, { "deleted", deleted }, { "cow", cow },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))

@@ -284,6 +284,9 @@ static int mixes(int with_dead)
 	sigfillset(&signals);
 	must(sigprocmask(SIG_BLOCK, &signals, NULL));
 	must(prctl(PR_SET_CHILD_SUBREAPER, 1));
+	// What can be set only once, by one of those who share it.
+	const int PR_SET_MDWE_ = 65, PR_GET_MDWE_ = 66;
+	int mdwe = prctl(PR_SET_MDWE_, 1, 0, 0, 0) == 0;
 
 	// With their parent.
 	spawn(0, CLONE_VM, SIGCHLD);
@@ -366,6 +369,7 @@ static int mixes(int with_dead)
 			check_values("changed");
 		}
 
+	expect(prctl(PR_GET_MDWE_, 0, 0, 0, 0) == mdwe || !mdwe);
 	expect(getsid(agents[orphan].tid) == agents[leader].tid && getsid(0) == session);
 	expect(atoi(stat_of(agents[notified].tid, 38)) == SIGUSR1 && atoi(stat_of(agents[silent].tid, 38)) == 0);
 	// The test of a killed checkpoint stops and continues our children.

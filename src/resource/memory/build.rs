@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use nix::fcntl::OFlag;
 
 use super::{
-    ADDRESS_END, AddressSpace, Backing, Made, Origin, Run, Segments, SharedObject, Traits, Vma, locks,
+    ADDRESS_END, AddressSpace, Backing, Inheritance, Made, Origin, Run, Segments, SharedObject, Traits, Vma,
+    locks,
 };
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
@@ -316,8 +317,10 @@ pub(crate) struct MmBuilder<'b> {
     pub(crate) opened: &'b Opened,
     pub(crate) channel: &'b Channel,
     pub(crate) image: &'b Image,
-    /// What a blank task has mapped.
+    /// What the task has mapped so far.
     pub(crate) blank: &'b [Mapping],
+    /// What of that is to stay.
+    pub(crate) inheritance: &'b Inheritance,
 }
 
 impl MmBuilder<'_> {
@@ -325,34 +328,49 @@ impl MmBuilder<'_> {
         if super::vdso_sum(puppet.memory(), self.blank)? != space.vdso {
             return Err(other_kernel());
         }
-        let mut batch = puppet.batch();
-        self.clear(&mut batch);
+        let mut batch = self.clear(puppet)?;
         let numbers = self.opened.lend(space.needs(), self.channel, puppet, &mut batch)?;
-        for vma in &space.vmas {
+        // While it is not mapped: the kernel does not let go of a program that is.
+        batch.about(Subject::Attribute("executable"));
+        let executable = numbers.number(&space.executable, OFlag::O_RDONLY)?;
+        space.layout.build(self.inheritance.is_empty().then_some(executable), &mut batch);
+        let kept =
+            |vma: &&Vma| self.inheritance.kept.binary_search_by_key(&vma.start, |kept| kept.start).is_ok();
+        for vma in space.vmas.iter().filter(|vma| !kept(vma)) {
             self.map(vma, space, &numbers, &mut batch)?;
             if batch.is_nearly_full() {
                 puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
             }
         }
-        batch.about(Subject::Attribute("executable"));
-        space.layout.build(numbers.number(&space.executable, OFlag::O_RDONLY)?, &mut batch);
         numbers.close(&mut batch);
         puppet.run(batch)?.check()?;
         set_policies(puppet, space)?;
         self.fill(puppet, space)?;
-        self.seal(puppet, space)
+        lock(puppet, space)
     }
 
-    /// Removes what the blank task does not need, and moves the kernel's mappings out of the way.
-    fn clear(&self, batch: &mut Batch) {
+    /// Removes what the task does not need, and moves the kernel's mappings out of the way.
+    fn clear(&self, puppet: &mut Puppet<'_>) -> Result<Batch> {
+        let mut batch = puppet.batch();
+        let mut useless: Vec<Range<u64>> = Vec::new();
         for mapping in self.blank.iter().filter(|mapping| !self.workshop.keeps(mapping)) {
-            let len = mapping.end - mapping.start;
             match self.parked(&mapping.name) {
-                Some(park) => move_to(batch, mapping.start, len, park),
-                None if mapping.name == b"[vsyscall]" => continue,
-                None => batch.call(sys::munmap, &[mapping.start, len]),
-            };
+                Some(park) => drop(move_to(&mut batch, mapping.start, mapping.end - mapping.start, park)),
+                None if mapping.name == b"[vsyscall]" => {}
+                None => useless.push(mapping.start..mapping.end),
+            }
         }
+        let useless = super::kin::without(&useless, self.inheritance.kept.iter().cloned());
+        let unmap = useless.iter().map(|range| (range, sys::munmap, 0));
+        let empty =
+            self.inheritance.stale.iter().map(|range| (range, sys::madvise, libc::MADV_DONTNEED as u64));
+        for (range, call, advice) in unmap.chain(empty) {
+            batch.call(call, &[range.start, range.end - range.start, advice]);
+            if batch.is_nearly_full() {
+                puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
+            }
+        }
+        Ok(batch)
     }
 
     /// The parking place of one of the kernel's own mappings.
@@ -431,7 +449,8 @@ impl MmBuilder<'_> {
         // userfaultfd does not take droppable memory.
         let takes = |vma: &Vma| vma.is_anonymous() && !vma.has(Traits::DROPPABLE);
         let large = |run: &Run| run.len >= super::pages::LARGE && space.vma_at(run.addr).is_some_and(takes);
-        let (bulk, rest): (Vec<Run>, Vec<Run>) = space.runs.iter().partition(|run| large(run));
+        let missing = self.inheritance.missing(&space.runs);
+        let (bulk, rest): (Vec<Run>, Vec<Run>) = missing.iter().partition(|run| large(run));
         let left = if bulk.is_empty() { None } else { self.fill_bulk(puppet, space, &bulk).err() };
         if let Some(error) = left {
             // Not allowed here, by sysctl or seccomp: the slower way does it as well.
@@ -477,33 +496,37 @@ impl MmBuilder<'_> {
         }
         copy_in_parallel(ours.as_fd(), self.image, runs)
     }
+}
 
-    /// What only holds when the pages are there: guard regions, locks, keys, seals.
-    fn seal(&self, puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
-        const MADV_GUARD_INSTALL: u64 = 102;
-        let mut batch = puppet.batch();
-        for (start, end) in &space.guards {
-            batch.about(Subject::Vma { start: *start, end: *end, what: "guard region".into() });
-            batch.call(sys::madvise, &[*start, end.saturating_sub(*start), MADV_GUARD_INSTALL]);
-            if batch.is_nearly_full() {
-                puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
-            }
+/// What needs the pages to be there: guard regions, locks. Locking touches pages: later it would make copies of those
+/// that have come to be shared with children.
+fn lock(puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
+    const MADV_GUARD_INSTALL: u64 = 102;
+    let mut batch = puppet.batch();
+    for (start, end) in &space.guards {
+        batch.about(Subject::Vma { start: *start, end: *end, what: "guard region".into() });
+        batch.call(sys::madvise, &[*start, end.saturating_sub(*start), MADV_GUARD_INSTALL]);
+        if batch.is_nearly_full() {
+            puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
         }
-        puppet.run(batch)?.check()?;
-        // Locking touches pages, which a key may forbid.
-        locks::build(&space.vmas, puppet)?;
-        space.keys.build(&space.vmas, puppet)?;
-        let mut batch = puppet.batch();
-        for vma in space.vmas.iter().filter(|vma| vma.has(Traits::SEALED)) {
-            batch.about(vma.subject());
-            batch.call(sys::mseal, &[vma.start, vma.len(), 0]);
-            if batch.is_nearly_full() {
-                puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
-            }
-        }
-        space.future_locks.build(&mut batch);
-        puppet.run(batch)?.check()
     }
+    puppet.run(batch)?.check()?;
+    locks::build(&space.vmas, puppet)
+}
+
+/// The last things about memory, when there are all processes that get a part of it: keys, seals, locks to come.
+pub(crate) fn seal(puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
+    space.keys.build(&space.vmas, puppet)?;
+    let mut batch = puppet.batch();
+    for vma in space.vmas.iter().filter(|vma| vma.has(Traits::SEALED)) {
+        batch.about(vma.subject());
+        batch.call(sys::mseal, &[vma.start, vma.len(), 0]);
+        if batch.is_nearly_full() {
+            puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
+        }
+    }
+    space.future_locks.build(&mut batch);
+    puppet.run(batch)?.check()
 }
 
 fn set_policies(puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {

@@ -33,12 +33,13 @@ impl Layout {
         Ok(Self { addresses, auxv: read::bytes(process.speaker(), "auxv")?.into() })
     }
 
-    /// Queues the call; `executable` is the number of a descriptor in the task.
-    pub(crate) fn build(&self, executable: i32, batch: &mut Batch) {
+    /// Queues the call; `executable` is the number of a descriptor in the task, None if that is right already.
+    pub(crate) fn build(&self, executable: Option<i32>, batch: &mut Batch) {
+        let executable = executable.unwrap_or(-1);
         let auxv = batch.input(&self.auxv);
         let mut map = self.addresses.to_vec();
         // auxv_size and exe_fd share the last word.
-        map.extend([auxv, self.auxv.len() as u64 | (executable as u64) << 32]);
+        map.extend([auxv, self.auxv.len() as u64 | u64::from(executable as u32) << 32]);
         let size = (map.len() * 8) as u64;
         let map = batch.input_words(&map);
         batch.call(sys::prctl, &[libc::PR_SET_MM as u64, libc::PR_SET_MM_MAP as u64, map, size, 0]);

@@ -4,6 +4,7 @@
 mod build;
 pub(crate) mod inside;
 mod keys;
+mod kin;
 mod layout;
 mod locks;
 mod pages;
@@ -30,7 +31,8 @@ use keys::Keys;
 use locks::FutureLocks;
 use policy::RangePolicy;
 
-pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared};
+pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared, seal};
+pub(crate) use kin::{Inheritance, Kin, Relatives};
 pub(crate) use layout::Layout;
 pub(crate) use pages::{PageWriter, Run, Segments};
 pub(crate) use shared::{Origin, SharedObject, SharedObjects};
@@ -115,6 +117,10 @@ impl Vma {
         self.end - self.start
     }
 
+    pub(crate) fn range(&self) -> std::ops::Range<u64> {
+        self.start..self.end
+    }
+
     pub(crate) fn traits(&self) -> Traits {
         Traits::from_bits_truncate(self.traits)
     }
@@ -167,6 +173,11 @@ impl Record for AddressSpace {
 /// The mappings of a stopped process, before anything of ours is mapped.
 pub(crate) fn mappings(pid: Pid) -> Result<Vec<Mapping>> {
     read::parsed(pid, "smaps", smaps::parse)
+}
+
+/// The same without what is expensive: where they are, and what of.
+pub(crate) fn places(pid: Pid) -> Result<Vec<Mapping>> {
+    read::parsed(pid, "maps", smaps::parse)
 }
 
 /// What describing an address space asks the process itself.

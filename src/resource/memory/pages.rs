@@ -13,6 +13,7 @@ use nix::errno::Errno;
 
 use super::AddressSpace;
 use super::inside::Share;
+use super::kin::{self, Relatives};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 use crate::hooks::Progress;
@@ -76,29 +77,39 @@ impl<'h> PageWriter<'h> {
         Self { lanes: Vec::new(), writers, buffer: Vec::new(), counts: Counts::default(), progress }
     }
 
-    /// Stores the pages that a process has of its own.
+    /// Stores the pages that a process has of its own, but for those that its kin still has too.
     pub(crate) fn write_private(
         &mut self,
         space: &mut AddressSpace,
-        pid: Pid,
+        (pid, relatives): (Pid, Relatives<'_>),
         memory: &Memory,
         inside: Option<FromInside<'_>>,
         image: &mut ImageWriter,
     ) -> Result<()> {
-        let Populated { data: ranges, guards } = Populated::scan(space, pid)?;
+        let Populated { data, guards } = Populated::scan(space, pid)?;
         space.guards = guards.iter().map(|range| (range.start, range.end)).collect();
+        let common = match relatives {
+            Relatives::Some(Some(kin)) => kin.common(pid, &data)?,
+            Relatives::Some(None) | Relatives::None => Vec::new(),
+        };
+        let ranges = kin::without(&data, common.iter().map(Run::range));
         let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         self.counts.scanned +=
             space.vmas.iter().filter(|vma| vma.is_private()).map(|vma| vma.len() / PAGE).sum::<u64>();
         space.runs = match inside {
             Some(inside) if total >= LARGE => self.write_inside(&ranges, inside, image)?,
             _ => {
-                let source = |ranges: &[Range<u64>], buffer: &mut [u8]| memory.read_ranges(ranges, buffer);
+                let source = |ranges: &[Range<u64>], buffer: &mut [u8]| match relatives {
+                    Relatives::None => memory.read_ranges(ranges, buffer),
+                    Relatives::Some(_) => memory.read_shared_ranges(ranges, buffer),
+                };
                 // A page of zeroes in a private file mapping hides what the file says there.
                 let sparse = |address| space.vma_at(address).is_some_and(super::Vma::is_anonymous);
                 self.write_ranges(&ranges, source, sparse, image)?
             }
         };
+        space.runs.extend(common);
+        space.runs.sort_unstable_by_key(|run| run.addr);
         Ok(())
     }
 

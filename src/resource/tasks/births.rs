@@ -237,15 +237,15 @@ impl<'t> Arranger<'t> {
             && wanted != self.held.get(&(parent, kind)).copied()
     }
 
-    /// A sibling passes its own exit signal on; a thread is only borne by its process.
+    /// A sibling passes its own exit signal on, which is all the same for a stand-in; a thread is only borne by its
+    /// process.
     fn may_bear(&self, parent: Actor, by: Actor, child: Actor) -> bool {
         let exit_signal = |actor: Actor| match actor {
             Actor::Number(number) => self.processes.get(&number).map(|process| process.exit_signal),
             Actor::Nameless(_) => None,
         };
-        let of_parent = by == parent || self.is_thread(by);
-        of_parent
-            || !self.is_thread(child) && exit_signal(by).is_some() && exit_signal(by) == exit_signal(child)
+        let same = || exit_signal(child).is_none_or(|signal| exit_signal(by) == Some(signal));
+        by == parent || self.is_thread(by) || !self.is_thread(child) && same()
     }
 
     fn bear(&mut self, parent: Actor, child: Actor, birth: Birth) {
@@ -383,6 +383,24 @@ mod tests {
             (12, 12, FILES),
         ];
         assert_eq!(arranged(&tree, &cousins).unwrap(), expected);
+    }
+
+    /// 21 has been in the session of somebody who has gone, and has memory in common with 11.
+    #[test]
+    fn orphans() {
+        let mut tree = tree(&[(10, 1), (11, 10), (21, 10)]);
+        (tree.processes[2].session, tree.processes[2].group) = (20, 20);
+        let mut plan = tree.plan().unwrap();
+        arrange(&tree, &mut plan, &shares(&[(Kind::Memory, &[11, 21])])).unwrap();
+        let birth = |by, flags| Birth { by: Number(by), flags };
+        let bear = |parent, child, birth| Step::Bear { parent: Number(parent), child: Number(child), birth };
+        let expected = [
+            bear(10, 11, birth(10, 0)),
+            bear(10, 20, birth(11, MEMORY | SIBLING)),
+            Step::StartSession(Number(20)),
+            bear(20, 21, birth(20, MEMORY)),
+        ];
+        assert_eq!(plan.steps[1..5], expected);
     }
 
     #[test]

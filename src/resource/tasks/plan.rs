@@ -65,6 +65,36 @@ pub(crate) struct Plan {
     pub(crate) stand_ins: BTreeSet<u32>,
 }
 
+impl Plan {
+    /// Whose memory each process is born with a copy of: that of who makes it, past stand-ins, which have none of
+    /// their own. `owner` says whose record is that of a process's memory.
+    pub(crate) fn donors(&self, tree: &Tree, owner: impl Fn(u32) -> u32) -> BTreeMap<u32, u32> {
+        let living = tree.processes.iter().filter(|record| !record.threads().is_empty());
+        let living: BTreeSet<u32> = living.map(|record| record.pid).collect();
+        // What the memory of each task is, or is a copy of.
+        let root = tree.processes.first().map(|root| (Actor::Number(root.pid), root.pid));
+        let mut memory: BTreeMap<Actor, u32> = root.into_iter().collect();
+        let mut donors = BTreeMap::new();
+        for step in &self.steps {
+            let (child, process, by) = match *step {
+                Step::Bear { child, birth, .. } => (child, child, birth.by),
+                Step::Spawn { process, tid, birth } => (Actor::Number(tid), Actor::Number(process), birth.by),
+                _ => continue,
+            };
+            let Some(from) = memory.get(&by).copied() else { continue };
+            let own = match process {
+                Actor::Number(number) if living.contains(&number) => Some(owner(number)),
+                _ => None,
+            };
+            if let Some(own) = own.filter(|own| *own != from && Actor::Number(*own) == child) {
+                donors.insert(own, from);
+            }
+            memory.insert(child, own.unwrap_or(from));
+        }
+        donors
+    }
+}
+
 /// Plans a tree that [`Tree::plan`] has found to be one.
 pub(super) fn of<'t>(
     tree: &'t Tree,

@@ -54,6 +54,7 @@ pub(super) const CASES: &[Case] = &[
         programs: &[FDS],
     },
     Case { name: "restore_without_cwd", test: || changed(FDS, "places", "inside", remove), programs: &[FDS] },
+    Case { name: "copy_on_write_is_stored_once", test: stored_once, programs: &[FILES] },
     Case { name: "restore_when_lock_is_taken", test: lock_taken, programs: &[LOCKS] },
     Case { name: "restore_without_system_v_segment", test: lost_segment, programs: &[FILES] },
     Case { name: "restore_with_other_contents", test: other_contents, programs: &[FDS] },
@@ -236,6 +237,16 @@ fn other_contents() -> Outcome {
     lengthen(&target.dir().join("log")).map_err(text)?;
     expect_conflict(&target)?;
     Restore::from(target.image()).file_validation(FileValidation::Type).run().map_err(|e| e.to_string())?;
+    target.go()?;
+    target.verdict()
+}
+
+/// Three processes of 16 MiB each have most of it in common.
+fn stored_once() -> Outcome {
+    let target = Target::start(FILES, &["cow"])?;
+    let stats = target.dump(AfterDump::Resume)?.stats;
+    let (bytes, most) = (stats.pages_written * 4096, 19 << 20);
+    ensure(bytes > 16 << 20 && bytes < most, || format!("{bytes} bytes, not {most}"))?;
     target.go()?;
     target.verdict()
 }

@@ -1,0 +1,273 @@
+//! Copy-on-write: pages that a process still shares with the one that bore it. The image has them once: the runs
+//! of both lead to the same place. And where runs do, a restore lets the one inherit them from the other.
+
+use std::fs::File;
+use std::ops::Range;
+
+use super::{AddressSpace, Backing, Run, Traits, Vma};
+use crate::Pid;
+use crate::error::{Context, NameCall, Result, Subject};
+use crate::sys::PAGE;
+use crate::sys::pagemap::{Frame, frames};
+
+/// The one who bore it: its pages have been stored already.
+#[derive(Clone, Copy)]
+pub(crate) struct Kin<'k> {
+    pub(crate) pid: Pid,
+    pub(crate) space: &'k AddressSpace,
+}
+
+/// With whom a process may share pages.
+#[derive(Clone, Copy)]
+pub(crate) enum Relatives<'k> {
+    /// With nobody in the tree.
+    None,
+    /// With the one who bore it, or (None) with its children only.
+    Some(Option<Kin<'k>>),
+}
+
+/// How many pages are looked at in one go.
+const CHUNK: u64 = 4096;
+
+impl Kin<'_> {
+    /// Where the image has those pages of a process, out of `ranges`, that are the very same as here. Without
+    /// CAP_SYS_ADMIN in the initial user namespace the kernel does not tell.
+    pub(super) fn common(&self, pid: Pid, ranges: &[Range<u64>]) -> Result<Vec<Run>> {
+        let candidates = overlap(&self.space.runs, ranges);
+        if candidates.is_empty() {
+            return Ok(candidates);
+        }
+        let (here, there) = (pagemap(self.pid)?, pagemap(pid)?);
+        let mut common = Vec::new();
+        for candidate in candidates {
+            // Where a candidate ends, a mapping may.
+            let first = common.len();
+            for start in (0..candidate.len).step_by((CHUNK * PAGE) as usize) {
+                let len = (candidate.len - start).min(CHUNK * PAGE);
+                let piece =
+                    Run { addr: candidate.addr + start, len, offset: candidate.offset + start, ..candidate };
+                compare(piece, (&here, &there), first, &mut common)?;
+            }
+        }
+        Ok(common)
+    }
+}
+
+/// Restore: what a process keeps of the memory that it is born with, a copy of which it shares with its donor.
+#[derive(Debug, Default)]
+pub(crate) struct Inheritance {
+    /// Mappings of its own, each a part of one of the donor's.
+    pub(super) kept: Vec<Range<u64>>,
+    /// Pages in them that are none of its own.
+    pub(super) stale: Vec<Range<u64>>,
+    /// Its own pages.
+    shared: Vec<Range<u64>>,
+}
+
+impl Inheritance {
+    /// What can be kept, given that runs which lead to the same place are the same pages.
+    pub(crate) fn of(child: &AddressSpace, donor: &AddressSpace) -> Self {
+        let mut inheritance = Self::default();
+        // One that is mapped cannot be exchanged.
+        if child.executable != donor.executable {
+            return inheritance;
+        }
+        let common = common_runs(&child.runs, &donor.runs);
+        for vma in &child.vmas {
+            let shared = overlap(&common, std::slice::from_ref(&vma.range()));
+            if shared.is_empty() || !is_part_of(vma, child, donor) {
+                continue;
+            }
+            let shared = shared.iter().map(Run::range);
+            let all = overlap(&donor.runs, std::slice::from_ref(&vma.range()));
+            let all: Vec<_> = all.iter().map(Run::range).collect();
+            inheritance.stale.extend(without(&all, shared.clone()));
+            inheritance.shared.extend(shared);
+            inheritance.kept.push(vma.range());
+        }
+        inheritance
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
+    /// How many bytes of its own it has already.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.shared.iter().map(|range| range.end - range.start).sum()
+    }
+
+    /// The runs of a process that it still has to be given.
+    pub(super) fn missing(&self, runs: &[Run]) -> Vec<Run> {
+        let ranges: Vec<_> = runs.iter().map(Run::range).collect();
+        overlap(runs, &without(&ranges, self.shared.iter().cloned()))
+    }
+}
+
+/// Is it a part of a mapping of the donor's, with the same properties, and passed on to children? What is only set
+/// when all have been born may differ.
+fn is_part_of(vma: &Vma, child: &AddressSpace, donor: &AddressSpace) -> bool {
+    let late = Traits::LOCKED | Traits::LOCK_ON_FAULT | Traits::SEALED;
+    let never = Traits::DONT_FORK | Traits::WIPE_ON_FORK;
+    let Some(whole) = donor.vma_at(vma.start).filter(|whole| vma.end <= whole.end) else { return false };
+    let same_memory = match (&vma.backing, &whole.backing) {
+        (Backing::Anonymous { name }, Backing::Anonymous { name: other }) => name == other,
+        (Backing::File { index, shared: false }, Backing::File { index: other, shared: false }) => {
+            child.files.get(*index as usize) == donor.files.get(*other as usize)
+                && vma.offset.wrapping_sub(vma.start) == whole.offset.wrapping_sub(whole.start)
+        }
+        _ => false,
+    };
+    let inside = |start: u64, end: u64| start < whole.end && end > whole.start;
+    same_memory
+        && vma.prot == whole.prot
+        && vma.traits() - late == whole.traits() - late
+        && !vma.traits().intersects(never)
+        && !donor.guards.iter().any(|(start, end)| inside(*start, *end))
+        && !donor.policies.iter().any(|policy| inside(policy.range().start, policy.range().end))
+}
+
+/// The parts of runs that are the same in both; both are in order.
+fn common_runs(one: &[Run], other: &[Run]) -> Vec<Run> {
+    let ranges: Vec<_> = one.iter().map(Run::range).collect();
+    let mut other = overlap(other, &ranges).into_iter().peekable();
+    let mut common: Vec<Run> = Vec::new();
+    for run in one {
+        while let Some(part) = other.next_if(|part| part.addr < run.addr + run.len) {
+            let place = run.offset.wrapping_add(part.addr - run.addr);
+            if (part.segment, part.offset) == (run.segment, place) {
+                common.push(part);
+            }
+        }
+    }
+    common
+}
+
+fn pagemap(pid: Pid) -> Result<File> {
+    let path = format!("/proc/{pid}/pagemap");
+    File::open(&path).call("open").about(|| Subject::Path(path.into()))
+}
+
+/// The kernel may move a page to another frame at any time, and another page to that one: so twice for one of them.
+fn compare(piece: Run, (here, there): (&File, &File), first: usize, common: &mut Vec<Run>) -> Result<()> {
+    let look = |pagemap| frames(pagemap, piece.addr, piece.len / PAGE).call("pread(/proc/PID/pagemap)");
+    let (before, theirs, after) = (look(here)?, look(there)?, look(here)?);
+    let same =
+        |((a, b), c): ((&Option<Frame>, &Option<Frame>), &Option<Frame>)| a.is_some() && a == b && a == c;
+    let all = before.iter().zip(&theirs).zip(&after).map(same);
+    for at in all.enumerate().filter(|(_, same)| *same).map(|(index, _)| index as u64 * PAGE) {
+        let page = Run { addr: piece.addr + at, len: PAGE, offset: piece.offset + at, ..piece };
+        match common.get_mut(first..).and_then(|joinable| joinable.last_mut()) {
+            Some(last) if page.continues(last) => last.len += PAGE,
+            _ => common.push(page),
+        }
+    }
+    Ok(())
+}
+
+impl Run {
+    /// Is it the next part of the same memory, in the same place of the image?
+    fn continues(&self, last: &Run) -> bool {
+        let follows = (self.addr, self.offset) == (last.addr + last.len, last.offset + last.len);
+        follows && self.segment == last.segment
+    }
+
+    pub(super) fn range(&self) -> Range<u64> {
+        self.addr..self.addr + self.len
+    }
+
+    /// The part of it that is inside.
+    fn within(&self, range: &Range<u64>) -> Option<Run> {
+        let (start, end) = (self.addr.max(range.start), (self.addr + self.len).min(range.end));
+        let skipped = start - self.addr;
+        (start < end).then(|| Run { addr: start, len: end - start, offset: self.offset + skipped, ..*self })
+    }
+}
+
+/// The parts of runs that are inside of the ranges; both are in order.
+fn overlap(runs: &[Run], ranges: &[Range<u64>]) -> Vec<Run> {
+    let mut parts = Vec::new();
+    let mut runs = runs.iter().peekable();
+    for range in ranges {
+        while runs.next_if(|run| run.addr + run.len <= range.start).is_some() {}
+        while let Some(run) = runs.peek().filter(|run| run.addr < range.end) {
+            parts.extend(run.within(range));
+            if run.addr + run.len > range.end {
+                break;
+            }
+            runs.next();
+        }
+    }
+    parts
+}
+
+/// What is left of ranges without others; both are in order.
+pub(super) fn without(ranges: &[Range<u64>], others: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut left = Vec::new();
+    let mut others = others.peekable();
+    for range in ranges {
+        let mut at = range.start;
+        while let Some(other) = others.peek().filter(|other| other.start < range.end) {
+            if at < other.start {
+                left.push(at..other.start);
+            }
+            at = at.max(other.end);
+            if other.end > range.end {
+                break;
+            }
+            others.next();
+        }
+        if at < range.end {
+            left.push(at..range.end);
+        }
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(addr: u64, len: u64, offset: u64) -> Run {
+        Run { addr, len, segment: 0, offset }
+    }
+
+    #[test]
+    fn parts_of_runs() {
+        let runs = [run(10, 10, 100), run(30, 10, 200), run(50, 5, 300)];
+        assert_eq!(
+            overlap(&runs, &[0..10, 12..14, 18..32, 35..36, 39..60]),
+            [
+                run(12, 2, 102),
+                run(18, 2, 108),
+                run(30, 2, 200),
+                run(35, 1, 205),
+                run(39, 1, 209),
+                run(50, 5, 300),
+            ]
+        );
+        assert_eq!(overlap(&runs, &[]), []);
+    }
+
+    #[test]
+    fn same_places() {
+        let one = [run(0, 10, 100), run(20, 10, 300)];
+        let other = [run(2, 4, 102), run(6, 2, 50), run(8, 30, 108)];
+        assert_eq!(common_runs(&one, &other), [run(2, 4, 102), run(8, 2, 108)]);
+        let elsewhere = Run { segment: 1, ..run(2, 4, 102) };
+        assert_eq!(common_runs(&one, &[elsewhere]), []);
+    }
+
+    #[test]
+    fn what_is_left() {
+        let left = |others: &[(u64, u64)]| {
+            let left = without(&[0..10, 20..30], others.iter().map(|(start, end)| *start..*end));
+            left.into_iter().map(|range| (range.start, range.end)).collect::<Vec<_>>()
+        };
+        assert_eq!(left(&[]), [(0, 10), (20, 30)]);
+        assert_eq!(left(&[(0, 10), (22, 23), (29, 30)]), [(20, 22), (23, 29)]);
+        assert_eq!(left(&[(5, 25)]), [(0, 5), (25, 30)]);
+        assert_eq!(left(&[(0, 1), (2, 3), (15, 16)]), [(1, 2), (3, 10), (20, 30)]);
+        assert_eq!(left(&[(0, 40)]), []);
+    }
+}
