@@ -645,7 +645,7 @@ impl Described {
                     files.table(process.process, tid, report, &mut described.records)?;
                 }
                 if sharing.get(Kind::Places) == owner.0
-                    && let Some(places) = Places::describe(process.process, tid, report)?
+                    && let Some(places) = Places::describe(process.process, tid, &mut files.ghosts, report)?
                 {
                     described.records.put(owner, &places)?;
                 }

@@ -85,6 +85,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("files_places", Subject::new(C("files"), &["paths"])),
     ("files_of_proc", Subject::new(C("files"), &["proc"])),
     ("files_deleted", Subject::new(C("files"), &["ghosts"])),
+    ("files_deleted_directories", Subject::new(C("files"), &["directories"])),
     ("files_fifos", Subject::new(C("files"), &["fifos"])),
     ("files_packets", Subject::new(C("files"), &["packets"])),
     ("files_locks", Subject::new(C("locks"), &[])),

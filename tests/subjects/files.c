@@ -262,6 +262,41 @@ static int ghosts(void)
 	return passed();
 }
 
+// Deleted directories: open, and as the place where a process is.
+static int directories(void)
+{
+	must(mkdir("gone", 0700));
+	must(mkdir("here", 0700));
+	int directory = must(open("gone", O_RDONLY | O_DIRECTORY)), path = must(open("gone", O_PATH | O_NOFOLLOW));
+	must(chdir("here"));
+	int here = must(open(".", O_RDONLY));
+	must(fchmod(directory, 0751));
+	must(fchown(directory, 12, 34));
+	struct timespec when[] = { { 1000000001, 123456789 }, { 1000000002, 987654321 } };
+	must(rmdir("../gone"));
+	must(rmdir("../here"));
+	must(futimens(directory, when));
+	struct stat before = times(directory);
+	char name[1024];
+	strcpy(name, link_of(directory));
+	int flags[] = { flags_of(directory), flags_of(path) };
+	ready();
+	wait_go();
+	expect(!strcmp(name, link_of(directory)), "%s", link_of(directory));
+	expect_like(directory, before);
+	expect_like(path, before);
+	expect(flags[0] == flags_of(directory) && flags[1] == flags_of(path));
+	expect(openat(directory, "new", O_CREAT | O_WRONLY, 0600) == -1 && errno == ENOENT);
+	expect(open("new", O_CREAT | O_WRONLY, 0600) == -1 && errno == ENOENT);
+	expect(!getcwd(name, sizeof name) && errno == ENOENT);
+	struct stat is = times(here), place;
+	must(stat(".", &place));
+	expect(is.st_ino == place.st_ino && is.st_nlink == 0);
+	must(fchdir(directory));
+	expect(access(in_base("gone"), F_OK) == -1 && access(in_base("here"), F_OK) == -1);
+	return passed();
+}
+
 static short polled(int fd)
 {
 	struct pollfd poll_ = { fd, POLLIN | POLLOUT, 0 };
@@ -409,7 +444,7 @@ int main(int argc, char **argv)
 {
 	begin();
 	static const struct { const char *name; int (*run)(void); } parts[] = {
-		{ "paths", paths }, { "proc", proc }, { "ghosts", ghosts }, { "fifos", fifos }, { "packets", packets }, { "appended", appended },
+		{ "paths", paths }, { "proc", proc }, { "ghosts", ghosts }, { "directories", directories }, { "fifos", fifos }, { "packets", packets }, { "appended", appended },
 	};
 	if (argc == 3)
 		return piped(argv[2]);

@@ -157,8 +157,21 @@ static int leases(void)
 	return passed();
 }
 
+static int deleted_lease(void)
+{
+	int fd = file("deleted");
+	must(fcntl(fd, F_SETLEASE, F_WRLCK));
+	must(unlink("deleted"));
+	ready();
+	wait_go();
+	expect(fcntl(fd, F_GETLEASE) == F_WRLCK);
+	return passed();
+}
+
 int main(int argc, char **argv)
 {
 	begin();
+	if (argc == 2 && !strcmp(argv[1], "deleted_lease"))
+		return deleted_lease();
 	return argc == 2 && !strcmp(argv[1], "leases") ? leases() : locks();
 }

@@ -21,7 +21,8 @@ use nix::fcntl::{
 };
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{
-    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstat, fstatat, mknodat, utimensat,
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstat, fstatat, mkdirat, mknodat,
+    utimensat,
 };
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::sys::time::TimeSpec;
@@ -188,18 +189,18 @@ impl Seen {
         limit: u64,
     ) -> Result<std::result::Result<Self, Reason>> {
         let path = name.strip_suffix(DELETED).unwrap_or(name);
-        let kind = stat.st_mode & SFlag::S_IFMT.bits();
-        if kind != SFlag::S_IFREG.bits() && kind != SFlag::S_IFIFO.bits() {
-            return Ok(Err("its name no longer exists: of deleted files, only regular ones and fifos \
-                           are supported"
-                .into()));
+        let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
+        if !KINDS.contains(&kind) {
+            return Ok(Err(
+                "it was deleted: only regular files, directories and fifos can be made again".into()
+            ));
         }
         let birth = match birth(path, stat, way)? {
             Ok(birth) => birth,
             Err(reason) => return Ok(Err(reason)),
         };
         let mut contents = None;
-        if kind == SFlag::S_IFREG.bits() {
+        if kind == SFlag::S_IFREG {
             let file = open_quietly(way)?;
             let data = data_of(&file, stat.st_size as u64)?;
             let held: u64 = data.iter().map(|range| range.end - range.start).sum();
@@ -227,6 +228,9 @@ impl Seen {
         Ok(Ok(Self { number, ghost, contents, mapped: (None, None) }))
     }
 }
+
+/// What can be made again.
+const KINDS: [SFlag; 3] = [SFlag::S_IFREG, SFlag::S_IFDIR, SFlag::S_IFIFO];
 
 /// How the file came about, if it can be made again.
 fn birth(path: &[u8], stat: &FileStat, way: &str) -> Result<std::result::Result<Birth, Reason>> {
@@ -357,10 +361,10 @@ impl Ghost {
     /// An image is not trusted.
     fn check(&self, image: &Image) -> Result<()> {
         let bad = |why| Err(Error::new(ErrorKind::Image, why));
-        if !matches!(self.kind(), SFlag::S_IFREG | SFlag::S_IFIFO) {
+        if !KINDS.contains(&self.kind()) {
             return bad("an unlinked file of an impossible type");
         }
-        if i64::try_from(self.size).is_err() || (self.kind() == SFlag::S_IFIFO && self.size > 0) {
+        if i64::try_from(self.size).is_err() || (self.kind() != SFlag::S_IFREG && self.size > 0) {
             return bad("an unlinked file of an impossible size");
         }
         let end = self.size.next_multiple_of(PAGE);
@@ -371,6 +375,9 @@ impl Ghost {
         match self.birth {
             Birth::Memory { seals, .. } if !self.path.starts_with(MEMFD) || seals & !KNOWN_SEALS != 0 => {
                 return bad("an impossible memfd");
+            }
+            Birth::Memory { .. } | Birth::Nameless { .. } if self.kind() != SFlag::S_IFREG => {
+                return bad("an unlinked file of an impossible origin");
             }
             Birth::Memory { .. } => {}
             Birth::Named | Birth::Nameless { .. } => drop(split(&self.path)?),
@@ -433,12 +440,16 @@ impl Ghost {
     /// A handle of a new file: nobody who may write to the directory can make us take another for it.
     fn create(&self, directory: &OwnedFd, name: &OsStr) -> Result<OwnedFd> {
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-        if self.kind() == SFlag::S_IFIFO {
-            mknodat(directory, name, SFlag::S_IFIFO, mode, 0).call("mknodat")?;
+        if self.kind() != SFlag::S_IFREG {
+            match self.kind() {
+                SFlag::S_IFDIR => mkdirat(directory, name, Mode::S_IRWXU).call("mkdirat")?,
+                kind => mknodat(directory, name, kind, mode, 0).call("mknodat")?,
+            }
             let made = openat(directory, name, HANDLE, Mode::empty()).call("openat")?;
             let stat = fstat(&made).call("fstat")?;
-            let own = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFIFO.bits()
-                && (stat.st_nlink, stat.st_uid) == (1, geteuid().as_raw());
+            let own = stat.st_mode & SFlag::S_IFMT.bits() == self.kind().bits()
+                && stat.st_uid == geteuid().as_raw()
+                && (stat.st_nlink == 1 || self.kind() == SFlag::S_IFDIR);
             return if own { Ok(made) } else { Err(taken()) };
         }
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -557,7 +568,11 @@ impl Made {
         if (named.st_dev, named.st_ino) != (own.st_dev, own.st_ino) {
             return Err(taken());
         }
-        unlinkat(&directory, entry.as_os_str(), UnlinkatFlags::NoRemoveDir).call("unlinkat")
+        let how = match self.ghost.kind() {
+            SFlag::S_IFDIR => UnlinkatFlags::RemoveDir,
+            _ => UnlinkatFlags::NoRemoveDir,
+        };
+        unlinkat(&directory, entry.as_os_str(), how).call("unlinkat")
     }
 }
 
@@ -657,6 +672,7 @@ mod tests {
                 Ghost { attributes: vec![(b"user.\0".to_vec().into(), Bytes::default())], ..good() },
             ),
             ("directory", Ghost { mode: libc::S_IFDIR | 0o755, ..good() }),
+            ("socket", Ghost { mode: libc::S_IFSOCK | 0o755, size: 0, runs: Vec::new(), ..good() }),
             ("device", Ghost { mode: libc::S_IFCHR | 0o666, ..good() }),
             ("size", Ghost { size: 1 << 63, ..good() }),
             ("end", Ghost { runs: run(2 * PAGE, PAGE, 0), ..good() }),
@@ -706,6 +722,9 @@ mod tests {
             let mut collector = Collector::of_policy(&FilePolicy { ghost_limit, ..FilePolicy::default() });
             collector.file(&probe(&file)).unwrap()
         };
+        if fstatfs(&file).unwrap().filesystem_type() == TMPFS_MAGIC {
+            return; // there is no limit for memory
+        }
         let refusal = describe(4999).unwrap_err();
         assert!(refusal.reason.contains("5000 bytes") && refusal.reason.contains("4999"), "{refusal}");
         assert!(refusal.hint.unwrap().contains("Checkpoint::ghost_limit"));

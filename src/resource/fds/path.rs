@@ -86,8 +86,7 @@ impl FileRef {
         way: &str,
         ghosts: &mut Ghosts,
     ) -> Result<std::result::Result<Self, Reason>> {
-        let directory = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits();
-        if stat.st_nlink == 0 && !directory && name.starts_with(b"/") {
+        if stat.st_nlink == 0 && name.starts_with(b"/") {
             return Ok(ghosts.number(name, stat, way)?.map(Self::Ghost));
         }
         Ok(Self::named(name, stat).map_err(Reason::from))

@@ -5,9 +5,9 @@ use std::os::fd::RawFd;
 use nix::fcntl::OFlag;
 use nix::sys::stat::stat;
 
-use super::FileRef;
+use super::{FileRef, Ghosts};
 use crate::Pid;
-use crate::error::{NameCall, Refusal, Result, Subject};
+use crate::error::{NameCall, Result, Subject};
 use crate::freeze::Process;
 use crate::image::{Decode, Encode, Record, Tag};
 use crate::proc::{read, status};
@@ -32,15 +32,20 @@ impl Record for Places {
 
 impl Places {
     /// Describes those that a thread of this process has.
-    pub(crate) fn describe(process: &Process, tid: Pid, report: &mut Report) -> Result<Option<Self>> {
+    pub(crate) fn describe(
+        process: &Process,
+        tid: Pid,
+        ghosts: &mut Ghosts,
+        report: &mut Report,
+    ) -> Result<Option<Self>> {
         let mut place = |name: &'static str| -> Result<Option<FileRef>> {
             let way = format!("/proc/{tid}/{name}");
             let stat = stat(way.as_str()).call("stat")?;
             let path = read::link(tid, name)?;
-            match FileRef::named(&path, &stat) {
+            match FileRef::describe(&path, &stat, &way, ghosts)? {
                 Ok(file) => Ok(Some(file)),
                 Err(reason) => {
-                    report.refuse(Refusal::new(process.pid, Subject::Path(way.into()), reason));
+                    report.refuse(reason.refusal(process.pid, Subject::Path(way.into())));
                     Ok(None)
                 }
             }

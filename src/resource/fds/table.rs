@@ -193,7 +193,13 @@ impl Collector {
                 self.found.push(Found { place, polled: Polled::Anything });
                 let number = self.found.len() as u32;
                 self.sorted.entry(key).or_default().insert(index, number);
-                self.describe(Owner(number), &probe, (process, table), report, records)?;
+                let leased = |lock: &fdinfo::Lock| lock.kind == fdinfo::LockKind::Lease && lock.exclusive;
+                if probe.stat.st_nlink == 0 && info.locks.iter().any(leased) {
+                    // Its contents cannot be read without breaking the lease.
+                    report.refuse(probe.refusal("a deleted file under a write lease is not supported"));
+                } else {
+                    self.describe(Owner(number), &probe, (process, table), report, records)?;
+                }
                 if info.locks.iter().any(|lock| lock.kind == fdinfo::LockKind::Lease) {
                     let reason = "its lease was taken by a process that does not have the file any more";
                     self.leases.insert(number, probe.refusal(reason));

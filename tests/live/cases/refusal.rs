@@ -13,6 +13,7 @@ const REFUSED: Program = Program::C("refused");
 const COUNTER: Program = Program::StaticC("counter");
 const NUMA: Program = Program::C("numa");
 const SECCOMP: Program = Program::C("seccomp");
+const LOCKS: Program = Program::C("locks");
 const TASKS: Program = Program::C("tasks");
 const SHARING: Program = Program::C("sharing");
 
@@ -23,6 +24,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "timeout_of_vfork_parent", test: vfork_parent, programs: &[TASKS] },
     Case { name: "refusal_of_seccomp_listener", test: seccomp_listener, programs: &[SECCOMP] },
     Case { name: "refusal_of_seccomp_without_privilege", test: seccomp_unprivileged, programs: &[SECCOMP] },
+    Case { name: "refusal_of_deleted_lease", test: deleted_lease, programs: &[LOCKS] },
     Case { name: "refusal_of_mapping_policy", test: mapping_policy, programs: &[NUMA] },
     Case { name: "refusal_of_impossible_sharing", test: impossible_sharing, programs: &[SHARING] },
     Case { name: "stop_after_dump", test: stop_after_dump, programs: &[TASKS] },
@@ -102,6 +104,11 @@ fn vfork_parent() -> Outcome {
     ensure(started.elapsed() < 3 * limit, || format!("after {:?}", started.elapsed()))?;
     target.go()?;
     target.verdict()
+}
+
+/// Looking at it would break the lease.
+fn deleted_lease() -> Outcome {
+    is_refused(LOCKS, "deleted_lease", &["deleted", "lease"])
 }
 
 fn seccomp_listener() -> Outcome {
