@@ -1,6 +1,6 @@
 //! Checkpoint: freeze, collect, describe, write; then let go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::Path;
@@ -244,6 +244,10 @@ impl<'h> Checkpoint<'h> {
         on_own_thread(move || {
             let frozen = freeze_program(self.root, self.time_limit).in_phase(Phase::Freeze)?;
             let mut report = Report::default();
+            unsupported::nested(&frozen, &mut report).in_phase(Phase::Collect)?;
+            if !report.0.is_empty() {
+                return Ok(Preflight(report.0));
+            }
             let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
             let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
             let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
@@ -268,6 +272,10 @@ impl<'h> Checkpoint<'h> {
         self.tell(Event::Frozen { root }).in_phase(Phase::Freeze)?;
 
         let mut report = Report::default();
+        unsupported::nested(&frozen, &mut report).in_phase(Phase::Collect)?;
+        if !report.0.is_empty() {
+            return Err(Error::unsupported(report.0).in_phase(Phase::Collect));
+        }
         let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
         let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
         let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
@@ -305,6 +313,7 @@ impl<'h> Checkpoint<'h> {
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
         let Described { mut records, spaces, shared, ghosts, sleeps, kin } = described;
+        let root = borrowed.first().map_or(self.root, |root| Pid::from(root.process.number));
         let mut image = ImageWriter::create(dir)?.durability(self.durability);
         let started = Instant::now();
         let hooks = &mut self.hooks;
@@ -313,20 +322,21 @@ impl<'h> Checkpoint<'h> {
             None => Ok(()),
         };
         let mut pages = PageWriter::new(self.writers.get(), &mut progress);
+        let donors: BTreeSet<u32> = kin.values().copied().collect();
         let mut written: BTreeMap<u32, (Pid, AddressSpace)> = BTreeMap::new();
         let owners = borrowed.iter().filter(|process| process.owns_memory);
         for (mut space, process) in spaces.into_iter().zip(owners) {
-            let pid = process.process.pid;
-            let from = kin.get(&pid.get());
-            let relatives = match kin.values().any(|parent| *parent == pid.get()) || from.is_some() {
+            let Process { pid, number, .. } = *process.process;
+            let from = kin.get(&number);
+            let relatives = match donors.contains(&number) || from.is_some() {
                 true => Relatives::Some(
                     from.and_then(|from| written.get(from)).map(|(pid, space)| Kin { pid: *pid, space }),
                 ),
                 false => Relatives::None,
             };
             process.write_pages(&mut space, relatives, &mut pages, &mut image).of(pid)?;
-            records.put(Owner(pid.get()), &space)?;
-            written.insert(pid.get(), (process.process.speaker(), space));
+            records.put(Owner(number), &space)?;
+            written.insert(number, (process.process.speaker(), space));
         }
         shared.write(Memory::open, &mut pages, &mut image, &mut records)?;
         ghosts.write(&mut pages, &mut image, &mut records)?;
@@ -334,7 +344,7 @@ impl<'h> Checkpoint<'h> {
         stats.pages_scanned = pages.counts.scanned;
         stats.pages_zero = pages.counts.zero;
         stats.pages_written = pages.counts.written;
-        stats.bytes_written = image.finish(records, ManifestInfo { root: self.root })?.bytes;
+        stats.bytes_written = image.finish(records, ManifestInfo { root })?.bytes;
         Ok(sleeps)
     }
 }
@@ -443,7 +453,7 @@ impl<'f> Borrowed<'f> {
         let mut owners = BTreeMap::new();
         for process in &frozen.processes {
             unsupported::check(process, report)?;
-            let owner = shares.process(process.pid.get()).get(Kind::Memory);
+            let owner = shares.process(process.number).get(Kind::Memory);
             let first = owners.get(&owner).and_then(|index: &usize| all.get(*index));
             let borrowed = Self::borrow(process, first).of(process.pid)?;
             owners.entry(owner).or_insert(all.len());
@@ -490,8 +500,9 @@ impl<'f> Borrowed<'f> {
     fn puppet<'p>(&'p self, thread: &'p Thread) -> Result<Option<Puppet<'p>>> {
         let Some(Tools { scratch, .. }) = self.tools.as_deref().copied() else { return Ok(None) };
         let saved = Saved::of(&thread.tracee)?;
-        let Process { pid, status, .. } = self.process;
-        Puppet::borrow(&thread.tracee, *pid, &self.memory, scratch, &saved, status.sig_cgt).map(Some)
+        let Process { status, .. } = self.process;
+        let ids = self.process.ids();
+        Puppet::borrow(&thread.tracee, ids, &self.memory, scratch, &saved, status.sig_cgt).map(Some)
     }
 
     fn write_pages(
@@ -534,7 +545,7 @@ impl<'f> Borrowed<'f> {
     }
 
     /// Asks it about those of its children that are stopped.
-    fn stops_of(&self, frozen: &Frozen) -> Result<Vec<(Pid, JobStop)>> {
+    fn stops_of(&self, frozen: &Frozen) -> Result<Vec<(u32, JobStop)>> {
         let Some(speaker) = self.process.threads.first() else { return Ok(Vec::new()) };
         let own = |child: &&Process| child.stat.ppid == self.process.pid.get() && child.is_stopped();
         let stopped: Vec<&Process> = frozen.processes.iter().filter(own).collect();
@@ -554,7 +565,7 @@ impl<'f> Borrowed<'f> {
     }
 
     /// Makes the process wait for children of its own that have been killed.
-    fn wait_for(&self, children: &[Pid]) -> Result<()> {
+    fn wait_for(&self, children: &[u32]) -> Result<()> {
         let Some(speaker) = self.process.threads.first().filter(|_| !children.is_empty()) else {
             return Ok(());
         };
@@ -563,7 +574,7 @@ impl<'f> Borrowed<'f> {
             let mut batch = puppet.batch();
             let options = (libc::WNOHANG | libc::__WALL) as u64;
             some.iter().for_each(|child| {
-                batch.call(sys::wait4, &[u64::from(child.get()), 0, options, 0]);
+                batch.call(sys::wait4, &[u64::from(*child), 0, options, 0]);
             });
             // One that ignores SIGCHLD has none to wait for: that is as well.
             puppet.run(batch)?;
@@ -576,9 +587,9 @@ impl<'f> Borrowed<'f> {
             return Ok(());
         };
         let Tools { springboard, scratch } = *tools;
-        let (pid, tracee) = (self.process.pid, &speaker.tracee);
+        let (number, tracee) = (self.process.number, &speaker.tracee);
         let queued =
-            pending::queue_continues(&self.continues, (springboard, scratch), pid, tracee, &self.memory);
+            pending::queue_continues(&self.continues, (springboard, scratch), number, tracee, &self.memory);
         let last = Arc::into_inner(tools);
         queued.and(last.map_or(Ok(()), |tools| tools.remove(speaker, &self.memory)))
     }
@@ -625,7 +636,7 @@ impl Described {
         described.records.put(Owner::IMAGE, &Processor::here())?;
         births::check(&tree, shares, report)?;
         shares.write(&mut described.records)?;
-        let mut files = Collector::new(&tree, policy);
+        let mut files = Collector::new(frozen, &tree, policy);
         for process in borrowed {
             described.process(process, &mut files.ghosts, report).of(process.process.pid)?;
             for (tid, sharing) in shares.seats(process.process) {
@@ -640,7 +651,7 @@ impl Described {
                 }
             }
             for (child, stop) in process.stops_of(frozen)? {
-                described.records.put(Owner(child.get()), &stop)?;
+                described.records.put(Owner(child), &stop)?;
             }
         }
         described.ghosts = files.finish(report, &mut described.records)?;
@@ -649,9 +660,9 @@ impl Described {
 
     fn process(&mut self, borrowed: &Borrowed<'_>, ghosts: &mut Ghosts, report: &mut Report) -> Result<()> {
         let process = borrowed.process;
-        self.records.put(Owner(process.pid.get()), &Membership::of(process.speaker())?)?;
+        self.records.put(Owner(process.number), &Membership::of(process.speaker())?)?;
         if let Some(leader) = DeadLeader::describe(process)? {
-            self.records.put(Owner(process.pid.get()), &leader)?;
+            self.records.put(Owner(process.number), &leader)?;
         }
         for (index, thread) in process.threads.iter().enumerate() {
             let space = self.thread(borrowed, thread, index == 0, report).of(thread.tid())?;
@@ -681,7 +692,7 @@ impl Described {
         let view = View { process: borrowed.process, thread, saved: &saved };
         match Blocked::describe(view.tid(), &saved.regs, thread.sleeper, &borrowed.memory) {
             Ok(Some(sleep)) => {
-                self.records.put(Owner(view.tid().get()), &sleep)?;
+                self.records.put(Owner(view.number()), &sleep)?;
                 self.sleeps.push((view.tid(), sleep));
             }
             Ok(None) => {}
@@ -723,9 +734,15 @@ impl Asked {
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
         let mut space = (speaks && borrowed.owns_memory).then(|| memory::ask(&mut batch));
-        let Process { pid, status, .. } = view.process;
-        let mut puppet =
-            Puppet::borrow(view.tracee(), *pid, &borrowed.memory, scratch, view.saved, status.sig_cgt)?;
+        let status = &view.process.status;
+        let mut puppet = Puppet::borrow(
+            view.tracee(),
+            view.process.ids(),
+            &borrowed.memory,
+            scratch,
+            view.saved,
+            status.sig_cgt,
+        )?;
         let answers = puppet.run(batch)?;
         space.iter_mut().try_for_each(|space| space.ask_of_each(&mut puppet, &borrowed.mappings))?;
         puppet.release()?;

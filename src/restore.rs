@@ -10,7 +10,7 @@ use tracing::{debug, info_span};
 use crate::arch::Regs;
 use crate::checkpoint::{on_own_thread, sleep_precisely};
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Result, Subject};
-use crate::family::{Family, Member};
+use crate::family::{Family, Member, Released};
 use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
 use crate::proc::{read, stat};
@@ -25,13 +25,14 @@ use crate::resource::tasks::cgroup::{Cgroups, Membership};
 use crate::resource::tasks::cpu::{CpuCheck, Processor};
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::JobStop;
+use crate::resource::tasks::pids::Pids;
 use crate::resource::tasks::plan::Plan;
 use crate::resource::tasks::registers::Registers;
 use crate::resource::tasks::sharing::{Kind, Shares, Sharing};
 use crate::resource::tasks::tree::{Life, Tree};
 use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
 use crate::sys::wait::Ended;
-use crate::tracee::{Batch, Seed, Tracee, call_at, sys};
+use crate::tracee::{Batch, Birthplace, Seed, Tracee, call_at, sys};
 use crate::{Pid, sys as system};
 
 /// What a tree that was part of a session without leading it is restored into.
@@ -66,6 +67,7 @@ pub enum OuterSession {
 #[must_use = "nothing happens before run()"]
 pub struct Restore<'h> {
     dir: PathBuf,
+    pids: Pids,
     session: OuterSession,
     validation: FileValidation,
     cgroups: Cgroups,
@@ -78,6 +80,7 @@ impl std::fmt::Debug for Restore<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Restore")
             .field("dir", &self.dir)
+            .field("pids", &self.pids)
             .field("session", &self.session)
             .finish_non_exhaustive()
     }
@@ -138,15 +141,29 @@ impl Exit {
 #[derive(Debug)]
 pub struct Restored {
     pid: Pid,
+    number: u32,
     pidfd: OwnedFd,
+    init: Option<(Pid, OwnedFd)>,
     /// How long it took.
     pub stats: RestoreStats,
 }
 
 impl Restored {
-    /// The root of the tree, which is a child of the calling process.
+    /// The root of the tree. It is a child of the calling process, unless there is an [`init`](Self::init).
     pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// What the root's pid is for the tree itself: that in the image.
+    pub fn inner_pid(&self) -> u32 {
+        self.number
+    }
+
+    /// The process 1 that was made for the tree's new pid namespace ([`Pids::NewNamespace`]): a child of the
+    /// calling process and the root's parent. It ends when the root does, with its status (128 and the number of
+    /// the signal that ended it); killing it ends everything in the namespace.
+    pub fn init(&self) -> Option<Pid> {
+        self.init.as_ref().map(|(pid, _)| *pid)
     }
 
     /// A pidfd of the root: poll(2) says when it has ended.
@@ -154,14 +171,20 @@ impl Restored {
         self.pidfd.as_fd()
     }
 
-    /// Waits for the root to end, like waitpid(2).
+    /// Waits for the root to end, like waitpid(2): with an [`init`](Self::init), for both. Before Linux 6.15 a signal that
+    /// has ended the root shows there as the code 128 and its number.
     ///
     /// # Errors
     /// [`ErrorKind::TaskGone`] when somebody else in this process has waited for it already and the kernel
     /// (before Linux 6.15) no longer knows how it ended.
     pub fn wait(self) -> Result<Exit> {
         loop {
-            match system::wait::wait(self.pidfd.as_fd()) {
+            let child = self.init.as_ref().map_or(&self.pidfd, |(_, pidfd)| pidfd);
+            match system::wait::wait(child.as_fd()) {
+                // Its own status says more than what its parent could make of it.
+                Ok(Some(Ended::Code(code))) if self.init.is_some() => {
+                    return self.exit_of_reaped().or(Ok(Exit::Code(code)));
+                }
                 Ok(Some(Ended::Code(code))) => return Ok(Exit::Code(code)),
                 Ok(Some(Ended::Signal(signal))) => return Ok(Exit::Signal(signal)),
                 Ok(None) | Err(nix::errno::Errno::EINTR) => {}
@@ -180,7 +203,8 @@ impl Restored {
         })
     }
 
-    /// Leaves it to itself; the pid and the pidfd remain.
+    /// Leaves it to itself; the pid and the pidfd of the root remain. Where there is an [`init`](Self::init), that is the
+    /// child to be waited for.
     pub fn detach(self) -> (Pid, OwnedFd) {
         (self.pid, self.pidfd)
     }
@@ -191,6 +215,7 @@ impl<'h> Restore<'h> {
     pub fn from(dir: impl AsRef<Path>) -> Self {
         Self {
             dir: dir.as_ref().into(),
+            pids: Pids::default(),
             session: OuterSession::default(),
             validation: FileValidation::default(),
             cgroups: Cgroups::default(),
@@ -198,6 +223,12 @@ impl<'h> Restore<'h> {
             inherited: Inherited::default(),
             hooks: None,
         }
+    }
+
+    /// The pid namespace that the tree is restored into.
+    pub fn pids(mut self, pids: Pids) -> Self {
+        self.pids = pids;
+        self
     }
 
     /// What to do about a session that the tree was in but did not lead.
@@ -238,7 +269,7 @@ impl<'h> Restore<'h> {
         self
     }
 
-    /// Makes the restore: the tree runs when this returns. Its root is a child of the calling process; a parent-death
+    /// Makes the restore: the tree runs when this returns. Its root is a child of the calling process ([`Pids`] has the exception); a parent-death
     /// signal (PR_SET_PDEATHSIG(2const)) that the root has asked for comes when the calling thread ends.
     ///
     /// # Errors
@@ -249,17 +280,36 @@ impl<'h> Restore<'h> {
         let _entered = span.enter();
         let started = Instant::now();
         let image = Image::open(&self.dir).in_phase(Phase::Read)?;
-        let blueprint = Blueprint::load(&image).in_phase(Phase::Read)?;
+        let blueprint = Blueprint::load(&image, &self.pids, self.session).in_phase(Phase::Read)?;
         let inherited = std::mem::take(&mut self.inherited);
         let ready = Ready::plan(&blueprint, &image, &self, inherited).in_phase(Phase::Plan)?;
-        let root = blueprint.tree.root()?.pid();
+        let root = Pid::from(blueprint.root);
         let stats = RestoreStats { reading: started.elapsed(), ..RestoreStats::default() };
         self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
         let building = Instant::now();
         // The calling thread is the parent; the tracer ends with this call.
-        let seed =
-            Family::seed(blueprint.workshop, &blueprint.tree, &ready.channel).in_phase(Phase::Build)?;
+        let seed = self.plant(&blueprint, &ready).in_phase(Phase::Build)?;
         on_own_thread(move || self.build(&blueprint, ready, seed, (building, stats)))
+    }
+
+    fn plant(&self, blueprint: &Blueprint, ready: &Ready<'_>) -> Result<Seed> {
+        const STEP: Duration = Duration::from_millis(1);
+        let mut patience = PATIENCE;
+        loop {
+            let place = self.pids.birthplace(blueprint.root);
+            match Family::seed(blueprint.workshop, place, &ready.channel) {
+                // Whether it is the dead who have the numbers of another namespace is hard to say.
+                Err(error)
+                    if error.kind() == ErrorKind::Conflict
+                        && matches!(place, Birthplace::Namespace(..))
+                        && !patience.is_zero() =>
+                {
+                    std::thread::sleep(STEP);
+                    patience = patience.saturating_sub(STEP);
+                }
+                planted => return planted,
+            }
+        }
     }
 
     fn build(
@@ -269,10 +319,11 @@ impl<'h> Restore<'h> {
         seed: Seed,
         (started, mut stats): (Instant, RestoreStats),
     ) -> Result<Restored> {
-        let root = blueprint.tree.root()?.pid();
         let (family, files) = ready.build(blueprint, seed).in_phase(Phase::Build)?;
         stats.building = started.elapsed();
-        stats.tasks = family.members().map(|member| member.threads.len() as u64).sum();
+        let root = family.pid_of(blueprint.root)?;
+        let of_tree = |member: &&Member| blueprint.processes.contains_key(&member.number);
+        stats.tasks = family.members().filter(of_tree).map(|member| member.threads.len() as u64).sum();
         stats.bytes_restored = blueprint.bytes();
         debug!(tasks = stats.tasks, "built");
         self.tell(Event::PreResume { root }).in_phase(Phase::Build)?;
@@ -281,11 +332,11 @@ impl<'h> Restore<'h> {
         files.start(&blueprint.watches).in_phase(Phase::Release)?;
         // What only we have open must not be there any more when they run: an end of a pipe, for one.
         drop(files);
-        let pidfd = family.release().in_phase(Phase::Release)?;
+        let Released { pid, pidfd, init } = family.release(blueprint.root).in_phase(Phase::Release)?;
         stats.release = built.elapsed();
         // The tree runs: it is too late for a veto.
         let _ = self.tell(Event::PostResume { root });
-        Ok(Restored { pid: root, pidfd, stats })
+        Ok(Restored { pid, number: blueprint.root, pidfd, init, stats })
     }
 
     fn tell(&mut self, event: Event) -> Result<()> {
@@ -328,7 +379,10 @@ struct ThreadPlan {
 
 /// The whole image, decoded and checked: nothing in it is looked up again.
 struct Blueprint {
+    /// With the process 1 that has to be made for it, if one has to be.
     tree: Tree,
+    /// The number of the image's own root.
+    root: u32,
     plan: Plan,
     processes: BTreeMap<u32, ProcessPlan>,
     shared: SharedPlan,
@@ -364,9 +418,13 @@ impl Lineage {
 }
 
 impl Blueprint {
-    fn load(image: &Image) -> Result<Self> {
+    fn load(image: &Image, pids: &Pids, session: OuterSession) -> Result<Self> {
         refuse_unknown(image)?;
-        let tree: Tree = image.require(Owner::IMAGE)?;
+        let mut tree: Tree = image.require(Owner::IMAGE)?;
+        let root = tree.root()?.pid;
+        if matches!(pids, Pids::NewNamespace) && root != 1 {
+            tree.below_init(session == OuterSession::Inherit);
+        }
         let mut plan = tree.plan()?;
         let shares = Shares::load(image, &tree)?;
         births::arrange(&tree, &mut plan, &shares).map_err(|error| error.with_kind(ErrorKind::Image))?;
@@ -375,6 +433,7 @@ impl Blueprint {
             .processes
             .iter()
             .filter(|record| record.life != Life::Zombie(0) && !record.threads().is_empty())
+            .skip(usize::from(tree.root()?.pid != root))
         {
             let process =
                 ProcessPlan::load(image, record.pid(), record.threads(), &shares).of(record.pid())?;
@@ -392,7 +451,18 @@ impl Blueprint {
         let file_owners = FileOwner::load(image, &tree, slot)?;
         let channel_number = lowest_unused(tables.values(), &watches);
         let lineage = Lineage::of(&plan, &tree, &processes, &shares);
-        Ok(Self { tree, plan, processes, shared, lineage, watches, file_owners, workshop, channel_number })
+        Ok(Self {
+            tree,
+            root,
+            plan,
+            processes,
+            shared,
+            lineage,
+            watches,
+            file_owners,
+            workshop,
+            channel_number,
+        })
     }
 }
 
@@ -538,11 +608,13 @@ impl<'i> Ready<'i> {
         inherited: Inherited,
     ) -> Result<Self> {
         image.require::<Processor>(Owner::IMAGE)?.check(options.cpu_check)?;
-        let outer_group = outer_group(&blueprint.plan, options.session)?;
-        let mut patience = Duration::from_secs(3);
-        let stand_ins = blueprint.plan.stand_ins.iter().map(|number| Pid::from(*number));
-        for tid in blueprint.tree.numbers().chain(stand_ins) {
-            wait_until_free(tid, &mut patience)?;
+        let outer_group = outer_group(&blueprint.plan, options.session, &options.pids)?;
+        if let Pids::Original = options.pids {
+            let mut patience = PATIENCE;
+            let stand_ins = blueprint.plan.stand_ins.iter().map(|number| Pid::from(*number));
+            for tid in blueprint.tree.numbers().chain(stand_ins) {
+                wait_until_free(tid, &mut patience)?;
+            }
         }
         blueprint.shared.plan()?;
         let finder = Finder::new(image, options.validation)?;
@@ -555,6 +627,7 @@ impl<'i> Ready<'i> {
         }
         let tasks = blueprint.tree.numbers().collect();
         let mut files = Builder::new(image, finder, inherited, tasks);
+        files.renumbered = !matches!(options.pids, Pids::Original);
         files.make_all()?;
         let channel = Channel::new(blueprint.channel_number)?;
         Ok(Self { image, opened, files, channel, outer_group })
@@ -564,11 +637,13 @@ impl<'i> Ready<'i> {
     fn build(mut self, blueprint: &Blueprint, seed: Seed) -> Result<(Family, Builder<'i>)> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
+        let needs_init = blueprint.tree.root()?.pid != blueprint.root;
+        family.mind_children()?;
         family.prepare(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
-        let donor = |member: &Member| blueprint.lineage.donors.contains(&member.pid.get());
-        let build_memory = |member: &Member| match blueprint.processes.get(&member.pid.get()) {
+        let donor = |member: &Member| blueprint.lineage.donors.contains(&member.number);
+        let build_memory = |member: &Member| match blueprint.processes.get(&member.number) {
             Some(process) => self.build_memory(member, process, blueprint).of(member.pid),
             None => Ok(()),
         };
@@ -580,7 +655,7 @@ impl<'i> Ready<'i> {
             if !donor(member) {
                 build_memory(member)?;
             }
-            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+            if let Some(process) = blueprint.processes.get(&member.number) {
                 if let Some(space) = &process.space {
                     memory::seal(&mut member.puppet(0)?, space).of(member.pid)?;
                 }
@@ -589,14 +664,14 @@ impl<'i> Ready<'i> {
         }
         self.files.finder.finish_mapped()?;
         for member in family.members_mut() {
-            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+            if let Some(process) = blueprint.processes.get(&member.number) {
                 build_threads(member, process).of(member.pid)?;
             }
         }
-        self.files.make_of_tasks()?;
+        self.files.make_of_tasks(family.pids())?;
         // Fd tables are needed empty until those who share them have all their mappings and places.
         for member in family.members_mut() {
-            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+            if let Some(process) = blueprint.processes.get(&member.number) {
                 self.build_files(member, process, blueprint).of(member.pid)?;
             }
         }
@@ -609,27 +684,30 @@ impl<'i> Ready<'i> {
                 family.members_mut().for_each(Member::expect_signals);
             }
             for member in family.members() {
-                if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                if let Some(process) = blueprint.processes.get(&member.number) {
                     run_stage(member, process, stage).of(member.pid)?;
                 }
             }
         }
         for member in family.members() {
-            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+            if let Some(process) = blueprint.processes.get(&member.number) {
                 set_file_owners(member, process, blueprint).of(member.pid)?;
             }
         }
         let mut registers = BTreeMap::new();
         for member in family.members() {
-            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+            if let Some(process) = blueprint.processes.get(&member.number) {
                 arm(member, process, &blueprint.workshop, &mut registers).of(member.pid)?;
             }
         }
         for member in family.members_mut() {
-            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+            if let Some(process) = blueprint.processes.get(&member.number) {
                 let space = blueprint.space(process).of(member.pid)?;
                 finish(member, process, space, &blueprint.workshop, &registers).of(member.pid)?;
             }
+        }
+        if needs_init {
+            family.start_init(&blueprint.workshop, blueprint.root)?;
         }
         Ok((family, self.files))
     }
@@ -645,7 +723,7 @@ impl<'i> Ready<'i> {
             channel: &self.channel,
             image: self.image,
             blank: &blank,
-            inheritance: blueprint.lineage.inheritances.get(&member.pid.get()).unwrap_or(&nothing),
+            inheritance: blueprint.lineage.inheritances.get(&member.number).unwrap_or(&nothing),
         };
         builder.build(&mut member.puppet(0)?, space)
     }
@@ -700,7 +778,7 @@ fn build_threads(member: &mut Member, process: &ProcessPlan) -> Result<()> {
         }
         puppet.run(batch)?.check()?;
     }
-    let there: Vec<u32> = member.threads.iter().map(|thread| thread.tid().get()).collect();
+    let there: Vec<u32> = member.threads.iter().map(|thread| thread.number()).collect();
     let others = process.threads.keys().copied().filter(|tid| !there.contains(tid));
     member.make_threads(&others.collect::<Vec<_>>())
 }
@@ -726,12 +804,27 @@ fn set_file_owners(member: &Member, process: &ProcessPlan, blueprint: &Blueprint
 }
 
 /// Which group the root joins, when it is one from outside.
-fn outer_group(plan: &Plan, policy: OuterSession) -> Result<Option<u32>> {
+fn outer_group(plan: &Plan, policy: OuterSession, pids: &Pids) -> Result<Option<u32>> {
     let Some(session) = plan.outer_session else { return Ok(None) };
-    let own = nix::unistd::getsid(None).call("getsid")?.as_raw() as u32;
+    // For who is inside a namespace, everybody outside has the number 0.
+    let (own, group) = match pids {
+        Pids::Original => (nix::unistd::getsid(None).call("getsid")?, nix::unistd::getpgrp()),
+        Pids::NewNamespace | Pids::Namespace(_) => {
+            (nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0))
+        }
+    };
+    let (own, group) = (own.as_raw() as u32, group.as_raw() as u32);
     match policy {
         OuterSession::Inherit => Ok(None),
-        OuterSession::Same if own == session => Ok(plan.outer_group),
+        OuterSession::Same if own == session => match plan.outer_group.filter(|wanted| *wanted != group) {
+            Some(0) => Err(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "the tree was in a group from outside its pid namespace, and the caller is in group {group}"
+                ),
+            )),
+            other => Ok(other),
+        },
         OuterSession::Same => {
             let reason =
                 format!("the tree was part of session {session}, and the caller is in session {own}");
@@ -742,6 +835,9 @@ fn outer_group(plan: &Plan, policy: OuterSession) -> Result<Option<u32>> {
     }
 }
 
+/// How long the numbers of the dead may stay taken.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// A number is free when no task has it. The dead of a tree that was killed a moment ago are on their way out:
 /// whoever inherited them has to wait for them.
 fn wait_until_free(tid: Pid, patience: &mut Duration) -> Result<()> {
@@ -751,7 +847,8 @@ fn wait_until_free(tid: Pid, patience: &mut Duration) -> Result<()> {
         match read::parsed(tid, "stat", stat::parse) {
             Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(()),
             Ok(stat) if !matches!(stat.state, 'Z' | 'X') => {
-                return taken("this pid is taken by a running task");
+                return taken("this pid is taken by a running task")
+                    .hint("in a pid namespace of its own (Pids::NewNamespace) the tree's numbers are free");
             }
             Ok(_) if patience.is_zero() => {
                 return taken("this pid is taken by a zombie that nobody waits for");
@@ -768,7 +865,7 @@ fn wait_until_free(tid: Pid, patience: &mut Duration) -> Result<()> {
 fn run_stage(member: &Member, process: &ProcessPlan, stage: Stage) -> Result<()> {
     for (index, thread) in member.threads.iter().enumerate() {
         let tid = thread.tid();
-        let own = match (process.threads.get(&tid.get()), &process.dead_leader) {
+        let own = match (process.threads.get(&thread.number()), &process.dead_leader) {
             (Some(thread), _) => thread.states.as_slice(),
             (None, Some((_, states))) => states.as_slice(),
             (None, None) => &[],
@@ -778,7 +875,7 @@ fn run_stage(member: &Member, process: &ProcessPlan, stage: Stage) -> Result<()>
         if states.is_empty() {
             continue;
         }
-        let task = Rebuilt { pid: member.pid, tracee: thread };
+        let task = Rebuilt { pid: member.pid, process: member.number, tracee: thread };
         let mut puppet = member.puppet(index)?;
         let mut batch = puppet.batch();
         for (_, state) in &states {
@@ -802,7 +899,7 @@ fn arm(
     registers: &mut BTreeMap<Pid, Regs>,
 ) -> Result<()> {
     for (index, thread) in living(member, process) {
-        let plan = plan_of(process, thread.tid())?;
+        let plan = plan_of(process, thread.number())?;
         let regs = plan.registers.general();
         if plan.registers.has_tiles() {
             member.puppet(index)?.use_tiles().of(thread.tid())?;
@@ -832,8 +929,8 @@ fn finish(
     }
     let mut stopped = false;
     for (_, thread) in living(member, process) {
-        let task = Rebuilt { pid: member.pid, tracee: thread };
-        let plan = plan_of(process, thread.tid())?;
+        let task = Rebuilt { pid: member.pid, process: member.number, tracee: thread };
+        let plan = plan_of(process, thread.number())?;
         for (_, state) in plan.states.iter().filter(|(stage, _)| *stage == Stage::Release) {
             state.settle(task).of(thread.tid())?;
         }
@@ -850,11 +947,11 @@ fn living<'m>(member: &'m Member, process: &ProcessPlan) -> impl Iterator<Item =
     member.threads.iter().enumerate().skip(usize::from(process.dead_leader.is_some()))
 }
 
-fn plan_of(process: &ProcessPlan, tid: Pid) -> Result<&ThreadPlan> {
+fn plan_of(process: &ProcessPlan, number: u32) -> Result<&ThreadPlan> {
     process
         .threads
-        .get(&tid.get())
-        .ok_or_else(|| Error::new(ErrorKind::Image, "a thread without its records").of(tid))
+        .get(&number)
+        .ok_or_else(|| Error::new(ErrorKind::Image, "a thread without its records").of(Pid::from(number)))
 }
 
 /// A SIGCONT survives no batch: each is sent by a call of its own.
@@ -864,7 +961,7 @@ fn queue_continues(member: &Member, process: &ProcessPlan, workshop: &Workshop) 
     for info in pending.continues() {
         let address = scratch.input().start;
         member.memory.write(address, &info.0)?;
-        let args = [u64::from(member.pid.get()), info.signo() as u64, address, 0, 0, 0];
+        let args = [u64::from(member.number), info.signo() as u64, address, 0, 0, 0];
         call_at(leader, scratch.syscall(), sys::rt_sigqueueinfo, args)?;
     }
     Ok(())

@@ -60,6 +60,11 @@ impl<'t> View<'t> {
         self.thread.tid()
     }
 
+    /// By which the thread knows itself.
+    pub(crate) fn number(&self) -> u32 {
+        self.tracee().number()
+    }
+
     pub(crate) fn tracee(&self) -> &'t Tracee {
         &self.thread.tracee
     }
@@ -69,6 +74,8 @@ impl<'t> View<'t> {
 #[derive(Clone, Copy)]
 pub(crate) struct Rebuilt<'t> {
     pub(crate) pid: Pid,
+    /// By which its process knows itself.
+    pub(crate) process: u32,
     pub(crate) tracee: &'t Tracee,
 }
 
@@ -200,11 +207,11 @@ impl Registration {
                 let asked = S::ask(view, batch)?;
                 Ok(Box::new(move |answers, view, report, records| {
                     let owner = match S::SCOPE {
-                        Scope::Thread => view.tid(),
-                        Scope::Process => view.process.pid,
+                        Scope::Thread => view.number(),
+                        Scope::Process => view.process.number,
                     };
                     match S::describe(asked, answers, view, report)? {
-                        Some(record) => records.put(Owner(owner.get()), &record),
+                        Some(record) => records.put(Owner(owner), &record),
                         None => Ok(()),
                     }
                 }))
