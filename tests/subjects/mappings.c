@@ -756,13 +756,30 @@ static int properties(void)
 	return passed();
 }
 
+// What cannot be restored, and must not suffer from that.
+static int refused(void)
+{
+	unsigned long context = 0;
+	must(syscall(SYS_io_setup, 4, &context));
+	int rw = PROT_READ | PROT_WRITE, fd = memfd("twice", MFD_ALLOW_SEALING, 1);
+	char *before = map_fd(rw, MAP_SHARED, fd);
+	must(fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE));
+	char *after = map_fd(PROT_READ, MAP_SHARED, fd);
+	ready();
+	wait_go();
+	paint(before, SIZE, 2);
+	expect_painted(after, SIZE, 2);
+	must(syscall(SYS_io_destroy, context));
+	return passed();
+}
+
 int main(int argc, char **argv)
 {
 	begin();
 	static const struct { const char *name; int (*run)(void); } parts[] = {
 		{ "private", private }, { "files", files }, { "shared", shared }, { "advice", advice }, { "guards", guards },
 		{ "properties", properties }, { "sysv", sysv },
-		{ "memfds", memfds }, { "deleted", deleted }, { "cow", cow },
+		{ "memfds", memfds }, { "deleted", deleted }, { "cow", cow }, { "refused", refused },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))

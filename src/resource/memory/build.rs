@@ -34,7 +34,7 @@ impl Workshop {
         /// mmap_min_addr is lower; a stack wants a gap of a megabyte below it.
         const LOWEST: u64 = 0x20_0000;
         const GAP: u64 = 0x20_0000;
-        let len = 2 * PAGE + Scratch::LEN + PARK + shared;
+        let len = shared.saturating_add(2 * PAGE + Scratch::LEN + PARK);
         let mut used: Vec<Range<u64>> =
             spaces.flat_map(|space| space.vmas.iter().map(|vma| vma.start..vma.end)).collect();
         used.sort_unstable_by_key(|range| range.start);
@@ -661,6 +661,12 @@ pub(crate) fn load(image: &Image, pid: Pid) -> Result<AddressSpace> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_workshop_for_too_much() {
+        assert!(Workshop::find(std::iter::empty(), 1 << 40).is_ok());
+        assert!(Workshop::find(std::iter::empty(), u64::MAX).is_err());
+    }
 
     #[test]
     fn shares_are_even_and_complete() {

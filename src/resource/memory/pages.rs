@@ -487,7 +487,7 @@ mod tests {
     use super::*;
 
     #[test]
-    #[allow(clippy::single_range_in_vec_init)]
+    #[expect(clippy::single_range_in_vec_init)] // one range is what is meant
     fn parts_are_even_and_whole() {
         const P: u64 = PAGE;
         let one = [0..10 * P];

@@ -12,6 +12,7 @@ use crate::{Outcome, cell, view};
 const REFUSED: Program = Program::C("refused");
 const COUNTER: Program = Program::StaticC("counter");
 const NUMA: Program = Program::C("numa");
+const MAPPINGS: Program = Program::C("mappings");
 const SECCOMP: Program = Program::C("seccomp");
 const LOCKS: Program = Program::C("locks");
 const TASKS: Program = Program::C("tasks");
@@ -25,6 +26,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "refusal_of_seccomp_listener", test: seccomp_listener, programs: &[SECCOMP] },
     Case { name: "refusal_of_seccomp_without_privilege", test: seccomp_unprivileged, programs: &[SECCOMP] },
     Case { name: "refusal_of_deleted_lease", test: deleted_lease, programs: &[LOCKS] },
+    Case { name: "refusal_of_mappings", test: mappings, programs: &[MAPPINGS] },
     Case { name: "refusal_of_mapping_policy", test: mapping_policy, programs: &[NUMA] },
     Case { name: "refusal_of_impossible_sharing", test: impossible_sharing, programs: &[SHARING] },
     Case { name: "stop_after_dump", test: stop_after_dump, programs: &[TASKS] },
@@ -113,6 +115,10 @@ fn deleted_lease() -> Outcome {
 
 fn seccomp_listener() -> Outcome {
     is_refused(SECCOMP, "listener", &["seccomp", "listener"])
+}
+
+fn mappings() -> Outcome {
+    is_refused(MAPPINGS, "refused", &["AIO ring", "before and after it was sealed", "/memfd:twice"])
 }
 
 fn mapping_policy() -> Outcome {
