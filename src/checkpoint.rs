@@ -11,6 +11,7 @@ use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
 use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
 use crate::proc::smaps::Mapping;
+use crate::proc::{read, status};
 use crate::resource::fds::{Collector, Places};
 use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
 use crate::resource::signals::pending;
@@ -531,7 +532,15 @@ impl Described {
         report: &mut Report,
     ) -> Result<()> {
         let saved = Saved::of(&thread.tracee)?;
-        let view = View { process: borrowed.process, thread, saved: &saved };
+        let own;
+        let status = match speaks {
+            true => &borrowed.process.status,
+            false => {
+                own = read::parsed(thread.tid(), "status", status::parse)?;
+                &own
+            }
+        };
+        let view = View { process: borrowed.process, thread, status, saved: &saved };
         match Blocked::describe(view.tid(), &saved.regs, thread.sleeper, &borrowed.memory) {
             Ok(Some(sleep)) => {
                 self.records.put(Owner(view.tid().get()), &sleep)?;

@@ -73,11 +73,13 @@ impl Member {
         Ok(())
     }
 
-    /// Remote clone3(2), one for each number. The new tasks are stopped before their first instruction.
+    /// Remote clone3(2), one for each number. The new tasks are traced too (CLONE_PTRACE), and stop before their first
+    /// instruction.
     fn clone(&self, numbers: &[u32], flags: u64, exit_signal: u64) -> Result<Vec<Tracee>> {
         let mut puppet = self.puppet(0)?;
         let mut batch = puppet.batch();
         let mut calls = Vec::new();
+        let flags = flags | libc::CLONE_PTRACE as u64;
         for number in numbers {
             let set_tid = batch.input(&number.to_ne_bytes());
             let args = CloneArgs { flags, exit_signal, set_tid, set_tid_size: 1, ..CloneArgs::default() };
@@ -85,18 +87,15 @@ impl Member {
             let args = batch.input_words(&words);
             calls.push(batch.call(sys::clone3, &[args, size_of_val(&words) as u64]));
         }
-        let mut born = Vec::new();
-        let answers = puppet.run_forking(batch, |child| {
-            let child = Tracee::attached(child);
+        let answers = puppet.run(batch)?;
+        let born = calls.into_iter().zip(numbers).map(|(call, number)| {
+            let number = Pid::from(*number);
+            answers.get(call).map_err(|error| crate::tracee::explain_clone(error, number))?;
+            let child = Tracee::attached(number);
             child.wait_step()?;
-            born.push(child);
-            Ok(())
+            Ok(child)
         });
-        let answers = answers?;
-        for (call, number) in calls.into_iter().zip(numbers) {
-            answers.get(call).map_err(|error| crate::tracee::explain_clone(error, Pid::from(*number)))?;
-        }
-        Ok(born)
+        born.collect()
     }
 
     /// Its leader ends by a call at this address, as it had ended; the other threads remain.

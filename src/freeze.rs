@@ -310,18 +310,14 @@ impl Freezing {
 
 /// Takes hold of one thread and tells it to stop. `None` when there is nothing (left) to hold.
 fn seize(pid: Pid, tid: Pid, clocks: &mut Clocks) -> Result<Option<Thread>> {
-    let Ok(before) = read::of_thread(pid, tid, "stat", stat::parse) else { return Ok(None) };
-    if matches!(before.state, 'Z' | 'X') {
-        return Ok(None);
-    }
-    let sleeper = Sleeper::observe(tid, &before, clocks);
+    let sleeper = Sleeper::observe(pid, tid, clocks);
     let tracee = match Tracee::seize(tid, 0) {
         Ok(tracee) => tracee,
         Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(None),
         // An earlier attempt could neither stop it nor, for that reason, let go of it.
         Err(_) if is_ours(tid) => Tracee::attached(tid),
         Err(error) => {
-            // A task that has ended since cannot be seized either.
+            // A task that has ended cannot be seized either.
             let now = read::of_thread(pid, tid, "stat", stat::parse);
             return if now.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X')) {
                 Err(error)
@@ -331,7 +327,7 @@ fn seize(pid: Pid, tid: Pid, clocks: &mut Clocks) -> Result<Option<Thread>> {
         }
     };
     // Seizing alone makes a task that is stopped already report its stop.
-    if before.state != 'T' {
+    if tracee.stopped()?.is_none() {
         match tracee.interrupt() {
             Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(None),
             interrupted => interrupted?,
@@ -366,7 +362,7 @@ fn settle(thread: &mut Thread, deadline: Instant) -> Result<()> {
                 return Ok(());
             }
             Stop::Signal(signal) => redeliver(thread, signal)?,
-            Stop::Syscall | Stop::Event(_) => thread.tracee.resume(sys::ptrace::Resume::Run)?,
+            Stop::Syscall => thread.tracee.resume(sys::ptrace::Resume::Run)?,
         }
     }
 }

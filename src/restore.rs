@@ -13,6 +13,7 @@ use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Result, Subject};
 use crate::family::{Family, Member};
 use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
+use crate::proc::status::{self, Status};
 use crate::proc::{read, stat};
 use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Places};
 use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan, Workshop};
@@ -475,6 +476,7 @@ impl<'i> Ready<'i> {
     fn build(&self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
+        let fresh = read::parsed(blueprint.tree.root()?.pid(), "status", status::parse)?;
         family.with_root(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
@@ -495,19 +497,19 @@ impl<'i> Ready<'i> {
         let stop_of = |(pid, process): (&u32, &ProcessPlan)| Some((*pid, process.stop?));
         let stops: BTreeMap<u32, JobStop> = blueprint.processes.iter().filter_map(stop_of).collect();
         family.stop(&blueprint.tree, &stops)?;
-        for stage in Stage::BATCHES {
-            if stage == Stage::Pending {
+        for (turn, stages) in TURNS {
+            if turn == Turn::All {
                 family.members_mut().for_each(Member::expect_signals);
             }
             for member in family.members() {
                 if let Some(process) = blueprint.processes.get(&member.pid.get()) {
-                    run_stage(member, process, stage).of(member.pid)?;
+                    take_turn(member, process, &fresh, turn, stages).of(member.pid)?;
                 }
             }
         }
         for member in family.members_mut() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {
-                finish(member, process, &blueprint.workshop).of(member.pid)?;
+                finish(member, process, &fresh, &blueprint.workshop).of(member.pid)?;
             }
         }
         Ok(family)
@@ -596,37 +598,65 @@ fn wait_until_free(tid: Pid, patience: &mut Duration) -> Result<()> {
     }
 }
 
-/// One stage of one process: its leader's batch carries the process's states too.
-fn run_stage(member: &Member, process: &ProcessPlan, stage: Stage) -> Result<()> {
-    for (index, thread) in member.threads.iter().enumerate() {
-        let tid = thread.tid();
+/// Which threads of each process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// The leaders, whose batches carry the states of their processes.
+    Leaders,
+    Others,
+    All,
+}
+
+/// The stages, and whose turn it is. What restricts a process, or tells who may look at it, waits for the identity of
+/// all threads; the other threads do all but the last in one batch.
+const TURNS: [(Turn, &[Stage]); 5] = [
+    (Turn::Leaders, &[Stage::Plain]),
+    (Turn::Others, &[Stage::Plain, Stage::Identity, Stage::Seal]),
+    (Turn::Leaders, &[Stage::Identity]),
+    (Turn::Leaders, &[Stage::Seal]),
+    (Turn::All, &[Stage::Pending]),
+];
+
+fn take_turn(
+    member: &Member,
+    process: &ProcessPlan,
+    fresh: &Status,
+    turn: Turn,
+    stages: &[Stage],
+) -> Result<()> {
+    for (index, tracee) in member.threads.iter().enumerate() {
+        if matches!((turn, index), (Turn::Leaders, 1..) | (Turn::Others, 0)) {
+            continue;
+        }
+        let tid = tracee.tid();
         let own = match (process.threads.get(&tid.get()), &process.dead_leader) {
             (Some(thread), _) => thread.states.as_slice(),
             (None, Some((_, states))) => states.as_slice(),
             (None, None) => &[],
         };
         let shared = if index == 0 { process.states.as_slice() } else { &[] };
-        let states: Vec<_> = own.iter().chain(shared).filter(|(at, _)| *at == stage).collect();
+        let at = |stage: Stage| own.iter().chain(shared).filter(move |(at, _)| *at == stage);
+        let states: Vec<_> = stages.iter().copied().flat_map(at).map(|(_, state)| state).collect();
         if states.is_empty() {
             continue;
         }
-        let task = Rebuilt { pid: member.pid, tracee: thread };
+        let task = Rebuilt { pid: member.pid, tracee, fresh };
+        states.iter().try_for_each(|state| state.settle(task)).of(tid)?;
         let mut puppet = member.puppet(index)?;
         let mut batch = puppet.batch();
-        for (_, state) in &states {
+        for state in &states {
             state.build(task, &mut batch).of(tid)?;
             if batch.is_nearly_full() {
                 puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
             }
         }
         puppet.run(batch)?.check()?;
-        states.iter().try_for_each(|(_, state)| state.settle(task)).of(tid)?;
     }
     Ok(())
 }
 
 /// Puts blocked threads back into their calls, removes the workshop, sets the registers.
-fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Result<()> {
+fn finish(member: &mut Member, process: &ProcessPlan, fresh: &Status, workshop: &Workshop) -> Result<()> {
     let mut registers: Vec<Regs> = Vec::new();
     // A dead leader has nothing to go back to.
     let dead = usize::from(process.dead_leader.is_some());
@@ -647,7 +677,7 @@ fn finish(member: &mut Member, process: &ProcessPlan, workshop: &Workshop) -> Re
     let leader = member.leader()?;
     call_at(leader, syscall, sys::munmap, [range.start, range.end - range.start, 0, 0, 0, 0])?;
     for (thread, regs) in member.threads.iter().skip(dead).zip(&registers) {
-        let task = Rebuilt { pid: member.pid, tracee: thread };
+        let task = Rebuilt { pid: member.pid, tracee: thread, fresh };
         let plan = plan_of(process, thread.tid())?;
         for (_, state) in plan.states.iter().filter(|(stage, _)| *stage == Stage::Release) {
             state.settle(task).of(thread.tid())?;

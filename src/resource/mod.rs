@@ -15,6 +15,7 @@ use crate::Pid;
 use crate::error::{Refusal, Result, Subject};
 use crate::freeze::{Process, Thread};
 use crate::image::{Image, Owner, Record, Records, Tag};
+use crate::proc::status::Status;
 use crate::tracee::{Answers, Batch, Saved, Tracee};
 
 /// Whose state it is.
@@ -31,7 +32,7 @@ pub(crate) enum Scope {
 pub(crate) enum Stage {
     /// What nothing else depends on.
     Plain,
-    /// What takes privileges away: nothing that needs any can come later.
+    /// What takes privileges away from its thread: nothing that needs any can come later.
     Identity,
     /// What the change of identity would undo, or what restricts system calls.
     Seal,
@@ -51,6 +52,7 @@ impl Stage {
 pub(crate) struct View<'t> {
     pub(crate) process: &'t Process,
     pub(crate) thread: &'t Thread,
+    pub(crate) status: &'t Status,
     /// Its registers and mask, which are its own only while no batch runs.
     pub(crate) saved: &'t Saved,
 }
@@ -70,6 +72,8 @@ impl<'t> View<'t> {
 pub(crate) struct Rebuilt<'t> {
     pub(crate) pid: Pid,
     pub(crate) tracee: &'t Tracee,
+    /// What every task has from whoever restores it, until it is changed.
+    pub(crate) fresh: &'t Status,
 }
 
 impl Rebuilt<'_> {
@@ -125,7 +129,7 @@ pub(crate) trait State: Record + Send + Sync {
         Ok(())
     }
 
-    /// What is done from outside, after the batch of its stage.
+    /// What is done from outside, before the batch of its stage.
     fn settle(&self, _task: Rebuilt<'_>) -> Result<()> {
         Ok(())
     }

@@ -201,11 +201,6 @@ impl<'t> Puppet<'t> {
         Batch::new(self.scratch)
     }
 
-    /// Executes a batch that creates no tasks.
-    pub(crate) fn run(&mut self, batch: Batch) -> Result<Answers> {
-        self.run_forking(batch, |_| Ok(()))
-    }
-
     /// Makes the thread use AMX tiles once: before that it cannot be given any tile data.
     pub(crate) fn use_tiles(&mut self) -> Result<()> {
         let mut batch = self.batch();
@@ -217,12 +212,8 @@ impl<'t> Puppet<'t> {
         used
     }
 
-    /// Executes a batch; `born` hears of every task that it creates, which is stopped at its first instruction.
-    pub(crate) fn run_forking(
-        &mut self,
-        batch: Batch,
-        born: impl FnMut(Pid) -> Result<()>,
-    ) -> Result<Answers> {
+    /// Executes a batch.
+    pub(crate) fn run(&mut self, batch: Batch) -> Result<Answers> {
         let tid = self.tracee.tid();
         if batch.is_empty() {
             return Ok(batch.answered(tid, &[], Vec::new()));
@@ -240,7 +231,7 @@ impl<'t> Puppet<'t> {
             (self.scratch.input().start, batch.input_bytes()),
         ])?;
         let last = self.scratch.table() + (batch.len() * ENTRY_WORDS * 8) as u64;
-        self.go(last, born)?;
+        self.go(last)?;
 
         let mut back = vec![0; batch.len() * ENTRY_WORDS * 8 + batch.output_len()];
         let table = self.scratch.table()..last;
@@ -250,7 +241,7 @@ impl<'t> Puppet<'t> {
         Ok(batch.answered(tid, &back, output))
     }
 
-    fn go(&mut self, last: u64, mut born: impl FnMut(Pid) -> Result<()>) -> Result<()> {
+    fn go(&mut self, last: u64) -> Result<()> {
         let end = last + (ENTRY_WORDS * 8) as u64;
         let mut regs = self.regs;
         regs.enter_loop(self.scratch.code, self.scratch.table(), end, self.stack);
@@ -261,11 +252,6 @@ impl<'t> Puppet<'t> {
         loop {
             self.tracee.resume(Resume::Run)?;
             match self.tracee.wait_step()? {
-                Stop::Event(_) => {
-                    let child = crate::sys::ptrace::event_message(self.tracee.tid());
-                    let child = child.map_err(|errno| Error::call("ptrace(GETEVENTMSG)", errno))?;
-                    born(Pid::from(child as u32))?;
-                }
                 // The loop keeps its place in rbx: anything earlier is a signal that others sent.
                 Stop::Signal(signal) if signal == self.ending.0 && self.tracee.regs()?.rbx == last => {
                     return Ok(());

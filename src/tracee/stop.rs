@@ -18,8 +18,6 @@ pub(crate) enum Stop {
     Group(i32),
     /// Entry to or exit from a system call.
     Syscall,
-    /// It made a new task: one of the PTRACE_EVENT_* numbers of clone, fork or vfork.
-    Event(i32),
     /// A signal is about to be delivered.
     Signal(i32),
 }
@@ -33,9 +31,6 @@ impl Stop {
                 Stop::Interrupted
             }
             (signal, code) if code == signal | EVENT_STOP << 8 => Stop::Group(signal),
-            (libc::SIGTRAP, code) if code & 0xff == libc::SIGTRAP && (1..=7).contains(&(code >> 8)) => {
-                Stop::Event(code >> 8)
-            }
             (signal, _) => Stop::Signal(signal),
         }
     }
@@ -160,7 +155,8 @@ impl Tracee {
         }
     }
 
-    fn stopped(&self) -> Result<Option<Stop>> {
+    /// The same, but for a task that has ended.
+    pub(crate) fn stopped(&self) -> Result<Option<Stop>> {
         match ptrace::get_siginfo(self.tid) {
             Ok(info) => Ok(Some(Stop::of(&info))),
             Err(Errno::ESRCH) => Ok(None),
