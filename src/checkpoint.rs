@@ -10,8 +10,9 @@ use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Refusal, Result};
 use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
 use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
+use crate::proc::read;
 use crate::proc::smaps::Mapping;
-use crate::proc::{read, status};
+use crate::proc::status::{self, Status};
 use crate::resource::fds::{Collector, Places};
 use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
 use crate::resource::signals::pending;
@@ -23,7 +24,7 @@ use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::sharing::{self, Sharing};
 use crate::resource::tasks::{mempolicy, rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
-use crate::tracee::{Batch, Memory, Puppet, Saved, Scratch, Springboard, sys};
+use crate::tracee::{Batch, Ending, Memory, Puppet, Saved, Scratch, Springboard, sys};
 
 /// What becomes of the target when its image is complete.
 ///
@@ -368,8 +369,8 @@ impl<'f> Borrowed<'f> {
     fn puppet<'p>(&'p self, thread: &'p Thread) -> Result<Option<Puppet<'p>>> {
         let Some((_, scratch)) = self.tools else { return Ok(None) };
         let saved = Saved::of(&thread.tracee)?;
-        let Process { pid, status, .. } = self.process;
-        Puppet::borrow(&thread.tracee, *pid, &self.memory, scratch, &saved, status.sig_cgt).map(Some)
+        let ending = Ending::among(saved.mask, self.process.status.sig_cgt);
+        Puppet::borrow(&thread.tracee, self.process.pid, &self.memory, scratch, &saved, ending).map(Some)
     }
 
     fn write_pages(
@@ -518,46 +519,50 @@ impl Described {
         if let Some(leader) = DeadLeader::describe(process)? {
             self.records.put(Owner(process.pid.get()), &leader)?;
         }
-        for (index, thread) in process.threads.iter().enumerate() {
-            self.thread(borrowed, thread, index == 0, report).of(thread.tid())?;
+        let Some((speaker, others)) = process.threads.split_first() else { return Ok(()) };
+        self.threads(borrowed, std::slice::from_ref(speaker), report)?;
+        others.chunks(Scratch::PARTS).try_for_each(|some| self.threads(borrowed, some, report))
+    }
+
+    /// Describes the speaker, or some of the others, which work at the same time.
+    fn threads(&mut self, borrowed: &Borrowed<'_>, threads: &[Thread], report: &mut Report) -> Result<()> {
+        let seen = threads.iter().map(|thread| Seen::of(borrowed.process, thread).of(thread.tid()));
+        let seen = seen.collect::<Result<Vec<_>>>()?;
+        for view in seen.iter().map(Seen::view) {
+            match Blocked::describe(view.tid(), &view.saved.regs, view.thread.sleeper, &borrowed.memory) {
+                Ok(Some(sleep)) => {
+                    self.records.put(Owner(view.tid().get()), &sleep)?;
+                    self.sleeps.push((view.tid(), sleep));
+                }
+                Ok(None) => {}
+                Err(error) => report.refuse(error.into_refusal()?),
+            }
+        }
+        let Some((_, scratch)) = borrowed.tools else { return Ok(()) };
+        // A process that is stopped at the end of one batch must not be stopped again by another.
+        let at_once = seen.len() > 1 && seen.iter().all(|seen| seen.ending() != Ending::STOP);
+        let asked: Vec<Asked> = if at_once {
+            let parts = (0..).map(|index| scratch.part(index));
+            let asking = seen.iter().zip(parts).map(|(seen, part)| Asking::start(seen, borrowed, part));
+            let asking = asking.collect::<Result<Vec<_>>>()?;
+            asking.into_iter().map(Asking::finish).collect::<Result<_>>()?
+        } else {
+            seen.iter().map(|seen| Asked::of(seen, borrowed, scratch)).collect::<Result<_>>()?
+        };
+        for (seen, asked) in seen.iter().zip(asked) {
+            let asked = asked.at_rest(seen, borrowed, scratch)?;
+            self.describe(seen.view(), asked, borrowed, report)?;
         }
         Ok(())
     }
 
-    fn thread(
+    fn describe(
         &mut self,
+        view: View<'_>,
+        asked: Asked,
         borrowed: &Borrowed<'_>,
-        thread: &Thread,
-        speaks: bool,
         report: &mut Report,
     ) -> Result<()> {
-        let saved = Saved::of(&thread.tracee)?;
-        let own;
-        let status = match speaks {
-            true => &borrowed.process.status,
-            false => {
-                own = read::parsed(thread.tid(), "status", status::parse)?;
-                &own
-            }
-        };
-        let view = View { process: borrowed.process, thread, status, saved: &saved };
-        match Blocked::describe(view.tid(), &saved.regs, thread.sleeper, &borrowed.memory) {
-            Ok(Some(sleep)) => {
-                self.records.put(Owner(view.tid().get()), &sleep)?;
-                self.sleeps.push((view.tid(), sleep));
-            }
-            Ok(None) => {}
-            Err(error) => report.refuse(error.into_refusal()?),
-        }
-        let Some((_, scratch)) = borrowed.tools else { return Ok(()) };
-        // A timer that expires in between would be seen in neither place, or in both: look again.
-        let mut asked = Asked::of(view, speaks, borrowed, scratch)?;
-        for _ in 0..5 {
-            if asked.pending == pending::Snapshot::take(view.tid())? {
-                break;
-            }
-            asked = Asked::of(view, speaks, borrowed, scratch)?;
-        }
         let Asked { states, space, answers, refused, .. } = asked;
         refused.into_iter().for_each(|refusal| report.refuse(refusal));
         for describe in states {
@@ -567,19 +572,54 @@ impl Described {
             }
         }
         if let Some(space) = space {
-            let shared = &mut self.shared;
             let described = memory::describe(
                 view.process,
                 &borrowed.mappings,
                 (&space, &answers),
                 &borrowed.memory,
-                shared,
+                &mut self.shared,
                 report,
             )?;
             self.spaces.extend(described);
         }
         Ok(())
     }
+}
+
+/// A stopped thread and what it shows to anybody.
+struct Seen<'f> {
+    process: &'f Process,
+    thread: &'f Thread,
+    saved: Saved,
+    /// None of the speaker, whose is that of the process.
+    status: Option<Status>,
+}
+
+impl<'f> Seen<'f> {
+    fn of(process: &'f Process, thread: &'f Thread) -> Result<Self> {
+        let own = thread.tid() != process.speaker();
+        let status = own.then(|| read::parsed(thread.tid(), "status", status::parse)).transpose()?;
+        Ok(Self { process, thread, saved: Saved::of(&thread.tracee)?, status })
+    }
+
+    fn view(&self) -> View<'_> {
+        let status = self.status.as_ref().unwrap_or(&self.process.status);
+        View { process: self.process, thread: self.thread, status, saved: &self.saved }
+    }
+
+    fn ending(&self) -> Ending {
+        Ending::among(self.saved.mask, self.process.status.sig_cgt)
+    }
+}
+
+/// A thread that is working on its answers.
+struct Asking<'s> {
+    puppet: Puppet<'s>,
+    states: Vec<crate::resource::Describe>,
+    space: Option<memory::Asked>,
+    pending: pending::Snapshot,
+    /// Of the speaker.
+    mappings: &'s [Mapping],
 }
 
 /// One thread's answers.
@@ -592,21 +632,45 @@ struct Asked {
     refused: Vec<crate::error::Refusal>,
 }
 
-impl Asked {
-    fn of(view: View<'_>, speaks: bool, borrowed: &Borrowed<'_>, scratch: Scratch) -> Result<Self> {
+impl<'s> Asking<'s> {
+    fn start(seen: &'s Seen<'s>, borrowed: &'s Borrowed<'s>, scratch: Scratch) -> Result<Self> {
+        let view = seen.view();
+        let speaks = view.speaks();
         let pending = pending::Snapshot::take(view.tid())?;
         let mut batch = Batch::new(scratch);
         let wanted = STATES.iter().filter(|state| speaks || state.scope == Scope::Thread);
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
         let space = speaks.then(|| memory::ask(&mut batch));
-        let Process { pid, status, .. } = view.process;
+        let pid = seen.process.pid;
         let mut puppet =
-            Puppet::borrow(view.tracee(), *pid, &borrowed.memory, scratch, view.saved, status.sig_cgt)?;
-        let answers = puppet.run(batch)?;
-        let refused =
-            if speaks { mempolicy::of_mappings(&mut puppet, &borrowed.mappings)? } else { Vec::new() };
-        puppet.release()?;
-        Ok(Self { states, space, pending, answers, refused })
+            Puppet::borrow(&seen.thread.tracee, pid, &borrowed.memory, scratch, &seen.saved, seen.ending())?;
+        puppet.start(batch)?;
+        let mappings = if speaks { borrowed.mappings.as_slice() } else { &[] };
+        Ok(Self { puppet, states, space, pending, mappings })
+    }
+
+    fn finish(mut self) -> Result<Asked> {
+        let answers = self.puppet.finish()?;
+        let refused = mempolicy::of_mappings(&mut self.puppet, self.mappings)?;
+        self.puppet.release()?;
+        Ok(Asked { states: self.states, space: self.space, pending: self.pending, answers, refused })
+    }
+}
+
+impl Asked {
+    fn of(seen: &Seen<'_>, borrowed: &Borrowed<'_>, scratch: Scratch) -> Result<Self> {
+        Asking::start(seen, borrowed, scratch)?.finish()
+    }
+
+    /// A timer that expires in between would be seen in neither place, or in both: then the thread is asked again.
+    fn at_rest(mut self, seen: &Seen<'_>, borrowed: &Borrowed<'_>, scratch: Scratch) -> Result<Self> {
+        for _ in 0..5 {
+            if self.pending == pending::Snapshot::take(seen.thread.tid())? {
+                break;
+            }
+            self = Self::of(seen, borrowed, scratch)?;
+        }
+        Ok(self)
     }
 }

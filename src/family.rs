@@ -50,11 +50,25 @@ impl Member {
 
     /// Makes one of its threads execute batches.
     pub(crate) fn puppet(&self, thread: usize) -> Result<Puppet<'_>> {
-        let thread = self
-            .threads
-            .get(thread)
-            .ok_or_else(|| Error::new(ErrorKind::TaskGone, "no such thread").of(self.pid))?;
-        Puppet::own(thread, self.pid, &self.memory, self.scratch, self.ending)
+        self.puppet_in(self.scratch, thread)
+    }
+
+    /// The same for one of several at the same time, as many as the scratch memory has parts.
+    pub(crate) fn puppet_in_part(&self, part: usize, thread: usize) -> Result<Puppet<'_>> {
+        self.puppet_in(self.scratch.part(part), thread)
+    }
+
+    pub(crate) fn tid(&self, thread: usize) -> Result<Pid> {
+        self.thread(thread).map(Tracee::tid)
+    }
+
+    fn thread(&self, index: usize) -> Result<&Tracee> {
+        let gone = || Error::new(ErrorKind::TaskGone, "no such thread").of(self.pid);
+        self.threads.get(index).ok_or_else(gone)
+    }
+
+    fn puppet_in(&self, scratch: Scratch, thread: usize) -> Result<Puppet<'_>> {
+        Puppet::own(self.thread(thread)?, self.pid, &self.memory, scratch, self.ending)
     }
 
     /// Makes its other threads, with their numbers.

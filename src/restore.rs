@@ -29,7 +29,7 @@ use crate::resource::tasks::sharing::Sharing;
 use crate::resource::tasks::tree::{Life, Tree};
 use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
 use crate::sys::wait::Ended;
-use crate::tracee::{Batch, Seed, call_at, sys};
+use crate::tracee::{Batch, Puppet, Scratch, Seed, call_at, sys};
 use crate::{Pid, sys as system};
 
 /// What a tree that was part of a session without leading it is restored into.
@@ -624,52 +624,90 @@ fn take_turn(
     turn: Turn,
     stages: &[Stage],
 ) -> Result<()> {
-    for (index, tracee) in member.threads.iter().enumerate() {
-        if matches!((turn, index), (Turn::Leaders, 1..) | (Turn::Others, 0)) {
-            continue;
-        }
-        let tid = tracee.tid();
-        let own = match (process.threads.get(&tid.get()), &process.dead_leader) {
+    let taken = |index: &usize| match turn {
+        Turn::Leaders => *index == 0,
+        Turn::Others => *index > 0,
+        Turn::All => true,
+    };
+    let work = (0..member.threads.len()).filter(taken).filter_map(|thread| {
+        let task = Rebuilt { pid: member.pid, tracee: member.threads.get(thread)?, fresh };
+        let own = match (process.threads.get(&task.tid().get()), &process.dead_leader) {
             (Some(thread), _) => thread.states.as_slice(),
             (None, Some((_, states))) => states.as_slice(),
             (None, None) => &[],
         };
-        let shared = if index == 0 { process.states.as_slice() } else { &[] };
+        let shared = if thread == 0 { process.states.as_slice() } else { &[] };
         let at = |stage: Stage| own.iter().chain(shared).filter(move |(at, _)| *at == stage);
-        let states: Vec<_> = stages.iter().copied().flat_map(at).map(|(_, state)| state).collect();
-        if states.is_empty() {
-            continue;
-        }
-        let task = Rebuilt { pid: member.pid, tracee, fresh };
-        states.iter().try_for_each(|state| state.settle(task)).of(tid)?;
-        let mut puppet = member.puppet(index)?;
+        let states: Vec<_> = stages.iter().copied().flat_map(at).map(|(_, state)| &**state).collect();
+        (!states.is_empty()).then_some(Work { thread, task, states })
+    });
+    let work: Vec<_> = work.collect();
+    match turn {
+        Turn::Leaders | Turn::All => work.iter().try_for_each(|work| work.alone(member).of(work.task.tid())),
+        Turn::Others => work.chunks(Scratch::PARTS).try_for_each(|some| at_once(some, member)),
+    }
+}
+
+/// What one thread has to build.
+struct Work<'b> {
+    thread: usize,
+    task: Rebuilt<'b>,
+    states: Vec<&'b dyn Rebuild>,
+}
+
+impl Work<'_> {
+    fn settle(&self) -> Result<()> {
+        self.states.iter().try_for_each(|state| state.settle(self.task))
+    }
+
+    /// In as many batches as it takes.
+    fn alone(&self, member: &Member) -> Result<()> {
+        self.settle()?;
+        let mut puppet = member.puppet(self.thread)?;
         let mut batch = puppet.batch();
-        for state in &states {
-            state.build(task, &mut batch).of(tid)?;
+        for state in &self.states {
+            state.build(self.task, &mut batch)?;
             if batch.is_nearly_full() {
                 puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
             }
         }
-        puppet.run(batch)?.check()?;
+        puppet.run(batch)?.check()
     }
-    Ok(())
+
+    /// Starts its one batch, unless that is too large for a part of the scratch memory.
+    fn start<'m>(&self, member: &'m Member, part: usize) -> Result<Option<Puppet<'m>>> {
+        let mut puppet = member.puppet_in_part(part, self.thread)?;
+        let mut batch = puppet.batch();
+        self.states.iter().try_for_each(|state| state.build(self.task, &mut batch))?;
+        if !batch.fits() {
+            return Ok(None);
+        }
+        self.settle()?;
+        puppet.start(batch)?;
+        Ok(Some(puppet))
+    }
+}
+
+fn at_once(work: &[Work<'_>], member: &Member) -> Result<()> {
+    let (mut running, mut large) = (Vec::new(), Vec::new());
+    for (part, work) in work.iter().enumerate() {
+        match work.start(member, part).of(work.task.tid())? {
+            Some(puppet) => running.push(puppet),
+            None => large.push(work),
+        }
+    }
+    running.into_iter().try_for_each(|mut puppet| puppet.finish()?.check())?;
+    large.into_iter().try_for_each(|work| work.alone(member).of(work.task.tid()))
 }
 
 /// Puts blocked threads back into their calls, removes the workshop, sets the registers.
 fn finish(member: &mut Member, process: &ProcessPlan, fresh: &Status, workshop: &Workshop) -> Result<()> {
-    let mut registers: Vec<Regs> = Vec::new();
     // A dead leader has nothing to go back to.
     let dead = usize::from(process.dead_leader.is_some());
-    for (index, thread) in member.threads.iter().enumerate().skip(dead) {
-        let plan = plan_of(process, thread.tid())?;
-        let regs = plan.registers.general();
-        if plan.registers.has_tiles() {
-            member.puppet(index)?.use_tiles().of(thread.tid())?;
-        }
-        registers.push(match &plan.blocked {
-            Some(blocked) => blocked.arm(regs, &mut member.puppet(index)?).of(thread.tid())?,
-            None => regs,
-        });
+    let threads: Vec<usize> = (dead..member.threads.len()).collect();
+    let mut registers: Vec<Regs> = Vec::new();
+    for some in threads.chunks(Scratch::PARTS) {
+        registers.extend(put_to_sleep(member, process, some)?);
     }
     queue_continues(member, process, workshop)?;
     let range = workshop.range();
@@ -686,6 +724,35 @@ fn finish(member: &mut Member, process: &ProcessPlan, fresh: &Status, workshop: 
         member.to_be_stopped |= plan.registers.is_stopped() && process.stop.is_none();
     }
     process.dead_leader.iter().try_for_each(|(leader, _)| member.end_leader(syscall, leader.code()))
+}
+
+/// The registers of some threads, which are in their calls again if they were in any.
+fn put_to_sleep(member: &Member, process: &ProcessPlan, threads: &[usize]) -> Result<Vec<Regs>> {
+    let mut registers = Vec::new();
+    let mut sleepers = Vec::new();
+    for (part, thread) in threads.iter().enumerate() {
+        let puppet = || member.puppet_in_part(part, *thread);
+        let plan = plan_of(process, member.tid(*thread)?)?;
+        let regs = plan.registers.general();
+        if plan.registers.has_tiles() {
+            puppet()?.use_tiles().of(member.tid(*thread)?)?;
+        }
+        if let Some(blocked) = &plan.blocked {
+            let mut puppet = puppet()?;
+            blocked.enter(&regs, &mut puppet).of(puppet.tracee().tid())?;
+            sleepers.push((part, blocked, puppet));
+        }
+        registers.push(regs);
+    }
+    for (_, _, puppet) in &mut sleepers {
+        puppet.interrupt()?;
+    }
+    for (part, blocked, mut puppet) in sleepers {
+        if let Some(regs) = registers.get_mut(part) {
+            *regs = blocked.entered(*regs, &mut puppet).of(puppet.tracee().tid())?;
+        }
+    }
+    Ok(registers)
 }
 
 fn plan_of(process: &ProcessPlan, tid: Pid) -> Result<&ThreadPlan> {

@@ -42,11 +42,6 @@ pub(crate) enum Stage {
     Release,
 }
 
-impl Stage {
-    /// Those in which tasks execute batches, in order.
-    pub(crate) const BATCHES: [Stage; 4] = [Stage::Plain, Stage::Identity, Stage::Seal, Stage::Pending];
-}
-
 /// A stopped thread of the target, as describing it sees it.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'t> {
@@ -62,8 +57,9 @@ impl<'t> View<'t> {
         self.thread.tid()
     }
 
-    pub(crate) fn tracee(&self) -> &'t Tracee {
-        &self.thread.tracee
+    /// Is it the one that is asked for what all share?
+    pub(crate) fn speaks(&self) -> bool {
+        self.tid() == self.process.speaker()
     }
 }
 

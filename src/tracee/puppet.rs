@@ -15,21 +15,53 @@ pub(crate) struct Scratch {
     base: u64,
     /// Where the code of [`arch::code`] is in the task.
     code: u64,
+    sizes: Sizes,
+}
+
+/// How much fits into a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sizes {
+    /// Calls, the one that ends it included.
+    entries: u64,
+    input: u64,
+    output: u64,
+}
+
+impl Sizes {
+    const WHOLE: Self = Self { entries: 2048, input: 0x4_0000, output: 0x2_0000 };
+    const PART: Self = Self { entries: 128, input: 0x2000, output: 0x1000 };
+
+    const fn table(self) -> u64 {
+        self.entries * (ENTRY_WORDS * 8) as u64
+    }
+
+    const fn total(self) -> u64 {
+        Scratch::TABLE + self.table() + self.input + self.output
+    }
 }
 
 impl Scratch {
-    /// Calls of one batch, the stopping one included.
-    pub(crate) const ENTRIES: usize = 2048;
     /// Below it is room for a handler: a task that we leave behind may get a signal before it is back.
     const FRAME: u64 = 0x1_0000;
     const TABLE: u64 = Self::FRAME + arch::FRAME_MAX.next_multiple_of(PAGE);
-    const INPUT: u64 = Self::TABLE + (Self::ENTRIES * ENTRY_WORDS * 8) as u64;
-    const OUTPUT: u64 = Self::INPUT + 0x4_0000;
+    /// Into so many parts it can be divided, for as many threads at the same time.
+    pub(crate) const PARTS: usize = 32;
     /// Bytes of address space that it takes.
-    pub(crate) const LEN: u64 = Self::OUTPUT + 0x2_0000;
+    pub(crate) const LEN: u64 = Self::PARTS as u64 * Sizes::PART.total();
 
     pub(crate) fn new(base: u64, code: u64) -> Self {
-        Self { base, code }
+        const { assert!(Sizes::WHOLE.total() <= Self::LEN) };
+        Self { base, code, sizes: Sizes::WHOLE }
+    }
+
+    /// One part of the whole, with room for small batches.
+    pub(crate) fn part(&self, index: usize) -> Self {
+        debug_assert!(index < Self::PARTS);
+        Self { base: self.base + index as u64 * Sizes::PART.total(), sizes: Sizes::PART, ..*self }
+    }
+
+    pub(super) fn entries(&self) -> usize {
+        self.sizes.entries as usize
     }
 
     /// The address of a bare `syscall` instruction.
@@ -42,11 +74,13 @@ impl Scratch {
     }
 
     pub(crate) fn input(&self) -> Range<u64> {
-        self.base + Self::INPUT..self.base + Self::OUTPUT
+        let start = self.table() + self.sizes.table();
+        start..start + self.sizes.input
     }
 
     pub(crate) fn output(&self) -> Range<u64> {
-        self.base + Self::OUTPUT..self.base + Self::LEN
+        let start = self.input().end;
+        start..start + self.sizes.output
     }
 }
 
@@ -62,7 +96,7 @@ impl Ending {
     pub(crate) const QUIET: Self = Self(libc::SIGURG);
 
     /// For a task with these signals blocked, whose process has handlers for those.
-    fn among(blocked: SigMask, caught: u64) -> Self {
+    pub(crate) fn among(blocked: SigMask, caught: u64) -> Self {
         const IGNORED_BY_DEFAULT: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
         let heeded = |signal: &i32| (blocked.0 | caught) >> (signal - 1) & 1 == 1;
         IGNORED_BY_DEFAULT.into_iter().find(|signal| !heeded(signal)).map_or(Self::STOP, Self)
@@ -121,22 +155,23 @@ pub(crate) struct Puppet<'t> {
     back: Option<(Regs, SigMask)>,
     /// Where the configuration is by which the next batch begins with a use of AMX tiles.
     tiles: Option<u64>,
+    /// What it is executing.
+    running: Option<Batch>,
     /// Somebody else's SIGSTOP arrived meanwhile; it must not be lost.
     stop_arrived: bool,
 }
 
 impl<'t> Puppet<'t> {
-    /// Takes over a running program's task; `caught` are the signals for which the program has handlers. Should we
-    /// die, the task goes on where it was, or stops (see [`Ending`]) and does so when continued.
+    /// Takes over a running program's task. Should we die, it goes on where it was; unless it has to stop first (see
+    /// [`Ending`]), and then when continued.
     pub(crate) fn borrow(
         tracee: &'t Tracee,
         tgid: Pid,
         memory: &'t Memory,
         scratch: Scratch,
         saved: &Saved,
-        caught: u64,
+        ending: Ending,
     ) -> Result<Self> {
-        let ending = Ending::among(saved.mask, caught);
         let at = scratch.base + Scratch::FRAME;
         let frame = saved.frame(at, memory);
         memory.write_all(&[(at, &frame.bytes)])?;
@@ -157,6 +192,7 @@ impl<'t> Puppet<'t> {
             stack,
             back,
             tiles: None,
+            running: None,
             stop_arrived: false,
         })
     }
@@ -181,6 +217,7 @@ impl<'t> Puppet<'t> {
             stack: 0,
             back: None,
             tiles: None,
+            running: None,
             stop_arrived: false,
         })
     }
@@ -214,11 +251,20 @@ impl<'t> Puppet<'t> {
 
     /// Executes a batch.
     pub(crate) fn run(&mut self, batch: Batch) -> Result<Answers> {
-        let tid = self.tracee.tid();
+        self.start(batch)?;
+        self.finish()
+    }
+
+    /// Begins to execute a batch, for [`Puppet::finish`]: others can do so at the same time.
+    pub(crate) fn start(&mut self, batch: Batch) -> Result<()> {
         if batch.is_empty() {
-            return Ok(batch.answered(tid, &[], Vec::new()));
+            self.running = Some(batch);
+            return Ok(());
         }
-        batch.fits()?;
+        if !batch.fits() {
+            return Err(Error::new(ErrorKind::Kernel, "a batch is larger than its scratch memory"));
+        }
+        let tid = self.tracee.tid();
         let stop = [
             sys::tgkill.number as u64,
             u64::from(self.tgid.get()),
@@ -230,9 +276,27 @@ impl<'t> Puppet<'t> {
             (self.scratch.table(), table.as_slice()),
             (self.scratch.input().start, batch.input_bytes()),
         ])?;
-        let last = self.scratch.table() + (batch.len() * ENTRY_WORDS * 8) as u64;
-        self.go(last)?;
+        let end = self.scratch.table() + table.len() as u64;
+        let mut regs = self.regs;
+        regs.enter_loop(self.scratch.code, self.scratch.table(), end, self.stack);
+        if let Some(configuration) = self.tiles {
+            regs.enter_through_tiles(configuration);
+        }
+        self.tracee.set_regs(&regs)?;
+        self.tracee.resume(Resume::Run)?;
+        self.running = Some(batch);
+        Ok(())
+    }
 
+    /// Waits for the end of the batch that was started.
+    pub(crate) fn finish(&mut self) -> Result<Answers> {
+        let tid = self.tracee.tid();
+        let batch = self.running.take().unwrap_or_else(|| self.batch());
+        if batch.is_empty() {
+            return Ok(batch.answered(tid, &[], Vec::new()));
+        }
+        let last = self.scratch.table() + (batch.len() * ENTRY_WORDS * 8) as u64;
+        self.wait_for_end(last)?;
         let mut back = vec![0; batch.len() * ENTRY_WORDS * 8 + batch.output_len()];
         let table = self.scratch.table()..last;
         let output = self.scratch.output().start..self.scratch.output().start + batch.output_len() as u64;
@@ -241,16 +305,8 @@ impl<'t> Puppet<'t> {
         Ok(batch.answered(tid, &back, output))
     }
 
-    fn go(&mut self, last: u64) -> Result<()> {
-        let end = last + (ENTRY_WORDS * 8) as u64;
-        let mut regs = self.regs;
-        regs.enter_loop(self.scratch.code, self.scratch.table(), end, self.stack);
-        if let Some(configuration) = self.tiles {
-            regs.enter_through_tiles(configuration);
-        }
-        self.tracee.set_regs(&regs)?;
+    fn wait_for_end(&mut self, last: u64) -> Result<()> {
         loop {
-            self.tracee.resume(Resume::Run)?;
             match self.tracee.wait_step()? {
                 // The loop keeps its place in rbx: anything earlier is a signal that others sent.
                 Stop::Signal(signal) if signal == self.ending.0 && self.tracee.regs()?.rbx == last => {
@@ -264,25 +320,35 @@ impl<'t> Puppet<'t> {
                     return Err(Error::new(ErrorKind::Kernel, reason).of(self.tracee.tid()));
                 }
             }
+            self.tracee.resume(Resume::Run)?;
         }
     }
 
-    /// Starts one call and interrupts it at its entry, so that the kernel is in the state of a task that a
-    /// signal is about to take out of this very call. Gives the kernel-form result.
-    pub(crate) fn enter_and_interrupt(&mut self, sys: Sys, args: [u64; 6], batch: &Batch) -> Result<i64> {
+    /// Starts one call, which is to be interrupted at its entry, so that the kernel is in the state of a task that a
+    /// signal is about to take out of this very call. The batch is not executed: it has what the call reads.
+    pub(crate) fn enter(&mut self, number: i64, args: [u64; 6], batch: &Batch) -> Result<()> {
         self.memory.write_all(&[(self.scratch.input().start, batch.input_bytes())])?;
         let mut regs = self.regs;
-        regs.enter_call(self.scratch.syscall(), sys.number, args, self.stack);
+        regs.enter_call(self.scratch.syscall(), number, args, self.stack);
         self.tracee.set_regs(&regs)?;
-        step_to_syscall(self.tracee)?;
+        self.tracee.resume(Resume::ToSyscall)
+    }
+
+    /// Interrupts the call at its entry.
+    pub(crate) fn interrupt(&mut self) -> Result<()> {
+        wait_for_syscall(self.tracee)?;
         self.tracee.interrupt()?;
-        self.tracee.resume(Resume::Run)?;
+        self.tracee.resume(Resume::Run)
+    }
+
+    /// The result, in the kernel's form, of the call that was interrupted.
+    pub(crate) fn interrupted(&mut self) -> Result<i64> {
         loop {
             match self.tracee.wait_step()? {
                 Stop::Interrupted | Stop::Group(_) => return Ok(self.tracee.regs()?.result()),
                 Stop::Syscall => self.tracee.resume(Resume::Run)?,
                 stop => {
-                    let reason = format!("{} ended in {stop:?}", sys.name);
+                    let reason = format!("a blocked system call ended in {stop:?}");
                     return Err(Error::new(ErrorKind::Kernel, reason).of(self.tracee.tid()));
                 }
             }
@@ -306,16 +372,24 @@ impl<'t> Puppet<'t> {
 impl Drop for Puppet<'_> {
     fn drop(&mut self) {
         // Only reached on the way out of another error, or of a task that has died.
+        if self.running.is_some() {
+            let _ = self.finish();
+        }
         let _ = self.put_back();
     }
 }
 
 fn step_to_syscall(tracee: &Tracee) -> Result<()> {
+    tracee.resume(Resume::ToSyscall)?;
+    wait_for_syscall(tracee)
+}
+
+fn wait_for_syscall(tracee: &Tracee) -> Result<()> {
     for _ in 0..4 {
-        tracee.resume(Resume::ToSyscall)?;
         if tracee.wait_step()? == Stop::Syscall {
             return Ok(());
         }
+        tracee.resume(Resume::ToSyscall)?;
     }
     Err(Error::new(ErrorKind::Kernel, "it does not reach its system call").of(tracee.tid()))
 }

@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::image::{Decode, Encode, Record, Tag};
 use crate::proc::syscall::{self, SyscallState};
 use crate::proc::{read, sched, stat, status};
-use crate::tracee::{Memory, Puppet, Sys, Tracee};
+use crate::tracee::{Memory, Puppet, Tracee};
 
 const NANOSLEEP: i64 = libc::SYS_nanosleep;
 const CLOCK_NANOSLEEP: i64 = libc::SYS_clock_nanosleep;
@@ -256,8 +256,9 @@ impl Blocked {
         Note { number: self.number, deadline }.write(memory, regs);
     }
 
-    /// Puts a new thread into the sleep; gives the registers with which it goes on sleeping.
-    pub(crate) fn arm(&self, mut regs: Regs, puppet: &mut Puppet<'_>) -> Result<Regs> {
+    /// Makes a new thread, whose registers are to be these, enter the call. It is to be interrupted at once, and then
+    /// [`Blocked::entered`] follows.
+    pub(crate) fn enter(&self, regs: &Regs, puppet: &mut Puppet<'_>) -> Result<()> {
         let mut batch = puppet.batch();
         let mut args = regs.args();
         if let Wait::Remaining(left) = self.wait {
@@ -274,8 +275,12 @@ impl Blocked {
                 }
             }
         }
-        let sys = Sys { number: self.number, name: "a blocked system call" };
-        let result = puppet.enter_and_interrupt(sys, args, &batch)?;
+        puppet.enter(self.number, args, &batch)
+    }
+
+    /// The registers with which the thread goes on sleeping.
+    pub(crate) fn entered(&self, mut regs: Regs, puppet: &mut Puppet<'_>) -> Result<Regs> {
+        let result = puppet.interrupted()?;
         regs.set_result(result);
         // Whatever has completed is over; everything else is the kernel's to restart.
         regs.orig_rax = if (-517..=-512).contains(&result) { self.number as u64 } else { u64::MAX };
