@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info_span};
 
 use crate::Pid;
+use crate::arch::RegsExt;
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Refusal, Result};
 use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
@@ -337,11 +338,16 @@ impl<'f> Borrowed<'f> {
         let vdso = mappings.iter().find(|mapping| mapping.name == b"[vdso]");
         let vdso = vdso.map(|mapping| mapping.start..mapping.end);
         for thread in &process.threads {
-            if let Some(vdso) = &vdso {
-                Springboard::bring_home(&thread.tracee, &memory, vdso)?;
+            let regs = match &vdso {
+                Some(vdso) => Springboard::bring_home(&thread.tracee, &memory, vdso)?,
+                None => thread.tracee.regs()?,
+            };
+            // No system call is made in a critical section.
+            if regs.interrupted_call().is_none() {
+                rseq::leave_critical_section(&thread.tracee, regs, &memory)?;
+            } else {
+                blocked::call_again(&thread.tracee, regs, thread.sleeper, &memory)?;
             }
-            rseq::leave_critical_section(&thread.tracee, &memory)?;
-            blocked::call_again(&thread.tracee, thread.sleeper, &memory)?;
         }
         let mut borrowed = Self { process, mappings, memory, tools: None, continues: Vec::new() };
         if unsupported::can_be_asked(process)
@@ -598,7 +604,8 @@ struct Seen<'f> {
 impl<'f> Seen<'f> {
     fn of(process: &'f Process, thread: &'f Thread) -> Result<Self> {
         let own = thread.tid() != process.speaker();
-        let status = own.then(|| read::parsed(thread.tid(), "status", status::parse)).transpose()?;
+        let read = || read::of_thread(process.pid, thread.tid(), "status", status::parse);
+        let status = own.then(read).transpose()?;
         Ok(Self { process, thread, saved: Saved::of(&thread.tracee)?, status })
     }
 
@@ -636,7 +643,7 @@ impl<'s> Asking<'s> {
     fn start(seen: &'s Seen<'s>, borrowed: &'s Borrowed<'s>, scratch: Scratch) -> Result<Self> {
         let view = seen.view();
         let speaks = view.speaks();
-        let pending = pending::Snapshot::take(view.tid())?;
+        let pending = pending::Snapshot::take(view)?;
         let mut batch = Batch::new(scratch);
         let wanted = STATES.iter().filter(|state| speaks || state.scope == Scope::Thread);
         // While the thread still has its own registers and mask.
@@ -666,7 +673,7 @@ impl Asked {
     /// A timer that expires in between would be seen in neither place, or in both: then the thread is asked again.
     fn at_rest(mut self, seen: &Seen<'_>, borrowed: &Borrowed<'_>, scratch: Scratch) -> Result<Self> {
         for _ in 0..5 {
-            if self.pending == pending::Snapshot::take(seen.thread.tid())? {
+            if self.pending == pending::Snapshot::take(seen.view())? {
                 break;
             }
             self = Self::of(seen, borrowed, scratch)?;

@@ -406,18 +406,20 @@ impl Springboard {
     pub(crate) const ROOM: u64 = 128;
 
     /// Brings a task home that a checkpoint left in the middle of a batch when it was killed: what it still had
-    /// to do is over, what is left is the way back. Its stack pointer leads to the signal frame all the time.
-    pub(crate) fn bring_home(tracee: &Tracee, memory: &Memory, vdso: &Range<u64>) -> Result<()> {
+    /// to do is over, what is left is the way back. Its stack pointer leads to the signal frame all the time. Gives
+    /// the registers that it has at home.
+    pub(crate) fn bring_home(tracee: &Tracee, memory: &Memory, vdso: &Range<u64>) -> Result<Regs> {
         let mut regs = tracee.regs()?;
         let at = vdso.end.saturating_sub(Self::ROOM);
         if !(at..vdso.end).contains(&regs.pc()) || memory.read_vec(at, arch::code().len())? != arch::code() {
-            return Ok(());
+            return Ok(regs);
         }
         let stack = regs.stack_pointer();
         regs.enter_loop(at, 0, 0, stack);
         tracee.set_regs(&regs)?;
         step_to_syscall(tracee)?;
-        step_to_syscall(tracee)
+        step_to_syscall(tracee)?;
+        tracee.regs()
     }
 
     /// Installs the code in the process that `memory` shows, whose vdso is at `vdso`.

@@ -101,7 +101,7 @@ pub(crate) fn monotonic() -> u64 {
 impl Sleeper {
     /// Looks at a thread that nothing has disturbed yet.
     pub(crate) fn observe(pid: Pid, tid: Pid, clocks: &mut Clocks) -> Option<Self> {
-        let call = read::parsed(tid, "syscall", syscall::parse).ok()?;
+        let call = read::of_thread(pid, tid, "syscall", syscall::parse).ok()?;
         let SyscallState::Blocked { nr, args, sp, .. } = call else { return None };
         if !ends_in_time(nr, args) {
             return None;
@@ -110,7 +110,7 @@ impl Sleeper {
         if stat.state != 'S' {
             return None;
         }
-        let seen = read::parsed(tid, "sched", sched::parse).ok()?.exec_start;
+        let seen = read::of_thread(pid, tid, "sched", sched::parse).ok()?.exec_start;
         let since = (seen as i64).checked_add(clocks.offset(stat.processor)?)?;
         Some(Self { since: since.try_into().ok()?, stack: sp })
     }
@@ -165,8 +165,12 @@ impl Limit {
 
 /// Makes a call that gave up because of the stop be called again, in the living thread and so in the image:
 /// with the time that is left, which below the red zone of the thread's own stack outlasts the call's entry.
-pub(crate) fn call_again(tracee: &Tracee, sleeper: Option<Sleeper>, memory: &Memory) -> Result<()> {
-    let mut regs = tracee.regs()?;
+pub(crate) fn call_again(
+    tracee: &Tracee,
+    mut regs: Regs,
+    sleeper: Option<Sleeper>,
+    memory: &Memory,
+) -> Result<()> {
     if regs.result() != -i64::from(libc::EINTR) {
         return Ok(());
     }
