@@ -1,5 +1,6 @@
 //! Checkpoint: freeze, collect, describe, write; then let go.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -22,8 +23,9 @@ use crate::resource::tasks::cgroup::Membership;
 use crate::resource::tasks::cpu::Processor;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::{self, JobStop};
+use crate::resource::tasks::mempolicy::OfMappings;
 use crate::resource::tasks::sharing::{self, Sharing};
-use crate::resource::tasks::{mempolicy, rseq, tree::Tree, unsupported};
+use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
 use crate::tracee::{Batch, Ending, Memory, Puppet, Saved, Scratch, Springboard, sys};
 
@@ -294,11 +296,24 @@ pub(crate) fn sleep_precisely() {
 /// Ends the whole tree, children first: each parent, as its last call, waits for its dead children, so that
 /// no pid of the tree stays taken until whoever inherits them gets round to it.
 fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
-    for process in borrowed.into_iter().rev() {
-        let children = frozen.children_of(process.process.pid);
-        process.wait_for(&children).of(process.process.pid)?;
-        let ended = process.abandon();
-        ended.kill()?;
+    let mut generations: Vec<Vec<Borrowed<'_>>> = Vec::new();
+    let mut depths: BTreeMap<u32, usize> = BTreeMap::new();
+    for process in borrowed {
+        let depth = depths.get(&process.process.stat.ppid).map_or(0, |parent| parent + 1);
+        depths.insert(process.process.pid.get(), depth);
+        generations.resize_with(generations.len().max(depth + 1), Vec::new);
+        if let Some(generation) = generations.get_mut(depth) {
+            generation.push(process);
+        }
+    }
+    for generation in generations.into_iter().rev() {
+        for process in &generation {
+            let pid = process.process.pid;
+            process.wait_for(&frozen.children_of(pid)).of(pid)?;
+        }
+        let ended: Vec<&Process> = generation.into_iter().map(Borrowed::abandon).collect();
+        ended.iter().try_for_each(|process| process.kill())?;
+        ended.iter().try_for_each(|process| process.wait_death())?;
     }
     Ok(())
 }
@@ -370,6 +385,12 @@ impl<'f> Borrowed<'f> {
             }
         }
         Ok(borrowed)
+    }
+
+    /// The thread that is asked for what all share.
+    fn speaker(&self) -> Option<Asks<'_>> {
+        let scratch = self.tools.map(|(_, scratch)| scratch);
+        self.process.threads.first().map(|thread| Asks { borrowed: self, thread, scratch })
     }
 
     fn puppet<'p>(&'p self, thread: &'p Thread) -> Result<Option<Puppet<'p>>> {
@@ -497,14 +518,18 @@ impl Described {
         described.records.put(Owner::IMAGE, &Processor::here())?;
         let sharing = sharing::describe(frozen, &tree, report)?;
         let mut files = Collector::default();
-        for process in borrowed {
-            let shared = sharing.get(&process.process.pid.get()).copied().unwrap_or_default();
-            described.process(process, shared, report).of(process.process.pid)?;
-            if shared.files.is_none() {
-                files.table(process.process, report, &mut described.records)?;
-            }
-            for (child, stop) in process.stops_of(frozen)? {
-                described.records.put(Owner(child.get()), &stop)?;
+        for some in borrowed.chunks(Scratch::PARTS) {
+            let speakers: Vec<_> = some.iter().filter_map(Borrowed::speaker).collect();
+            described.threads(&speakers, report)?;
+            for process in some {
+                let shared = sharing.get(&process.process.pid.get()).copied().unwrap_or_default();
+                described.process(process, shared, report).of(process.process.pid)?;
+                if shared.files.is_none() {
+                    files.table(process.process, report, &mut described.records)?;
+                }
+                for (child, stop) in process.stops_of(frozen)? {
+                    described.records.put(Owner(child.get()), &stop)?;
+                }
             }
         }
         files.finish(report, &mut described.records)?;
@@ -525,39 +550,49 @@ impl Described {
         if let Some(leader) = DeadLeader::describe(process)? {
             self.records.put(Owner(process.pid.get()), &leader)?;
         }
-        let Some((speaker, others)) = process.threads.split_first() else { return Ok(()) };
-        self.threads(borrowed, std::slice::from_ref(speaker), report)?;
-        others.chunks(Scratch::PARTS).try_for_each(|some| self.threads(borrowed, some, report))
+        for some in process.threads.get(1..).unwrap_or_default().chunks(Scratch::PARTS) {
+            let scratch = |part| borrowed.tools.map(|(_, scratch)| scratch.part(part));
+            let others = some.iter().enumerate();
+            let others = others.map(|(part, thread)| Asks { borrowed, thread, scratch: scratch(part) });
+            self.threads(&others.collect::<Vec<_>>(), report)?;
+        }
+        Ok(())
     }
 
-    /// Describes the speaker, or some of the others, which work at the same time.
-    fn threads(&mut self, borrowed: &Borrowed<'_>, threads: &[Thread], report: &mut Report) -> Result<()> {
-        let seen = threads.iter().map(|thread| Seen::of(borrowed.process, thread).of(thread.tid()));
+    /// Describes some threads, which work at the same time: each in scratch memory of its own.
+    fn threads(&mut self, asks: &[Asks<'_>], report: &mut Report) -> Result<()> {
+        let seen = asks.iter().map(|asks| Seen::of(*asks).of(asks.thread.tid()));
         let seen = seen.collect::<Result<Vec<_>>>()?;
-        for view in seen.iter().map(Seen::view) {
-            match Blocked::describe(view.tid(), &view.saved.regs, view.thread.sleeper, &borrowed.memory) {
-                Ok(Some(sleep)) => {
-                    self.records.put(Owner(view.tid().get()), &sleep)?;
-                    self.sleeps.push((view.tid(), sleep));
-                }
-                Ok(None) => {}
-                Err(error) => report.refuse(error.into_refusal()?),
-            }
+        for seen in &seen {
+            self.sleep(seen.view(), &seen.asks.borrowed.memory, report)?;
         }
-        let Some((_, scratch)) = borrowed.tools else { return Ok(()) };
         // A process that is stopped at the end of one batch must not be stopped again by another.
-        let at_once = seen.len() > 1 && seen.iter().all(|seen| seen.ending() != Ending::STOP);
-        let asked: Vec<Asked> = if at_once {
-            let parts = (0..).map(|index| scratch.part(index));
-            let asking = seen.iter().zip(parts).map(|(seen, part)| Asking::start(seen, borrowed, part));
-            let asking = asking.collect::<Result<Vec<_>>>()?;
-            asking.into_iter().map(Asking::finish).collect::<Result<_>>()?
+        let at_once = seen.iter().all(|seen| seen.ending() != Ending::STOP);
+        let asked = if at_once {
+            let asking = seen.iter().map(Asking::start).collect::<Result<Vec<_>>>()?;
+            asking
+                .into_iter()
+                .map(|asking| asking.map(Asking::finish).transpose())
+                .collect::<Result<Vec<_>>>()?
         } else {
-            seen.iter().map(|seen| Asked::of(seen, borrowed, scratch)).collect::<Result<_>>()?
+            seen.iter().map(Asked::of).collect::<Result<_>>()?
         };
         for (seen, asked) in seen.iter().zip(asked) {
-            let asked = asked.at_rest(seen, borrowed, scratch)?;
-            self.describe(seen.view(), asked, borrowed, report)?;
+            if let Some(asked) = asked {
+                self.describe(seen.view(), asked.at_rest(seen)?, seen.asks.borrowed, report)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn sleep(&mut self, view: View<'_>, memory: &Memory, report: &mut Report) -> Result<()> {
+        match Blocked::describe(view.tid(), &view.saved.regs, view.thread.sleeper, memory) {
+            Ok(Some(sleep)) => {
+                self.records.put(Owner(view.tid().get()), &sleep)?;
+                self.sleeps.push((view.tid(), sleep));
+            }
+            Ok(None) => {}
+            Err(error) => report.refuse(error.into_refusal()?),
         }
         Ok(())
     }
@@ -570,7 +605,7 @@ impl Described {
         report: &mut Report,
     ) -> Result<()> {
         let Asked { states, space, answers, refused, .. } = asked;
-        refused.into_iter().for_each(|refusal| report.refuse(refusal));
+        refused.0.into_iter().for_each(|refusal| report.refuse(refusal));
         for describe in states {
             let refused = describe(&answers, view, report, &mut self.records);
             if let Err(error) = refused {
@@ -592,30 +627,39 @@ impl Described {
     }
 }
 
+/// Who is to be asked, and where it works; nowhere if it cannot be asked.
+#[derive(Clone, Copy)]
+struct Asks<'b> {
+    borrowed: &'b Borrowed<'b>,
+    thread: &'b Thread,
+    scratch: Option<Scratch>,
+}
+
 /// A stopped thread and what it shows to anybody.
-struct Seen<'f> {
-    process: &'f Process,
-    thread: &'f Thread,
+struct Seen<'b> {
+    asks: Asks<'b>,
     saved: Saved,
     /// None of the speaker, whose is that of the process.
     status: Option<Status>,
 }
 
-impl<'f> Seen<'f> {
-    fn of(process: &'f Process, thread: &'f Thread) -> Result<Self> {
+impl<'b> Seen<'b> {
+    fn of(asks: Asks<'b>) -> Result<Self> {
+        let (process, thread) = (asks.borrowed.process, asks.thread);
         let own = thread.tid() != process.speaker();
         let read = || read::of_thread(process.pid, thread.tid(), "status", status::parse);
         let status = own.then(read).transpose()?;
-        Ok(Self { process, thread, saved: Saved::of(&thread.tracee)?, status })
+        Ok(Self { asks, saved: Saved::of(&thread.tracee)?, status })
     }
 
     fn view(&self) -> View<'_> {
-        let status = self.status.as_ref().unwrap_or(&self.process.status);
-        View { process: self.process, thread: self.thread, status, saved: &self.saved }
+        let process = self.asks.borrowed.process;
+        let status = self.status.as_ref().unwrap_or(&process.status);
+        View { process, thread: self.asks.thread, status, saved: &self.saved }
     }
 
     fn ending(&self) -> Ending {
-        Ending::among(self.saved.mask, self.process.status.sig_cgt)
+        Ending::among(self.saved.mask, self.asks.borrowed.process.status.sig_cgt)
     }
 }
 
@@ -625,8 +669,9 @@ struct Asking<'s> {
     states: Vec<crate::resource::Describe>,
     space: Option<memory::Asked>,
     pending: pending::Snapshot,
-    /// Of the speaker.
+    /// Of the speaker: those that did not fit into its batch.
     mappings: &'s [Mapping],
+    policies: OfMappings<'s>,
 }
 
 /// One thread's answers.
@@ -636,11 +681,12 @@ struct Asked {
     pending: pending::Snapshot,
     answers: crate::tracee::Answers,
     /// What is refused of its mappings.
-    refused: Vec<crate::error::Refusal>,
+    refused: Report,
 }
 
 impl<'s> Asking<'s> {
-    fn start(seen: &'s Seen<'s>, borrowed: &'s Borrowed<'s>, scratch: Scratch) -> Result<Self> {
+    fn start(seen: &'s Seen<'s>) -> Result<Option<Self>> {
+        let Asks { borrowed, thread, scratch: Some(scratch) } = seen.asks else { return Ok(None) };
         let view = seen.view();
         let speaks = view.speaks();
         let pending = pending::Snapshot::take(view)?;
@@ -649,34 +695,44 @@ impl<'s> Asking<'s> {
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
         let space = speaks.then(|| memory::ask(&mut batch));
-        let pid = seen.process.pid;
-        let mut puppet =
-            Puppet::borrow(&seen.thread.tracee, pid, &borrowed.memory, scratch, &seen.saved, seen.ending())?;
-        puppet.start(batch)?;
         let mappings = if speaks { borrowed.mappings.as_slice() } else { &[] };
-        Ok(Self { puppet, states, space, pending, mappings })
+        let (some, mappings) = mappings.split_at(mappings.len().min(OfMappings::AT_ONCE));
+        let policies = OfMappings::ask(some, &mut batch);
+        let (pid, ending) = (borrowed.process.pid, seen.ending());
+        let mut puppet = Puppet::borrow(&thread.tracee, pid, &borrowed.memory, scratch, &seen.saved, ending)?;
+        puppet.start(batch)?;
+        Ok(Some(Self { puppet, states, space, pending, policies, mappings }))
     }
 
     fn finish(mut self) -> Result<Asked> {
         let answers = self.puppet.finish()?;
-        let refused = mempolicy::of_mappings(&mut self.puppet, self.mappings)?;
+        let mut refused = Report::default();
+        let pid = self.puppet.tgid();
+        self.policies.refuse(pid, &answers, &mut refused);
+        for some in self.mappings.chunks(OfMappings::AT_ONCE) {
+            let mut batch = self.puppet.batch();
+            let policies = OfMappings::ask(some, &mut batch);
+            policies.refuse(pid, &self.puppet.run(batch)?, &mut refused);
+        }
         self.puppet.release()?;
         Ok(Asked { states: self.states, space: self.space, pending: self.pending, answers, refused })
     }
 }
 
 impl Asked {
-    fn of(seen: &Seen<'_>, borrowed: &Borrowed<'_>, scratch: Scratch) -> Result<Self> {
-        Asking::start(seen, borrowed, scratch)?.finish()
+    fn of(seen: &Seen<'_>) -> Result<Option<Self>> {
+        Asking::start(seen)?.map(Asking::finish).transpose()
     }
 
     /// A timer that expires in between would be seen in neither place, or in both: then the thread is asked again.
-    fn at_rest(mut self, seen: &Seen<'_>, borrowed: &Borrowed<'_>, scratch: Scratch) -> Result<Self> {
+    fn at_rest(mut self, seen: &Seen<'_>) -> Result<Self> {
         for _ in 0..5 {
             if self.pending == pending::Snapshot::take(seen.view())? {
                 break;
             }
-            self = Self::of(seen, borrowed, scratch)?;
+            if let Some(again) = Self::of(seen)? {
+                self = again;
+            }
         }
         Ok(self)
     }

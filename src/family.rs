@@ -73,43 +73,43 @@ impl Member {
 
     /// Makes its other threads, with their numbers.
     pub(crate) fn make_threads(&mut self, tids: &[u32]) -> Result<()> {
-        const AT_ONCE: usize = 512;
         const FLAGS: i32 = libc::CLONE_VM
             | libc::CLONE_FS
             | libc::CLONE_FILES
             | libc::CLONE_SIGHAND
             | libc::CLONE_THREAD
             | libc::CLONE_SYSVSEM;
-        for some in tids.chunks(AT_ONCE) {
-            let born = self.clone(some, FLAGS as u64, 0)?;
-            self.threads.extend(born);
-        }
+        let born = self.clone(tids, FLAGS as u64, 0)?;
+        self.threads.extend(born);
         Ok(())
     }
 
     /// Remote clone3(2), one for each number. The new tasks are traced too (CLONE_PTRACE), and stop before their first
     /// instruction.
     fn clone(&self, numbers: &[u32], flags: u64, exit_signal: u64) -> Result<Vec<Tracee>> {
+        const AT_ONCE: usize = 512;
         let mut puppet = self.puppet(0)?;
-        let mut batch = puppet.batch();
-        let mut calls = Vec::new();
         let flags = flags | libc::CLONE_PTRACE as u64;
-        for number in numbers {
-            let set_tid = batch.input(&number.to_ne_bytes());
-            let args = CloneArgs { flags, exit_signal, set_tid, set_tid_size: 1, ..CloneArgs::default() };
-            let words = args.words();
-            let args = batch.input_words(&words);
-            calls.push(batch.call(sys::clone3, &[args, size_of_val(&words) as u64]));
+        let mut born = Vec::new();
+        for some in numbers.chunks(AT_ONCE) {
+            let mut batch = puppet.batch();
+            let calls = some.iter().map(|number| {
+                let set_tid = batch.input(&number.to_ne_bytes());
+                let args = CloneArgs { flags, exit_signal, set_tid, set_tid_size: 1, ..CloneArgs::default() };
+                let words = args.words();
+                let args = batch.input_words(&words);
+                (Pid::from(*number), batch.call(sys::clone3, &[args, size_of_val(&words) as u64]))
+            });
+            let calls: Vec<_> = calls.collect();
+            let answers = puppet.run(batch)?;
+            for (number, call) in calls {
+                answers.get(call).map_err(|error| crate::tracee::explain_clone(error, number))?;
+                let child = Tracee::attached(number);
+                child.wait_step()?;
+                born.push(child);
+            }
         }
-        let answers = puppet.run(batch)?;
-        let born = calls.into_iter().zip(numbers).map(|(call, number)| {
-            let number = Pid::from(*number);
-            answers.get(call).map_err(|error| crate::tracee::explain_clone(error, number))?;
-            let child = Tracee::attached(number);
-            child.wait_step()?;
-            Ok(child)
-        });
-        born.collect()
+        Ok(born)
     }
 
     /// Its leader ends by a call at this address, as it had ended; the other threads remain.

@@ -45,14 +45,17 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Ends it, and waits until it has ended. A root that is the caller's own child is left for the caller to
-    /// wait for.
+    /// Ends it.
     pub(crate) fn kill(&self) -> Result<()> {
-        let own_child = self.stat.ppid == std::process::id();
         match nix::sys::signal::kill(self.pid.nix(), nix::sys::signal::Signal::SIGKILL) {
-            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-            Err(errno) => return Err(Error::call("kill", errno).of(self.pid)),
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+            Err(errno) => Err(Error::call("kill", errno).of(self.pid)),
         }
+    }
+
+    /// Waits until it has ended. A root that is the caller's own child is left for the caller to wait for.
+    pub(crate) fn wait_death(&self) -> Result<()> {
+        let own_child = self.stat.ppid == std::process::id();
         // The leader is first, and is the last that can be waited for.
         for thread in self.threads.iter().rev() {
             let leader = thread.tid() == self.pid;

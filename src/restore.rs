@@ -13,6 +13,7 @@ use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Result, Subject};
 use crate::family::{Family, Member};
 use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
+use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
 use crate::proc::{read, stat};
 use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Places};
@@ -476,15 +477,18 @@ impl<'i> Ready<'i> {
     fn build(&self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
-        let fresh = read::parsed(blueprint.tree.root()?.pid(), "status", status::parse)?;
+        let root = blueprint.tree.root()?.pid();
+        let fresh = read::parsed(root, "status", status::parse)?;
         family.with_root(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
         let sharing = blueprint.processes.iter().map(|(pid, process)| (*pid, process.sharing)).collect();
         family.grow(&blueprint.tree, &blueprint.plan, &sharing, self.outer_group)?;
+        // All descend from the root, and have what it has.
+        let blank = memory::outlines(root)?;
         for member in family.members_mut() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {
-                self.build_memory(member, process, blueprint).of(member.pid)?;
+                self.build_memory(member, process, blueprint, &blank).of(member.pid)?;
             }
         }
         // Those who share an fd table need it empty until they have all their mappings.
@@ -501,10 +505,13 @@ impl<'i> Ready<'i> {
             if turn == Turn::All {
                 family.members_mut().for_each(Member::expect_signals);
             }
-            for member in family.members() {
-                if let Some(process) = blueprint.processes.get(&member.pid.get()) {
-                    take_turn(member, process, &fresh, turn, stages).of(member.pid)?;
-                }
+            let members = family.members();
+            let plans = members.filter_map(|one| Some((one, blueprint.processes.get(&one.pid.get())?)));
+            let work = plans.flat_map(|(member, process)| work_of(member, process, &fresh, turn, stages));
+            let work: Vec<_> = work.collect();
+            match turn {
+                Turn::All => work.iter().try_for_each(|work| work.alone().of(work.task.tid()))?,
+                Turn::Leaders | Turn::Others => work.chunks(Scratch::PARTS).try_for_each(at_once)?,
             }
         }
         for member in family.members_mut() {
@@ -515,15 +522,20 @@ impl<'i> Ready<'i> {
         Ok(family)
     }
 
-    fn build_memory(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
-        let blank = memory::mappings(member.pid)?;
+    fn build_memory(
+        &self,
+        member: &Member,
+        process: &ProcessPlan,
+        blueprint: &Blueprint,
+        blank: &[Mapping],
+    ) -> Result<()> {
         let builder = MmBuilder {
             workshop: blueprint.workshop,
             shared: &blueprint.shared,
             opened: &self.opened,
             channel: &self.channel,
             image: self.image,
-            blank: &blank,
+            blank,
         };
         builder.build(&mut member.puppet(0)?, &process.space, &process.places)
     }
@@ -532,27 +544,23 @@ impl<'i> Ready<'i> {
         let scratch = blueprint.workshop.scratch();
         {
             let mut puppet = member.puppet(0)?;
-            if let Some(table) = &process.table {
-                table.install(
+            const LIMIT: &str = "RLIMIT_NOFILE limits how high descriptors can be";
+            let mut batch = match &process.table {
+                Some(table) => table.install(
                     &self.channel,
                     |number| self.files.description(number),
-                    |batch| {
-                        puppet.run(batch)?.check().hint("RLIMIT_NOFILE limits how high descriptors can be")
-                    },
+                    |batch| puppet.run(batch)?.check().hint(LIMIT),
                     || Batch::new(scratch),
-                )?;
-            }
-            let mut batch = puppet.batch();
-            if process.table.is_some() {
-                batch.call(sys::close, &[self.channel.number() as u64]);
-            }
+                )?,
+                None => puppet.batch(),
+            };
             // From here on PTRACE_O_EXITKILL alone looks after orphans; the signal would outlast the release.
             batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
             if let Some((leader, _)) = &process.dead_leader {
                 let name = batch.input(&[&leader.name[..], b"\0"].concat());
                 batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
             }
-            puppet.run(batch)?.check()?;
+            puppet.run(batch)?.check().hint(LIMIT)?;
         }
         let others = process.threads.keys().copied().filter(|tid| *tid != member.pid.get());
         member.make_threads(&others.collect::<Vec<_>>())
@@ -617,19 +625,19 @@ const TURNS: [(Turn, &[Stage]); 5] = [
     (Turn::All, &[Stage::Pending]),
 ];
 
-fn take_turn(
-    member: &Member,
-    process: &ProcessPlan,
-    fresh: &Status,
+fn work_of<'b>(
+    member: &'b Member,
+    process: &'b ProcessPlan,
+    fresh: &'b Status,
     turn: Turn,
-    stages: &[Stage],
-) -> Result<()> {
-    let taken = |index: &usize| match turn {
+    stages: &'b [Stage],
+) -> impl Iterator<Item = Work<'b>> {
+    let taken = move |index: &usize| match turn {
         Turn::Leaders => *index == 0,
         Turn::Others => *index > 0,
         Turn::All => true,
     };
-    let work = (0..member.threads.len()).filter(taken).filter_map(|thread| {
+    (0..member.threads.len()).filter(taken).filter_map(move |thread| {
         let task = Rebuilt { pid: member.pid, tracee: member.threads.get(thread)?, fresh };
         let own = match (process.threads.get(&task.tid().get()), &process.dead_leader) {
             (Some(thread), _) => thread.states.as_slice(),
@@ -639,31 +647,27 @@ fn take_turn(
         let shared = if thread == 0 { process.states.as_slice() } else { &[] };
         let at = |stage: Stage| own.iter().chain(shared).filter(move |(at, _)| *at == stage);
         let states: Vec<_> = stages.iter().copied().flat_map(at).map(|(_, state)| &**state).collect();
-        (!states.is_empty()).then_some(Work { thread, task, states })
-    });
-    let work: Vec<_> = work.collect();
-    match turn {
-        Turn::Leaders | Turn::All => work.iter().try_for_each(|work| work.alone(member).of(work.task.tid())),
-        Turn::Others => work.chunks(Scratch::PARTS).try_for_each(|some| at_once(some, member)),
-    }
+        (!states.is_empty()).then_some(Work { member, thread, task, states })
+    })
 }
 
 /// What one thread has to build.
 struct Work<'b> {
+    member: &'b Member,
     thread: usize,
     task: Rebuilt<'b>,
     states: Vec<&'b dyn Rebuild>,
 }
 
-impl Work<'_> {
+impl<'b> Work<'b> {
     fn settle(&self) -> Result<()> {
         self.states.iter().try_for_each(|state| state.settle(self.task))
     }
 
     /// In as many batches as it takes.
-    fn alone(&self, member: &Member) -> Result<()> {
+    fn alone(&self) -> Result<()> {
         self.settle()?;
-        let mut puppet = member.puppet(self.thread)?;
+        let mut puppet = self.member.puppet(self.thread)?;
         let mut batch = puppet.batch();
         for state in &self.states {
             state.build(self.task, &mut batch)?;
@@ -674,9 +678,13 @@ impl Work<'_> {
         puppet.run(batch)?.check()
     }
 
-    /// Starts its one batch, unless that is too large for a part of the scratch memory.
-    fn start<'m>(&self, member: &'m Member, part: usize) -> Result<Option<Puppet<'m>>> {
-        let mut puppet = member.puppet_in_part(part, self.thread)?;
+    /// Starts its one batch, unless that is too large. Leaders have the whole scratch memory of their processes, of
+    /// the other threads some may have the same process.
+    fn start(&self, part: usize) -> Result<Option<Puppet<'b>>> {
+        let mut puppet = match self.thread {
+            0 => self.member.puppet(0)?,
+            thread => self.member.puppet_in_part(part, thread)?,
+        };
         let mut batch = puppet.batch();
         self.states.iter().try_for_each(|state| state.build(self.task, &mut batch))?;
         if !batch.fits() {
@@ -688,16 +696,17 @@ impl Work<'_> {
     }
 }
 
-fn at_once(work: &[Work<'_>], member: &Member) -> Result<()> {
+/// At most as many as scratch memory has parts.
+fn at_once(work: &[Work<'_>]) -> Result<()> {
     let (mut running, mut large) = (Vec::new(), Vec::new());
     for (part, work) in work.iter().enumerate() {
-        match work.start(member, part).of(work.task.tid())? {
+        match work.start(part).of(work.task.tid())? {
             Some(puppet) => running.push(puppet),
             None => large.push(work),
         }
     }
     running.into_iter().try_for_each(|mut puppet| puppet.finish()?.check())?;
-    large.into_iter().try_for_each(|work| work.alone(member).of(work.task.tid()))
+    large.into_iter().try_for_each(|work| work.alone().of(work.task.tid()))
 }
 
 /// Puts blocked threads back into their calls, removes the workshop, sets the registers.

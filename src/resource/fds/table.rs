@@ -166,18 +166,22 @@ impl FdTable {
     }
 
     /// Sends the descriptions to a task whose only open descriptor is the channel, one message at a time, and
-    /// queues the calls with which the task receives them and puts them in their places.
+    /// queues the calls with which the task receives them and puts them in their places. The last batch, which also
+    /// closes the channel, is left to the caller.
     pub(crate) fn install<'fd>(
         &self,
         channel: &Channel,
         description: impl Fn(u32) -> Result<std::os::fd::BorrowedFd<'fd>>,
         mut run: impl FnMut(Batch) -> Result<()>,
         new_batch: impl Fn() -> Batch,
-    ) -> Result<()> {
+    ) -> Result<Batch> {
         let mut placed: Vec<RawFd> = vec![channel.number()];
+        let mut batch = new_batch();
         for message in self.slots.chunks(MESSAGE) {
+            if !batch.is_empty() {
+                run(std::mem::replace(&mut batch, new_batch()))?;
+            }
             let fds = message.iter().map(|slot| description(slot.description)).collect::<Result<Vec<_>>>()?;
-            let mut batch = new_batch();
             let received = channel.send(&fds, &placed, &mut batch)?;
             // From the highest down: no number that is still needed is taken, since each is at most its place.
             for (slot, from) in message.iter().zip(&received).rev() {
@@ -185,10 +189,10 @@ impl FdTable {
                 batch.about(Subject::Fd { fd: slot.fd, what });
                 place(slot, *from, &mut batch);
             }
-            run(batch)?;
             placed.extend(message.iter().map(|slot| slot.fd));
         }
-        Ok(())
+        batch.call(call::close, &[channel.number() as u64]);
+        Ok(batch)
     }
 }
 

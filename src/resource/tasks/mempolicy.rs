@@ -1,10 +1,11 @@
 //! The NUMA memory policy of a thread, set_mempolicy(2), and that of single mappings, mbind(2), which is refused.
 
+use crate::Pid;
 use crate::error::{Refusal, Result, Subject};
 use crate::image::{Decode, Encode, Record, Tag};
 use crate::proc::smaps::Mapping;
 use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
-use crate::tracee::{Answers, Batch, Call, Output, Puppet, sys};
+use crate::tracee::{Answers, Batch, Call, Output, sys};
 
 /// MPOL_* with its mode flags, and the nodes as a bit set.
 #[derive(Encode, Decode, Debug)]
@@ -61,31 +62,34 @@ impl State for MemoryPolicy {
     }
 }
 
-/// Refuses mappings with a policy of their own. To ask for each is much cheaper than /proc/PID/numa_maps, which
-/// counts pages.
-pub(crate) fn of_mappings(puppet: &mut Puppet<'_>, mappings: &[Mapping]) -> Result<Vec<Refusal>> {
-    let mut refused = Vec::new();
-    for some in mappings.chunks(1024) {
-        let mut batch = puppet.batch();
-        let asked: Vec<_> = some
-            .iter()
-            .map(|mapping| {
-                let mode = batch.output(8);
-                let call = batch.call(sys::get_mempolicy, &[mode.addr, 0, 0, mapping.start, MPOL_F_ADDR]);
-                (mapping, call, mode)
-            })
-            .collect();
-        let answers = puppet.run(batch)?;
-        for (mapping, call, mode) in asked {
+/// The policies of some mappings, as the process was asked for them.
+pub(crate) struct OfMappings<'m>(Vec<(&'m Mapping, Call, Output)>);
+
+impl<'m> OfMappings<'m> {
+    /// So many fit into a batch beside everything else.
+    pub(crate) const AT_ONCE: usize = 1024;
+
+    /// To ask for each is much cheaper than /proc/PID/numa_maps, which counts pages.
+    pub(crate) fn ask(mappings: &'m [Mapping], batch: &mut Batch) -> Self {
+        let asked = mappings.iter().map(|mapping| {
+            let mode = batch.output(8);
+            let call = batch.call(sys::get_mempolicy, &[mode.addr, 0, 0, mapping.start, MPOL_F_ADDR]);
+            (mapping, call, mode)
+        });
+        Self(asked.collect())
+    }
+
+    /// Refuses those that have one of their own.
+    pub(crate) fn refuse(&self, process: Pid, answers: &Answers, report: &mut Report) {
+        for (mapping, call, mode) in &self.0 {
             // An error: there is no NUMA, or this is [vsyscall], which is no mapping.
-            let policy = answers.get(call).ok().and_then(|_| answers.words(&mode).first().copied());
+            let policy = answers.get(*call).ok().and_then(|_| answers.words(mode).first().copied());
             if policy.is_some_and(|policy| policy as u32 != 0) {
                 let what = String::from_utf8_lossy(&mapping.name).into_owned();
                 let subject = Subject::Vma { start: mapping.start, end: mapping.end, what };
                 let reason = "it has a memory policy of its own, mbind(2)";
-                refused.push(Refusal::new(puppet.tgid(), subject, reason));
+                report.refuse(Refusal::new(process, subject, reason));
             }
         }
     }
-    Ok(refused)
 }
