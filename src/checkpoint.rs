@@ -1,7 +1,10 @@
 //! Checkpoint: freeze, collect, describe, write; then let go.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info_span};
@@ -15,19 +18,21 @@ use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
 use crate::proc::read;
 use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
-use crate::resource::fds::{Collector, Places};
+use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
 use crate::resource::memory::{self, AddressSpace, PageWriter, SharedObjects};
 use crate::resource::signals::pending;
+use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::{self, Blocked};
 use crate::resource::tasks::cgroup::Membership;
 use crate::resource::tasks::cpu::Processor;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::{self, JobStop};
-use crate::resource::tasks::mempolicy::OfMappings;
-use crate::resource::tasks::sharing::{self, Sharing};
+use crate::resource::tasks::sharing::{Kind, Shares};
 use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
-use crate::tracee::{Batch, Ending, Memory, Puppet, Saved, Scratch, Springboard, sys};
+use crate::tracee::{
+    Answers, Batch, Ending, Home, Memory, Puppet, Saved, Scratch, Springboard, run_together, sys,
+};
 
 /// What becomes of the target when its image is complete.
 ///
@@ -70,17 +75,20 @@ pub struct Checkpoint<'h> {
     after: AfterDump,
     time_limit: Duration,
     durability: Durability,
+    files: FilePolicy,
+    writers: NonZeroUsize,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
 impl std::fmt::Debug for Checkpoint<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { root, after, time_limit, durability, .. } = self;
+        let Self { root, after, time_limit, durability, writers, .. } = self;
         f.debug_struct("Checkpoint")
             .field("root", root)
             .field("after", after)
             .field("time_limit", time_limit)
             .field("durability", durability)
+            .field("writers", writers)
             .finish_non_exhaustive()
     }
 }
@@ -162,6 +170,8 @@ impl<'h> Checkpoint<'h> {
             after: AfterDump::default(),
             time_limit: TIME_LIMIT,
             durability: Durability::default(),
+            files: FilePolicy::default(),
+            writers: default_writers(),
             hooks: None,
         }
     }
@@ -181,6 +191,35 @@ impl<'h> Checkpoint<'h> {
     /// What must have reached the disk before the target is let go; nothing unless this says otherwise.
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
+        self
+    }
+
+    /// How many bytes an image may hold of one file that is open or mapped though it was deleted: 1 MiB unless this
+    /// says otherwise. Holes do not count, nor do files in memory (tmpfs, memfds). A larger one is refused.
+    pub fn ghost_limit(mut self, bytes: u64) -> Self {
+        self.files.ghost_limit = bytes;
+        self
+    }
+
+    /// Leaves an open file out of the image: [`Restore::inherit`](crate::Restore::inherit) supplies it.
+    pub fn external(mut self, file: External) -> Self {
+        self.files.external.insert(file);
+        self
+    }
+
+    /// What to do about pipes with an end outside of the tree.
+    pub fn outer_pipes(mut self, pipes: OuterPipes) -> Self {
+        self.files.outer_pipes = pipes;
+        self
+    }
+
+    /// How many threads write a process's memory at the same time, each to a page segment of its own. As many
+    /// as there are processors, but at most 4, unless this says otherwise.
+    ///
+    /// All but the first are threads that the target gets for that time. It may not be allowed any (RLIMIT_NPROC,
+    /// pids.max): then there are fewer. Small targets have one.
+    pub fn writers(mut self, writers: NonZeroUsize) -> Self {
+        self.writers = writers;
         self
     }
 
@@ -207,10 +246,12 @@ impl<'h> Checkpoint<'h> {
     /// When the tree cannot be frozen or looked at.
     pub fn preflight(self) -> Result<Preflight> {
         on_own_thread(move || {
-            let frozen = freeze(self.root, self.time_limit).in_phase(Phase::Freeze)?;
+            let frozen = freeze_program(self.root, self.time_limit).in_phase(Phase::Freeze)?;
             let mut report = Report::default();
-            let borrowed = Borrowed::all(&frozen, &mut report).in_phase(Phase::Collect)?;
-            let described = Described::of(&frozen, &borrowed, &mut report).in_phase(Phase::Describe);
+            let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
+            let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
+            let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
+            let described = described.in_phase(Phase::Describe);
             drop(borrowed);
             described.map(|_| Preflight(report.0))
         })
@@ -224,15 +265,17 @@ impl<'h> Checkpoint<'h> {
         self.tell(Event::PreDump { root }).in_phase(Phase::Freeze)?;
         sleep_precisely();
         let started = Instant::now();
-        let frozen = freeze(root, self.time_limit).in_phase(Phase::Freeze)?;
+        let frozen = freeze_program(root, self.time_limit).in_phase(Phase::Freeze)?;
         stats.freezing = started.elapsed();
         stats.tasks = frozen.processes.iter().map(|process| process.threads.len() as u64).sum();
         debug!(processes = frozen.processes.len(), tasks = stats.tasks, "frozen");
         self.tell(Event::Frozen { root }).in_phase(Phase::Freeze)?;
 
         let mut report = Report::default();
-        let borrowed = Borrowed::all(&frozen, &mut report).in_phase(Phase::Collect)?;
-        let described = Described::of(&frozen, &borrowed, &mut report).in_phase(Phase::Describe)?;
+        let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
+        let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
+        let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
+        let described = described.in_phase(Phase::Describe)?;
         if !report.0.is_empty() {
             return Err(Error::unsupported(report.0).in_phase(Phase::Describe));
         }
@@ -265,7 +308,7 @@ impl<'h> Checkpoint<'h> {
         dir: &Path,
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
-        let Described { mut records, spaces, shared, sleeps } = described;
+        let Described { mut records, spaces, shared, ghosts, sleeps } = described;
         let mut image = ImageWriter::create(dir)?.durability(self.durability);
         let started = Instant::now();
         let hooks = &mut self.hooks;
@@ -273,12 +316,14 @@ impl<'h> Checkpoint<'h> {
             Some(hooks) => vetoed(hooks.progress(progress)),
             None => Ok(()),
         };
-        let mut pages = PageWriter::new(&mut progress);
-        for (mut space, process) in spaces.into_iter().zip(borrowed) {
+        let mut pages = PageWriter::new(self.writers.get(), &mut progress);
+        let owners = borrowed.iter().filter(|process| process.owns_memory);
+        for (mut space, process) in spaces.into_iter().zip(owners) {
             process.write_pages(&mut space, &mut pages, &mut image).of(process.process.pid)?;
             records.put(Owner(process.process.pid.get()), &space)?;
         }
         shared.write(Memory::open, &mut pages, &mut image, &mut records)?;
+        ghosts.write(&mut pages, &mut image, &mut records)?;
         stats.memory = started.elapsed();
         stats.pages_scanned = pages.counts.scanned;
         stats.pages_zero = pages.counts.zero;
@@ -288,9 +333,42 @@ impl<'h> Checkpoint<'h> {
     }
 }
 
+fn default_writers() -> NonZeroUsize {
+    const MOST: NonZeroUsize = NonZeroUsize::MIN.saturating_add(3);
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).min(MOST)
+}
+
 /// The default slack of 50 us would make every short sleep of the engine's thread that much longer.
 pub(crate) fn sleep_precisely() {
     let _ = nix::sys::prctl::set_timerslack(1);
+}
+
+/// Freezes the tree without the threads that a killed checkpoint has given it: they end when they are let go.
+fn freeze_program(root: Pid, limit: Duration) -> Result<Frozen> {
+    let started = Instant::now();
+    loop {
+        let frozen = freeze(root, limit.saturating_sub(started.elapsed()))?;
+        if !has_hands(&frozen)? {
+            return Ok(frozen);
+        }
+        drop(frozen);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn has_hands(frozen: &Frozen) -> Result<bool> {
+    let mut found = false;
+    for process in &frozen.processes {
+        for thread in process.threads.iter().skip(1) {
+            if Springboard::may_be_at(thread.tracee.regs()?.pc()) {
+                let memory = Memory::open(process.speaker())?;
+                let mappings = memory::mappings(process.speaker())?;
+                let Some(vdso) = memory::vdso(&mappings) else { continue };
+                found |= Springboard::bring_home(&thread.tracee, &memory, &vdso)? == Home::End;
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Ends the whole tree, children first: each parent, as its last call, waits for its dead children, so that
@@ -327,36 +405,72 @@ pub(crate) fn on_own_thread<T: Send>(body: impl FnOnce() -> Result<T> + Send) ->
     })
 }
 
+/// What batches need in an address space; the processes that share it use them one at a time.
+#[derive(Clone, Copy)]
+struct Tools {
+    springboard: Springboard,
+    scratch: Scratch,
+}
+
+impl Tools {
+    fn install(speaker: &Thread, memory: &Memory, vdso: Range<u64>) -> Result<Self> {
+        let springboard = Springboard::install(memory, vdso)?;
+        match springboard.map_scratch(&speaker.tracee, memory) {
+            Ok(scratch) => Ok(Self { springboard, scratch }),
+            Err(error) => {
+                springboard.remove(memory)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn remove(self, speaker: &Thread, memory: &Memory) -> Result<()> {
+        self.springboard.unmap_scratch(&speaker.tracee, memory, self.scratch)?;
+        self.springboard.remove(memory)
+    }
+}
+
 /// A stopped process that executes system calls for us. Dropping it gives it back.
 struct Borrowed<'f> {
     process: &'f Process,
-    mappings: Vec<Mapping>,
+    /// Its memory is not described with another process that shares it.
+    owns_memory: bool,
+    mappings: Arc<Vec<Mapping>>,
     memory: Memory,
-    /// None for a process that cannot be asked.
-    tools: Option<(Springboard, Scratch)>,
+    /// None for a process that cannot be asked. The last of those who share them takes them away.
+    tools: Option<Arc<Tools>>,
     /// A blocked SIGCONT that our stops would discard.
     continues: Vec<crate::sys::ptrace::SigInfo>,
 }
 
 impl<'f> Borrowed<'f> {
-    fn all(frozen: &'f Frozen, report: &mut Report) -> Result<Vec<Self>> {
-        let borrow = |process: &'f Process| {
+    fn all(frozen: &'f Frozen, shares: &Shares, report: &mut Report) -> Result<Vec<Self>> {
+        let mut all: Vec<Self> = Vec::with_capacity(frozen.processes.len());
+        // Where those are whose memory others share.
+        let mut owners = BTreeMap::new();
+        for process in &frozen.processes {
             unsupported::check(process, report)?;
-            Self::borrow(process).of(process.pid)
-        };
-        frozen.processes.iter().map(borrow).collect()
+            let owner = shares.process(process.pid.get()).get(Kind::Memory);
+            let first = owners.get(&owner).and_then(|index: &usize| all.get(*index));
+            let borrowed = Self::borrow(process, first).of(process.pid)?;
+            owners.entry(owner).or_insert(all.len());
+            all.push(borrowed);
+        }
+        Ok(all)
     }
 
-    fn borrow(process: &'f Process) -> Result<Self> {
+    fn borrow(process: &'f Process, sharer: Option<&Self>) -> Result<Self> {
         let memory = Memory::open(process.speaker())?;
-        let mappings = memory::mappings(process.speaker())?;
-        let vdso = mappings.iter().find(|mapping| mapping.name == b"[vdso]");
-        let vdso = vdso.map(|mapping| mapping.start..mapping.end);
+        let mappings = match sharer {
+            Some(sharer) => sharer.mappings.clone(),
+            None => Arc::new(memory::mappings(process.speaker())?),
+        };
+        let vdso = memory::vdso(&mappings);
         for thread in &process.threads {
-            let regs = match &vdso {
-                Some(vdso) => Springboard::bring_home(&thread.tracee, &memory, vdso)?,
-                None => thread.tracee.regs()?,
-            };
+            if let Some(vdso) = &vdso {
+                Springboard::bring_home(&thread.tracee, &memory, vdso)?;
+            }
+            let regs = thread.tracee.regs()?;
             // No system call is made in a critical section.
             if regs.interrupted_call().is_none() {
                 rseq::leave_critical_section(&thread.tracee, regs, &memory)?;
@@ -364,7 +478,9 @@ impl<'f> Borrowed<'f> {
                 blocked::call_again(&thread.tracee, regs, thread.sleeper, &memory)?;
             }
         }
-        let mut borrowed = Self { process, mappings, memory, tools: None, continues: Vec::new() };
+        let owns_memory = sharer.is_none();
+        let mut borrowed =
+            Self { process, owns_memory, mappings, memory, tools: None, continues: Vec::new() };
         if unsupported::can_be_asked(process)
             && let Some(speaker) = process.threads.first()
         {
@@ -375,29 +491,19 @@ impl<'f> Borrowed<'f> {
                 )
             })?;
             borrowed.continues = pending::continues(speaker.tid())?;
-            let springboard = Springboard::install(&borrowed.memory, vdso)?;
-            match springboard.map_scratch(&speaker.tracee, &borrowed.memory) {
-                Ok(scratch) => borrowed.tools = Some((springboard, scratch)),
-                Err(error) => {
-                    springboard.remove(&borrowed.memory)?;
-                    return Err(error);
-                }
-            }
+            borrowed.tools = match sharer.and_then(|sharer| sharer.tools.clone()) {
+                Some(tools) => Some(tools),
+                None => Some(Arc::new(Tools::install(speaker, &borrowed.memory, vdso)?)),
+            };
         }
         Ok(borrowed)
     }
 
-    /// The thread that is asked for what all share.
-    fn speaker(&self) -> Option<Asks<'_>> {
-        let scratch = self.tools.map(|(_, scratch)| scratch);
-        self.process.threads.first().map(|thread| Asks { borrowed: self, thread, scratch })
-    }
-
     fn puppet<'p>(&'p self, thread: &'p Thread) -> Result<Option<Puppet<'p>>> {
-        let Some((_, scratch)) = self.tools else { return Ok(None) };
+        let Some(Tools { scratch, .. }) = self.tools.as_deref().copied() else { return Ok(None) };
         let saved = Saved::of(&thread.tracee)?;
-        let ending = Ending::among(saved.mask, self.process.status.sig_cgt);
-        Puppet::borrow(&thread.tracee, self.process.pid, &self.memory, scratch, &saved, ending).map(Some)
+        let Process { pid, status, .. } = self.process;
+        Puppet::borrow(&thread.tracee, *pid, &self.memory, scratch, &saved, status.sig_cgt).map(Some)
     }
 
     fn write_pages(
@@ -408,11 +514,9 @@ impl<'f> Borrowed<'f> {
     ) -> Result<()> {
         let pid = self.process.speaker();
         let Some(speaker) = self.process.threads.first() else { return Ok(()) };
-        let mut write = |file: &std::fs::File, offset: u64, ranges: &[std::ops::Range<u64>]| match self
-            .puppet(speaker)?
-        {
+        let mut write = |shares: &[memory::inside::Share<'_>]| match self.puppet(speaker)? {
             Some(mut puppet) => {
-                memory::inside::write(&mut puppet, file, offset, ranges)?;
+                memory::inside::write(&mut puppet, shares)?;
                 puppet.release()
             }
             None => Err(Error::new(ErrorKind::Kernel, "it cannot be asked").of(pid)),
@@ -479,14 +583,15 @@ impl<'f> Borrowed<'f> {
     }
 
     fn take_tools_away(&mut self) -> Result<()> {
-        let (Some((springboard, scratch)), Some(speaker)) = (self.tools.take(), self.process.threads.first())
-        else {
+        let (Some(tools), Some(speaker)) = (self.tools.take(), self.process.threads.first()) else {
             return Ok(());
         };
-        let tools = (springboard, scratch);
-        pending::queue_continues(&self.continues, tools, self.process.pid, &speaker.tracee, &self.memory)?;
-        springboard.unmap_scratch(&speaker.tracee, &self.memory, scratch)?;
-        springboard.remove(&self.memory)
+        let Tools { springboard, scratch } = *tools;
+        let (pid, tracee) = (self.process.pid, &speaker.tracee);
+        let queued =
+            pending::queue_continues(&self.continues, (springboard, scratch), pid, tracee, &self.memory);
+        let last = Arc::into_inner(tools);
+        queued.and(last.map_or(Ok(()), |tools| tools.remove(speaker, &self.memory)))
     }
 }
 
@@ -502,87 +607,99 @@ struct Described {
     records: Records,
     spaces: Vec<AddressSpace>,
     shared: SharedObjects,
+    ghosts: Ghosts,
     sleeps: Vec<(Pid, Blocked)>,
 }
 
 impl Described {
-    fn of(frozen: &Frozen, borrowed: &[Borrowed<'_>], report: &mut Report) -> Result<Self> {
+    fn of(
+        frozen: &Frozen,
+        borrowed: &[Borrowed<'_>],
+        shares: &Shares,
+        policy: &FilePolicy,
+        report: &mut Report,
+    ) -> Result<Self> {
         let mut described = Self {
             records: Records::new()?,
             spaces: Vec::new(),
-            shared: SharedObjects::default(),
+            shared: SharedObjects::new()?,
+            ghosts: Ghosts::default(),
             sleeps: Vec::new(),
         };
         let tree = Tree::describe(frozen, report);
         described.records.put(Owner::IMAGE, &tree)?;
         described.records.put(Owner::IMAGE, &Processor::here())?;
-        let sharing = sharing::describe(frozen, &tree, report)?;
-        let mut files = Collector::default();
-        for some in borrowed.chunks(Scratch::PARTS) {
-            let speakers: Vec<_> = some.iter().filter_map(Borrowed::speaker).collect();
-            described.threads(&speakers, report)?;
-            for process in some {
-                let shared = sharing.get(&process.process.pid.get()).copied().unwrap_or_default();
-                described.process(process, shared, report).of(process.process.pid)?;
-                if shared.files.is_none() {
-                    files.table(process.process, report, &mut described.records)?;
+        births::check(&tree, shares, report)?;
+        shares.write(&mut described.records)?;
+        let mut files = Collector::new(&tree, policy);
+        for process in borrowed {
+            described.process(process, &mut files.ghosts, report).of(process.process.pid)?;
+            for (tid, sharing) in shares.seats(process.process) {
+                let owner = process.process.owner_for(tid);
+                if sharing.get(Kind::Files) == owner.0 {
+                    files.table(process.process, tid, report, &mut described.records)?;
                 }
-                for (child, stop) in process.stops_of(frozen)? {
-                    described.records.put(Owner(child.get()), &stop)?;
+                if sharing.get(Kind::Places) == owner.0
+                    && let Some(places) = Places::describe(process.process, tid, report)?
+                {
+                    described.records.put(owner, &places)?;
                 }
             }
+            for (child, stop) in process.stops_of(frozen)? {
+                described.records.put(Owner(child.get()), &stop)?;
+            }
         }
-        files.finish(report, &mut described.records)?;
+        described.ghosts = files.finish(report, &mut described.records)?;
         Ok(described)
     }
 
-    fn process(&mut self, borrowed: &Borrowed<'_>, shared: Sharing, report: &mut Report) -> Result<()> {
+    fn process(&mut self, borrowed: &Borrowed<'_>, ghosts: &mut Ghosts, report: &mut Report) -> Result<()> {
         let process = borrowed.process;
-        if shared != Sharing::default() {
-            self.records.put(Owner(process.pid.get()), &shared)?;
-        }
-        if shared.places.is_none()
-            && let Some(places) = Places::describe(process, report)?
-        {
-            self.records.put(Owner(process.pid.get()), &places)?;
-        }
         self.records.put(Owner(process.pid.get()), &Membership::of(process.speaker())?)?;
         if let Some(leader) = DeadLeader::describe(process)? {
             self.records.put(Owner(process.pid.get()), &leader)?;
         }
-        for some in process.threads.get(1..).unwrap_or_default().chunks(Scratch::PARTS) {
-            let scratch = |part| borrowed.tools.map(|(_, scratch)| scratch.part(part));
-            let others = some.iter().enumerate();
-            let others = others.map(|(part, thread)| Asks { borrowed, thread, scratch: scratch(part) });
-            self.threads(&others.collect::<Vec<_>>(), report)?;
+        let Some((speaker, others)) = process.threads.split_first() else { return Ok(()) };
+        for (space, answers) in self.threads(borrowed, std::slice::from_ref(speaker), report)? {
+            let described = memory::describe(
+                process,
+                &borrowed.mappings,
+                (&space, &answers),
+                &borrowed.memory,
+                (&mut self.shared, &mut *ghosts),
+                report,
+            )?;
+            self.spaces.extend(described);
+        }
+        for some in others.chunks(Scratch::PARTS) {
+            self.threads(borrowed, some, report)?;
         }
         Ok(())
     }
 
-    /// Describes some threads, which work at the same time: each in scratch memory of its own.
-    fn threads(&mut self, asks: &[Asks<'_>], report: &mut Report) -> Result<()> {
-        let seen = asks.iter().map(|asks| Seen::of(*asks).of(asks.thread.tid()));
+    /// Describes the speaker, or some of the others, which work at the same time.
+    fn threads(
+        &mut self,
+        borrowed: &Borrowed<'_>,
+        threads: &[Thread],
+        report: &mut Report,
+    ) -> Result<Vec<(memory::Asked, Answers)>> {
+        let seen = threads.iter().map(|thread| Seen::of(borrowed, thread).of(thread.tid()));
         let seen = seen.collect::<Result<Vec<_>>>()?;
-        for seen in &seen {
-            self.sleep(seen.view(), &seen.asks.borrowed.memory, report)?;
-        }
-        // A process that is stopped at the end of one batch must not be stopped again by another.
-        let at_once = seen.iter().all(|seen| seen.ending() != Ending::STOP);
-        let asked = if at_once {
-            let asking = seen.iter().map(Asking::start).collect::<Result<Vec<_>>>()?;
-            asking
-                .into_iter()
-                .map(|asking| asking.map(Asking::finish).transpose())
-                .collect::<Result<Vec<_>>>()?
-        } else {
-            seen.iter().map(Asked::of).collect::<Result<_>>()?
-        };
-        for (seen, asked) in seen.iter().zip(asked) {
-            if let Some(asked) = asked {
-                self.describe(seen.view(), asked.at_rest(seen)?, seen.asks.borrowed, report)?;
+        seen.iter().try_for_each(|seen| self.sleep(seen.view(), &borrowed.memory, report))?;
+        let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { return Ok(Vec::new()) };
+        let mut spaces = Vec::new();
+        for (seen, asked) in seen.iter().zip(Asked::all(&seen, scratch)?) {
+            let Asked { states, space, answers, .. } = asked.at_rest(seen, scratch)?;
+            for describe in states {
+                let refused = describe(&answers, seen.view(), report, &mut self.records);
+                if let Err(error) = refused {
+                    report.refuse(error.of(seen.thread.tid()).into_refusal()?);
+                }
             }
+            spaces.extend(space.map(|space| (space, answers)));
         }
-        Ok(())
+        Ok(spaces)
     }
 
     fn sleep(&mut self, view: View<'_>, memory: &Memory, report: &mut Report) -> Result<()> {
@@ -596,82 +713,45 @@ impl Described {
         }
         Ok(())
     }
-
-    fn describe(
-        &mut self,
-        view: View<'_>,
-        asked: Asked,
-        borrowed: &Borrowed<'_>,
-        report: &mut Report,
-    ) -> Result<()> {
-        let Asked { states, space, answers, refused, .. } = asked;
-        refused.0.into_iter().for_each(|refusal| report.refuse(refusal));
-        for describe in states {
-            let refused = describe(&answers, view, report, &mut self.records);
-            if let Err(error) = refused {
-                report.refuse(error.of(view.tid()).into_refusal()?);
-            }
-        }
-        if let Some(space) = space {
-            let described = memory::describe(
-                view.process,
-                &borrowed.mappings,
-                (&space, &answers),
-                &borrowed.memory,
-                &mut self.shared,
-                report,
-            )?;
-            self.spaces.extend(described);
-        }
-        Ok(())
-    }
-}
-
-/// Who is to be asked, and where it works; nowhere if it cannot be asked.
-#[derive(Clone, Copy)]
-struct Asks<'b> {
-    borrowed: &'b Borrowed<'b>,
-    thread: &'b Thread,
-    scratch: Option<Scratch>,
 }
 
 /// A stopped thread and what it shows to anybody.
 struct Seen<'b> {
-    asks: Asks<'b>,
+    borrowed: &'b Borrowed<'b>,
+    thread: &'b Thread,
     saved: Saved,
     /// None of the speaker, whose is that of the process.
     status: Option<Status>,
 }
 
 impl<'b> Seen<'b> {
-    fn of(asks: Asks<'b>) -> Result<Self> {
-        let (process, thread) = (asks.borrowed.process, asks.thread);
+    fn of(borrowed: &'b Borrowed<'b>, thread: &'b Thread) -> Result<Self> {
+        let process = borrowed.process;
         let own = thread.tid() != process.speaker();
         let read = || read::of_thread(process.pid, thread.tid(), "status", status::parse);
         let status = own.then(read).transpose()?;
-        Ok(Self { asks, saved: Saved::of(&thread.tracee)?, status })
+        Ok(Self { borrowed, thread, saved: Saved::of(&thread.tracee)?, status })
     }
 
     fn view(&self) -> View<'_> {
-        let process = self.asks.borrowed.process;
+        let process = self.borrowed.process;
         let status = self.status.as_ref().unwrap_or(&process.status);
-        View { process, thread: self.asks.thread, status, saved: &self.saved }
+        View { process, thread: self.thread, status, saved: &self.saved }
     }
 
-    fn ending(&self) -> Ending {
-        Ending::among(self.saved.mask, self.asks.borrowed.process.status.sig_cgt)
+    /// Does it stop for nobody but its tracer? Otherwise it has to work alone: its process, stopped at the end of
+    /// one batch and continued, must not be stopped again by another.
+    fn ends_quietly(&self) -> bool {
+        Ending::among(self.saved.mask, self.borrowed.process.status.sig_cgt) != Ending::STOP
     }
 }
 
-/// A thread that is working on its answers.
+/// A thread that is about to answer.
 struct Asking<'s> {
     puppet: Puppet<'s>,
     states: Vec<crate::resource::Describe>,
     space: Option<memory::Asked>,
     pending: pending::Snapshot,
-    /// Of the speaker: those that did not fit into its batch.
-    mappings: &'s [Mapping],
-    policies: OfMappings<'s>,
 }
 
 /// One thread's answers.
@@ -679,60 +759,59 @@ struct Asked {
     states: Vec<crate::resource::Describe>,
     space: Option<memory::Asked>,
     pending: pending::Snapshot,
-    answers: crate::tracee::Answers,
-    /// What is refused of its mappings.
-    refused: Report,
+    answers: Answers,
 }
 
 impl<'s> Asking<'s> {
-    fn start(seen: &'s Seen<'s>) -> Result<Option<Self>> {
-        let Asks { borrowed, thread, scratch: Some(scratch) } = seen.asks else { return Ok(None) };
-        let view = seen.view();
+    fn new(seen: &'s Seen<'s>, scratch: Scratch) -> Result<(Self, Batch)> {
+        let (view, borrowed) = (seen.view(), seen.borrowed);
         let speaks = view.speaks();
         let pending = pending::Snapshot::take(view)?;
         let mut batch = Batch::new(scratch);
         let wanted = STATES.iter().filter(|state| speaks || state.scope == Scope::Thread);
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
-        let space = speaks.then(|| memory::ask(&mut batch));
-        let mappings = if speaks { borrowed.mappings.as_slice() } else { &[] };
-        let (some, mappings) = mappings.split_at(mappings.len().min(OfMappings::AT_ONCE));
-        let policies = OfMappings::ask(some, &mut batch);
-        let (pid, ending) = (borrowed.process.pid, seen.ending());
-        let mut puppet = Puppet::borrow(&thread.tracee, pid, &borrowed.memory, scratch, &seen.saved, ending)?;
-        puppet.start(batch)?;
-        Ok(Some(Self { puppet, states, space, pending, policies, mappings }))
+        let space = (speaks && borrowed.owns_memory).then(|| memory::ask(&mut batch));
+        let Process { pid, status, .. } = view.process;
+        let tracee = &seen.thread.tracee;
+        let puppet = Puppet::borrow(tracee, *pid, &borrowed.memory, scratch, view.saved, status.sig_cgt)?;
+        Ok((Self { puppet, states, space, pending }, batch))
     }
 
-    fn finish(mut self) -> Result<Asked> {
-        let answers = self.puppet.finish()?;
-        let mut refused = Report::default();
-        let pid = self.puppet.tgid();
-        self.policies.refuse(pid, &answers, &mut refused);
-        for some in self.mappings.chunks(OfMappings::AT_ONCE) {
-            let mut batch = self.puppet.batch();
-            let policies = OfMappings::ask(some, &mut batch);
-            policies.refuse(pid, &self.puppet.run(batch)?, &mut refused);
-        }
+    fn answered(mut self, answers: Answers, mappings: &[Mapping]) -> Result<Asked> {
+        self.space.iter_mut().try_for_each(|space| space.ask_of_each(&mut self.puppet, mappings))?;
         self.puppet.release()?;
-        Ok(Asked { states: self.states, space: self.space, pending: self.pending, answers, refused })
+        Ok(Asked { states: self.states, space: self.space, pending: self.pending, answers })
     }
 }
 
 impl Asked {
-    fn of(seen: &Seen<'_>) -> Result<Option<Self>> {
-        Asking::start(seen)?.map(Asking::finish).transpose()
+    fn of(seen: &Seen<'_>, scratch: Scratch) -> Result<Self> {
+        let (mut asking, batch) = Asking::new(seen, scratch)?;
+        let answers = asking.puppet.run(batch)?;
+        asking.answered(answers, &seen.borrowed.mappings)
+    }
+
+    /// At the same time, where that is possible.
+    fn all(seen: &[Seen<'_>], scratch: Scratch) -> Result<Vec<Self>> {
+        if seen.len() < 2 || !seen.iter().all(Seen::ends_quietly) {
+            return seen.iter().map(|seen| Self::of(seen, scratch)).collect();
+        }
+        let parts = (0..).map(|index| scratch.part(index));
+        let asking = seen.iter().zip(parts).map(|(seen, part)| Asking::new(seen, part));
+        let (mut asking, batches): (Vec<_>, Vec<_>) = asking.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let mut puppets: Vec<_> = asking.iter_mut().map(|asking| &mut asking.puppet).collect();
+        let answers = run_together(&mut puppets, batches)?;
+        asking.into_iter().zip(answers).map(|(asking, answers)| asking.answered(answers, &[])).collect()
     }
 
     /// A timer that expires in between would be seen in neither place, or in both: then the thread is asked again.
-    fn at_rest(mut self, seen: &Seen<'_>) -> Result<Self> {
+    fn at_rest(mut self, seen: &Seen<'_>, scratch: Scratch) -> Result<Self> {
         for _ in 0..5 {
             if self.pending == pending::Snapshot::take(seen.view())? {
                 break;
             }
-            if let Some(again) = Self::of(seen)? {
-                self = again;
-            }
+            self = Self::of(seen, scratch)?;
         }
         Ok(self)
     }

@@ -9,10 +9,9 @@ use crate::arch::{self, RegsExt, SYSCALL};
 use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::proc::{read, stat};
 use crate::resource::fds::Channel;
-use crate::resource::memory::{AddressSpace, Backing, Workshop};
+use crate::resource::memory::{AddressSpace, Backing, Made, Workshop};
 use crate::resource::tasks::job_stop::{self, JobStop};
-use crate::resource::tasks::plan::{Actor, Plan, Step};
-use crate::resource::tasks::sharing::Sharing;
+use crate::resource::tasks::plan::{Actor, Birth, Plan, Step};
 use crate::resource::tasks::tree::{Life, ProcessRecord, Tree};
 use crate::sys::pidfd;
 use crate::sys::ptrace::{Resume, SigMask};
@@ -58,56 +57,57 @@ impl Member {
         self.puppet_in(self.scratch.part(part), thread)
     }
 
-    pub(crate) fn tid(&self, thread: usize) -> Result<Pid> {
-        self.thread(thread).map(Tracee::tid)
-    }
-
-    fn thread(&self, index: usize) -> Result<&Tracee> {
-        let gone = || Error::new(ErrorKind::TaskGone, "no such thread").of(self.pid);
-        self.threads.get(index).ok_or_else(gone)
-    }
-
     fn puppet_in(&self, scratch: Scratch, thread: usize) -> Result<Puppet<'_>> {
-        Puppet::own(self.thread(thread)?, self.pid, &self.memory, scratch, self.ending)
+        let gone = || Error::new(ErrorKind::TaskGone, "no such thread").of(self.pid);
+        let thread = self.threads.get(thread).ok_or_else(gone)?;
+        Puppet::own(thread, self.pid, &self.memory, scratch, self.ending)
+    }
+
+    /// The same of the thread with this number.
+    pub(crate) fn puppet_of(&self, tid: u32) -> Result<Puppet<'_>> {
+        let index = self.threads.iter().position(|thread| thread.tid().get() == tid);
+        self.puppet(index.unwrap_or(usize::MAX))
     }
 
     /// Makes its other threads, with their numbers.
     pub(crate) fn make_threads(&mut self, tids: &[u32]) -> Result<()> {
+        const AT_ONCE: usize = 512;
         const FLAGS: i32 = libc::CLONE_VM
             | libc::CLONE_FS
             | libc::CLONE_FILES
             | libc::CLONE_SIGHAND
             | libc::CLONE_THREAD
             | libc::CLONE_SYSVSEM;
-        let born = self.clone(tids, FLAGS as u64, 0)?;
-        self.threads.extend(born);
+        for some in tids.chunks(AT_ONCE) {
+            let born = self.clone(0, some, FLAGS as u64, 0)?;
+            self.threads.extend(born);
+        }
         Ok(())
     }
 
-    /// Remote clone3(2), one for each number. The new tasks are traced too (CLONE_PTRACE), and stop before their first
+    /// Remote clone3(2) by one of its threads, for each number. The new tasks are stopped before their first
     /// instruction.
-    fn clone(&self, numbers: &[u32], flags: u64, exit_signal: u64) -> Result<Vec<Tracee>> {
-        const AT_ONCE: usize = 512;
-        let mut puppet = self.puppet(0)?;
-        let flags = flags | libc::CLONE_PTRACE as u64;
+    fn clone(&self, thread: usize, numbers: &[u32], flags: u64, exit_signal: u64) -> Result<Vec<Tracee>> {
+        let mut puppet = self.puppet(thread)?;
+        let mut batch = puppet.batch();
+        let mut calls = Vec::new();
+        for number in numbers {
+            let set_tid = batch.input(&number.to_ne_bytes());
+            let args = CloneArgs { flags, exit_signal, set_tid, set_tid_size: 1, ..CloneArgs::default() };
+            let words = args.words();
+            let args = batch.input_words(&words);
+            calls.push(batch.call(sys::clone3, &[args, size_of_val(&words) as u64]));
+        }
         let mut born = Vec::new();
-        for some in numbers.chunks(AT_ONCE) {
-            let mut batch = puppet.batch();
-            let calls = some.iter().map(|number| {
-                let set_tid = batch.input(&number.to_ne_bytes());
-                let args = CloneArgs { flags, exit_signal, set_tid, set_tid_size: 1, ..CloneArgs::default() };
-                let words = args.words();
-                let args = batch.input_words(&words);
-                (Pid::from(*number), batch.call(sys::clone3, &[args, size_of_val(&words) as u64]))
-            });
-            let calls: Vec<_> = calls.collect();
-            let answers = puppet.run(batch)?;
-            for (number, call) in calls {
-                answers.get(call).map_err(|error| crate::tracee::explain_clone(error, number))?;
-                let child = Tracee::attached(number);
-                child.wait_step()?;
-                born.push(child);
-            }
+        let answers = puppet.run_forking(batch, |child| {
+            let child = Tracee::attached(child);
+            child.wait_step()?;
+            born.push(child);
+            Ok(())
+        });
+        let answers = answers?;
+        for (call, number) in calls.into_iter().zip(numbers) {
+            answers.get(call).map_err(|error| crate::tracee::explain_clone(error, Pid::from(*number)))?;
         }
         Ok(born)
     }
@@ -205,6 +205,8 @@ pub(crate) struct Family {
     nameless: BTreeMap<usize, u32>,
     pidfd: Option<OwnedFd>,
     scratch: Scratch,
+    /// Outside of the tasks: gone again unless they are released.
+    made: Vec<Made>,
 }
 
 impl Family {
@@ -221,17 +223,24 @@ impl Family {
         let suspended = if filtered { blank.suspend_seccomp() } else { Ok(()) };
         let Blank { tracee, pidfd } = blank;
         let (pid, scratch) = (tracee.tid(), workshop.scratch());
-        let mut family = Self { members: Vec::new(), nameless: BTreeMap::new(), pidfd: Some(pidfd), scratch };
+        let mut family = Self {
+            members: Vec::new(),
+            nameless: BTreeMap::new(),
+            pidfd: Some(pidfd),
+            scratch,
+            made: Vec::new(),
+        };
         let memory = Memory::open(pid)?;
         memory.write(workshop.code(), arch::code())?;
         family.members.push(Member::new(vec![tracee], memory, scratch)?);
         suspended.map(|()| family)
     }
 
-    /// Lets the root work.
-    pub(crate) fn with_root(&mut self, work: impl FnOnce(&mut Puppet<'_>) -> Result<()>) -> Result<()> {
+    /// Lets the root make what all are going to have.
+    pub(crate) fn prepare(&mut self, work: impl FnOnce(&mut Puppet<'_>) -> Result<Vec<Made>>) -> Result<()> {
         let root = self.members.first().ok_or_else(no_root)?;
-        work(&mut root.puppet(0)?)
+        self.made = work(&mut root.puppet(0)?)?;
+        Ok(())
     }
 
     pub(crate) fn members(&self) -> impl Iterator<Item = &Member> {
@@ -243,13 +252,7 @@ impl Family {
     }
 
     /// Makes all processes of the tree, in their sessions and groups; the dead die.
-    pub(crate) fn grow(
-        &mut self,
-        tree: &Tree,
-        plan: &Plan,
-        sharing: &BTreeMap<u32, Sharing>,
-        outer_group: Option<u32>,
-    ) -> Result<()> {
+    pub(crate) fn grow(&mut self, tree: &Tree, plan: &Plan, outer_group: Option<u32>) -> Result<()> {
         let own = nix::unistd::getpgrp().as_raw() as u32;
         if let Some(group) = outer_group.filter(|group| *group != own) {
             // Before it has children, who are in it too.
@@ -259,7 +262,13 @@ impl Family {
         }
         for step in &plan.steps {
             match *step {
-                Step::Bear { parent, child } => self.bear(parent, child, tree, sharing)?,
+                Step::Bear { child, birth, .. } => self.bear(child, birth, tree)?,
+                Step::Spawn { process, tid, birth } => {
+                    let (member, thread) = self.task(birth.by)?;
+                    let born = member.clone(thread, &[tid], birth.flags, 0)?;
+                    self.member(process)?.threads.extend(born);
+                }
+                Step::Unshare(who, flags) => self.call(who, sys::unshare, &[flags]).map(drop)?,
                 Step::StartSession(who) => self.call(who, sys::setsid, &[]).map(drop)?,
                 Step::JoinGroup(who, group) => {
                     self.call(who, sys::setpgid, &[0, u64::from(group)]).map(drop)?;
@@ -292,28 +301,27 @@ impl Family {
         puppet.run(batch)?.get(call).of(member.pid)
     }
 
-    fn bear(
-        &mut self,
-        parent: Actor,
-        child: Actor,
-        tree: &Tree,
-        sharing: &BTreeMap<u32, Sharing>,
-    ) -> Result<()> {
-        let parent = self.number(parent)?;
+    /// The process of a task, and which of its threads that is.
+    fn task(&self, who: Actor) -> Result<(&Member, usize)> {
+        let tid = Pid::from(self.number(who)?);
+        let leads = self.members.iter().find(|member| member.pid == tid).map(|member| (member, 0));
+        let thread = |member: &Member| member.threads.iter().position(|thread| thread.tid() == tid);
+        let threads = || self.members.iter().find_map(|member| Some((member, thread(member)?)));
+        leads.or_else(threads).ok_or_else(no_root)
+    }
+
+    fn bear(&mut self, child: Actor, birth: Birth, tree: &Tree) -> Result<()> {
+        let (midwife, thread) = self.task(birth.by)?;
         let threads = match child {
             Actor::Number(number) => {
                 let record = tree.processes.iter().find(|record| record.pid == number);
-                // Nobody is told of the end of a stand-in.
-                let exit_signal = record.map_or(0, |record| record.exit_signal);
-                let of = |pid| (pid, sharing.get(&pid).copied().unwrap_or_default());
-                let flags = Sharing::clone_flags(of(number), of(parent)).ok_or_else(|| {
-                    Error::new(ErrorKind::Image, "it shares with somebody else than its parent")
-                        .of(Pid::from(number))
-                })?;
-                self.member(parent)?.clone(&[number], flags, u64::from(exit_signal))?
+                // Nobody is told of the end of a stand-in. A sibling's child gets the sibling's signal.
+                let signals = birth.flags & libc::CLONE_PARENT as u64 == 0;
+                let exit_signal = record.filter(|_| signals).map_or(0, |record| record.exit_signal);
+                midwife.clone(thread, &[number], birth.flags, u64::from(exit_signal))?
             }
             Actor::Nameless(index) => {
-                let threads = self.bear_nameless(parent, tree)?;
+                let threads = bear_nameless(midwife, thread, birth.flags, tree)?;
                 let number = threads.first().map_or(0, |thread| thread.tid().get());
                 self.nameless.insert(index, number);
                 threads
@@ -322,20 +330,6 @@ impl Family {
         let memory = Memory::open(threads.first().ok_or_else(no_root)?.tid())?;
         self.members.push(Member::new(threads, memory, self.scratch)?);
         Ok(())
-    }
-
-    /// A child with a number that nobody else is going to need.
-    fn bear_nameless(&mut self, parent: u32, tree: &Tree) -> Result<Vec<Tracee>> {
-        let needed: BTreeSet<u32> = tree.numbers().map(Pid::get).collect();
-        let limit = crate::proc::read::pid_limit()?;
-        let unneeded = |number: &u32| !needed.contains(number);
-        for number in (limit / 2..limit).rev().filter(unneeded) {
-            match self.member(parent)?.clone(&[number], 0, 0) {
-                Err(error) if error.kind() == ErrorKind::Conflict => {}
-                born => return born,
-            }
-        }
-        Err(Error::new(ErrorKind::Conflict, "no pid is free"))
     }
 
     /// Ends a stand-in, and makes its parent wait for it.
@@ -408,8 +402,23 @@ impl Family {
         for member in self.members() {
             member.threads.iter().try_for_each(Tracee::detach)?;
         }
+        self.made.drain(..).for_each(Made::keep);
         self.pidfd.take().ok_or_else(no_root)
     }
+}
+
+/// A child with a number that nobody else is going to need.
+fn bear_nameless(midwife: &Member, thread: usize, flags: u64, tree: &Tree) -> Result<Vec<Tracee>> {
+    let needed: BTreeSet<u32> = tree.numbers().map(Pid::get).collect();
+    let limit = crate::proc::read::pid_limit()?;
+    let unneeded = |number: &u32| !needed.contains(number);
+    for number in (limit / 2..limit).rev().filter(unneeded) {
+        match midwife.clone(thread, &[number], flags, 0) {
+            Err(error) if error.kind() == ErrorKind::Conflict => {}
+            born => return born,
+        }
+    }
+    Err(Error::new(ErrorKind::Conflict, "no pid is free"))
 }
 
 fn no_root() -> Error {

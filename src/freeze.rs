@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::Pid;
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::Owner;
 use crate::proc::read;
 use crate::proc::stat::{self, Stat};
 use crate::proc::status::{self, Status};
@@ -68,6 +69,11 @@ impl Process {
     /// ended it shows nothing any more.
     pub(crate) fn speaker(&self) -> Pid {
         self.threads.first().map_or(self.pid, Thread::tid)
+    }
+
+    /// Whose records tell what a thread has: its own if that differs from what its process has.
+    pub(crate) fn owner_for(&self, tid: Pid) -> Owner {
+        Owner(if tid == self.speaker() { self.pid.get() } else { tid.get() })
     }
 
     /// It is in a job-control stop.
@@ -365,7 +371,7 @@ fn settle(thread: &mut Thread, deadline: Instant) -> Result<()> {
                 return Ok(());
             }
             Stop::Signal(signal) => redeliver(thread, signal)?,
-            Stop::Syscall => thread.tracee.resume(sys::ptrace::Resume::Run)?,
+            Stop::Syscall | Stop::Event(_) => thread.tracee.resume(sys::ptrace::Resume::Run)?,
         }
     }
 }

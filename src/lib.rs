@@ -80,7 +80,7 @@ pub use error::{Error, ErrorKind, Phase, Refusal, Result, Subject};
 pub use hooks::{Event, Hooks, Progress};
 pub use image::Durability;
 pub use pid::Pid;
-pub use resource::fds::FileValidation;
+pub use resource::fds::{External, FileValidation, OuterPipes};
 pub use resource::tasks::cgroup::Cgroups;
 pub use resource::tasks::cpu::CpuCheck;
 pub use restore::{Exit, OuterSession, Restore, RestoreStats, Restored};

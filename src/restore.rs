@@ -1,6 +1,6 @@
 //! Restore: read, plan, build, release.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,9 +16,12 @@ use crate::image::{Image, Owner};
 use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
 use crate::proc::{read, stat};
-use crate::resource::fds::{Builder, Channel, FdTable, FileValidation, Places};
+use crate::resource::fds::{
+    Builder, Channel, External, FdTable, FileOwner, FileValidation, Finder, Inherited, Places, Watches,
+};
 use crate::resource::memory::{self, AddressSpace, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
+use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::Blocked;
 use crate::resource::tasks::cgroup::{Cgroups, Membership};
 use crate::resource::tasks::cpu::{CpuCheck, Processor};
@@ -26,11 +29,11 @@ use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::JobStop;
 use crate::resource::tasks::plan::Plan;
 use crate::resource::tasks::registers::Registers;
-use crate::resource::tasks::sharing::Sharing;
+use crate::resource::tasks::sharing::{Kind, Shares, Sharing};
 use crate::resource::tasks::tree::{Life, Tree};
 use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
 use crate::sys::wait::Ended;
-use crate::tracee::{Batch, Puppet, Scratch, Seed, call_at, sys};
+use crate::tracee::{Batch, Puppet, Scratch, Seed, Tracee, call_at, run_together, sys};
 use crate::{Pid, sys as system};
 
 /// What a tree that was part of a session without leading it is restored into.
@@ -69,6 +72,7 @@ pub struct Restore<'h> {
     validation: FileValidation,
     cgroups: Cgroups,
     cpu_check: CpuCheck,
+    inherited: Inherited,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
@@ -193,6 +197,7 @@ impl<'h> Restore<'h> {
             validation: FileValidation::default(),
             cgroups: Cgroups::default(),
             cpu_check: CpuCheck::default(),
+            inherited: Inherited::default(),
             hooks: None,
         }
     }
@@ -221,6 +226,14 @@ impl<'h> Restore<'h> {
         self
     }
 
+    /// Supplies an open file that the image does not contain: one that was external at the checkpoint
+    /// ([`Checkpoint::external`](crate::Checkpoint::external)), or any that is open by this path. The tasks get the very
+    /// description that `file` is of; a second description of that file is opened anew.
+    pub fn inherit(mut self, key: External, file: impl Into<OwnedFd>) -> Self {
+        self.inherited.add(key, file.into());
+        self
+    }
+
     /// Who hears of the stages.
     pub fn hooks(mut self, hooks: &'h mut dyn Hooks) -> Self {
         self.hooks = Some(hooks);
@@ -239,7 +252,8 @@ impl<'h> Restore<'h> {
         let started = Instant::now();
         let image = Image::open(&self.dir).in_phase(Phase::Read)?;
         let blueprint = Blueprint::load(&image).in_phase(Phase::Read)?;
-        let ready = Ready::plan(&blueprint, &image, &self).in_phase(Phase::Plan)?;
+        let inherited = std::mem::take(&mut self.inherited);
+        let ready = Ready::plan(&blueprint, &image, &self, inherited).in_phase(Phase::Plan)?;
         let root = blueprint.tree.root()?.pid();
         let stats = RestoreStats { reading: started.elapsed(), ..RestoreStats::default() };
         self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
@@ -247,18 +261,18 @@ impl<'h> Restore<'h> {
         // The calling thread is the parent; the tracer ends with this call.
         let seed =
             Family::seed(blueprint.workshop, &blueprint.tree, &ready.channel).in_phase(Phase::Build)?;
-        on_own_thread(|| self.build(&blueprint, &ready, seed, (building, stats)))
+        on_own_thread(move || self.build(&blueprint, ready, seed, (building, stats)))
     }
 
     fn build(
         &mut self,
         blueprint: &Blueprint,
-        ready: &Ready<'_>,
+        ready: Ready<'_>,
         seed: Seed,
         (started, mut stats): (Instant, RestoreStats),
     ) -> Result<Restored> {
         let root = blueprint.tree.root()?.pid();
-        let family = ready.build(blueprint, seed).in_phase(Phase::Build)?;
+        let (family, files) = ready.build(blueprint, seed).in_phase(Phase::Build)?;
         stats.building = started.elapsed();
         stats.tasks = family.members().map(|member| member.threads.len() as u64).sum();
         stats.bytes_restored = blueprint.bytes();
@@ -266,6 +280,9 @@ impl<'h> Restore<'h> {
         self.tell(Event::PreResume { root }).in_phase(Phase::Build)?;
 
         let built = Instant::now();
+        files.start(&blueprint.watches).in_phase(Phase::Release)?;
+        // What only we have open must not be there any more when they run: an end of a pipe, for one.
+        drop(files);
         let pidfd = family.release().in_phase(Phase::Release)?;
         stats.release = built.elapsed();
         // The tree runs: it is too late for a veto.
@@ -280,11 +297,12 @@ impl<'h> Restore<'h> {
 
 /// One process, decoded and checked.
 struct ProcessPlan {
-    space: AddressSpace,
-    places: Places,
-    /// Unless it is that of its parent.
-    table: Option<FdTable>,
-    sharing: Sharing,
+    /// The first process that has its address space.
+    memory: u32,
+    /// Unless it is that of another process.
+    space: Option<AddressSpace>,
+    /// Of the leader, and of the threads that have something of their own.
+    seats: BTreeMap<u32, Seat>,
     states: StatesOf,
     cgroups: Membership,
     continues: Option<ProcessPending>,
@@ -293,6 +311,12 @@ struct ProcessPlan {
     /// Unless its parent is outside of the tree.
     stop: Option<JobStop>,
     threads: BTreeMap<u32, ThreadPlan>,
+}
+
+/// What a task may have for itself, or share; None: it is in the records of another one.
+struct Seat {
+    places: Option<Places>,
+    table: Option<FdTable>,
 }
 
 /// The states of one task, in the order of the registration list.
@@ -310,6 +334,9 @@ struct Blueprint {
     plan: Plan,
     processes: BTreeMap<u32, ProcessPlan>,
     shared: SharedPlan,
+    /// By the open file description of the epoll instance.
+    watches: BTreeMap<u32, Watches>,
+    file_owners: Vec<FileOwner>,
     workshop: Workshop,
     channel_number: i32,
 }
@@ -318,35 +345,51 @@ impl Blueprint {
     fn load(image: &Image) -> Result<Self> {
         refuse_unknown(image)?;
         let tree: Tree = image.require(Owner::IMAGE)?;
-        let plan = tree.plan()?;
+        let mut plan = tree.plan()?;
+        let shares = Shares::load(image, &tree)?;
+        births::arrange(&tree, &mut plan, &shares).map_err(|error| error.with_kind(ErrorKind::Image))?;
         let mut processes = BTreeMap::new();
         for record in tree
             .processes
             .iter()
             .filter(|record| record.life != Life::Zombie(0) && !record.threads().is_empty())
         {
-            let process = ProcessPlan::load(image, record.pid(), record.threads()).of(record.pid())?;
+            let process =
+                ProcessPlan::load(image, record.pid(), record.threads(), &shares).of(record.pid())?;
             processes.insert(record.pid, process);
         }
-        let shared = SharedPlan::load(image)?;
-        let workshop = Workshop::find(processes.values().map(|process| &process.space), shared.len)?;
-        for process in processes.values() {
-            shared.check(&process.space, &workshop)?;
-        }
-        let channel_number = lowest_unused(processes.values().filter_map(|process| process.table.as_ref()));
-        Ok(Self { tree, plan, processes, shared, workshop, channel_number })
+        let mut shared = SharedPlan::load(image)?;
+        let spaces = || processes.values().filter_map(|process: &ProcessPlan| process.space.as_ref());
+        let workshop = Workshop::find(spaces(), shared.len)?;
+        spaces().try_for_each(|space| shared.check(space, &workshop))?;
+        let seats = processes.values().flat_map(|process: &ProcessPlan| &process.seats);
+        let tables: BTreeMap<u32, &FdTable> =
+            seats.filter_map(|(number, seat)| Some((*number, seat.table.as_ref()?))).collect();
+        let slot = |table: u32, fd| tables.get(&table)?.slot(fd).map(|slot| slot.description);
+        let watches = Watches::load(image, slot)?;
+        let file_owners = FileOwner::load(image, &tree, slot)?;
+        let channel_number = lowest_unused(tables.values(), &watches);
+        Ok(Self { tree, plan, processes, shared, watches, file_owners, workshop, channel_number })
     }
 }
 
 impl Blueprint {
     /// Bytes of memory that the image holds.
     fn bytes(&self) -> u64 {
-        let private = self.processes.values().flat_map(|process| &process.space.runs).map(|run| run.len);
+        let spaces = self.processes.values().filter_map(|process| process.space.as_ref());
+        let private = spaces.flat_map(|space| &space.runs).map(|run| run.len);
         private.sum::<u64>() + self.shared.bytes()
     }
 }
 
 impl Blueprint {
+    /// The address space of a process, whoever has its record.
+    fn space(&self, process: &ProcessPlan) -> Result<&AddressSpace> {
+        let owner = self.processes.get(&process.memory);
+        let space = owner.and_then(|owner| owner.space.as_ref());
+        space.ok_or_else(|| Error::new(ErrorKind::Image, "its memory is not there"))
+    }
+
     fn suspends_seccomp(&self) -> bool {
         let of_threads = |process: &ProcessPlan| {
             process
@@ -362,9 +405,9 @@ impl Blueprint {
 }
 
 /// A number that no process uses, so that the way in does not stand in the way.
-fn lowest_unused<'t>(tables: impl Iterator<Item = &'t FdTable>) -> i32 {
-    let used: std::collections::BTreeSet<i32> =
-        tables.flat_map(|table| table.slots.iter().map(|slot| slot.fd)).collect();
+fn lowest_unused<'t>(tables: impl Iterator<Item = &'t &'t FdTable>, watches: &BTreeMap<u32, Watches>) -> i32 {
+    let open = tables.flat_map(|table| table.slots.iter().map(|slot| slot.fd));
+    let used: BTreeSet<i32> = open.chain(watches.values().flat_map(Watches::numbers)).collect();
     (0..i32::MAX).find(|number| !used.contains(number)).unwrap_or(0)
 }
 
@@ -389,14 +432,14 @@ fn load_states(image: &Image, scope: Scope, owner: Pid) -> Result<StatesOf> {
 }
 
 impl ProcessPlan {
-    fn load(image: &Image, pid: Pid, tids: &[u32]) -> Result<Self> {
+    fn load(image: &Image, pid: Pid, tids: &[u32], shares: &Shares) -> Result<Self> {
         let owner = Owner(pid.get());
-        let sharing: Sharing = image.get(owner)?.unwrap_or_default();
-        let table: Option<FdTable> = match sharing.files {
-            Some(_) => None,
-            None => Some(image.require(owner)?),
-        };
-        table.iter().try_for_each(FdTable::check)?;
+        let sharing = shares.process(pid.get());
+        let mut seats = BTreeMap::new();
+        for (number, sharing) in std::iter::once((pid.get(), sharing)).chain(shares.threads(pid.get())) {
+            seats.insert(number, Seat::load(image, number, sharing).of(Pid::from(number))?);
+        }
+        let memory = sharing.get(Kind::Memory);
         let stop: Option<JobStop> = image.get(owner)?;
         let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
         if stop.is_some_and(|stop| !stops.contains(&stop.signal)) {
@@ -407,10 +450,9 @@ impl ProcessPlan {
             threads.insert(*tid, ThreadPlan::load(image, Pid::from(*tid)).of(Pid::from(*tid))?);
         }
         Ok(Self {
-            space: memory::load(image, pid)?,
-            places: image.require(Owner(sharing.places.unwrap_or(pid.get())))?,
-            table,
-            sharing,
+            memory,
+            space: (memory == pid.get()).then(|| memory::load(image, pid)).transpose()?,
+            seats,
             states: load_states(image, Scope::Process, pid)?,
             cgroups: image.require(owner)?,
             continues: image.get(owner)?,
@@ -418,6 +460,16 @@ impl ProcessPlan {
             stop,
             threads,
         })
+    }
+}
+
+impl Seat {
+    fn load(image: &Image, number: u32, sharing: Sharing) -> Result<Self> {
+        let owner = |kind| (sharing.get(kind) == number).then_some(Owner(number));
+        let table: Option<FdTable> = owner(Kind::Files).map(|owner| image.require(owner)).transpose()?;
+        table.iter().try_for_each(FdTable::check)?;
+        let places = owner(Kind::Places).map(|owner| image.require(owner)).transpose()?;
+        Ok(Self { places, table })
     }
 }
 
@@ -455,7 +507,12 @@ struct Ready<'i> {
 }
 
 impl<'i> Ready<'i> {
-    fn plan(blueprint: &Blueprint, image: &'i Image, options: &Restore<'_>) -> Result<Self> {
+    fn plan(
+        blueprint: &Blueprint,
+        image: &'i Image,
+        options: &Restore<'_>,
+        inherited: Inherited,
+    ) -> Result<Self> {
         image.require::<Processor>(Owner::IMAGE)?.check(options.cpu_check)?;
         let outer_group = outer_group(&blueprint.plan, options.session)?;
         let mut patience = Duration::from_secs(3);
@@ -463,38 +520,51 @@ impl<'i> Ready<'i> {
         for tid in blueprint.tree.numbers().chain(stand_ins) {
             wait_until_free(tid, &mut patience)?;
         }
-        let mut opened = Opened::new(options.validation);
+        blueprint.shared.plan()?;
+        let finder = Finder::new(image, options.validation)?;
+        let mut opened = Opened::default();
         for (pid, process) in &blueprint.processes {
             process.cgroups.check(Pid::from(*pid), options.cgroups)?;
-            opened.open_for(&process.space, &process.places).of(Pid::from(*pid))?;
+            let of_memory = process.space.iter().flat_map(AddressSpace::needs);
+            let places = process.seats.values().filter_map(|seat| seat.places.as_ref());
+            opened.open_all(of_memory.chain(places.flat_map(Places::needs)), &finder).of(Pid::from(*pid))?;
         }
-        let mut files = Builder::new(image, options.validation);
+        let tasks = blueprint.tree.numbers().collect();
+        let mut files = Builder::new(image, finder, inherited, tasks);
         files.make_all()?;
         let channel = Channel::new(blueprint.channel_number)?;
         Ok(Self { image, opened, files, channel, outer_group })
     }
 
-    fn build(&self, blueprint: &Blueprint, seed: Seed) -> Result<Family> {
+    /// Builds everything, and closes what was open for that. The descriptions remain: some have yet to be started.
+    fn build(mut self, blueprint: &Blueprint, seed: Seed) -> Result<(Family, Builder<'i>)> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
         let root = blueprint.tree.root()?.pid();
         let fresh = read::parsed(root, "status", status::parse)?;
-        family.with_root(|puppet| {
+        family.prepare(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
-        let sharing = blueprint.processes.iter().map(|(pid, process)| (*pid, process.sharing)).collect();
-        family.grow(&blueprint.tree, &blueprint.plan, &sharing, self.outer_group)?;
+        family.grow(&blueprint.tree, &blueprint.plan, self.outer_group)?;
         // All descend from the root, and have what it has.
         let blank = memory::outlines(root)?;
-        for member in family.members_mut() {
+        for member in family.members() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {
                 self.build_memory(member, process, blueprint, &blank).of(member.pid)?;
+                self.build_places(member, process).of(member.pid)?;
             }
         }
-        // Those who share an fd table need it empty until they have all their mappings.
+        self.files.finder.finish_mapped()?;
         for member in family.members_mut() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {
-                self.build_process(member, process, blueprint).of(member.pid)?;
+                build_threads(member, process).of(member.pid)?;
+            }
+        }
+        self.files.make_of_tasks()?;
+        // Fd tables are needed empty until those who share them have all their mappings and places.
+        for member in family.members_mut() {
+            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                self.build_files(member, process, blueprint).of(member.pid)?;
             }
         }
         // Before signal actions are set, which takes away what the parents were told by these.
@@ -505,21 +575,30 @@ impl<'i> Ready<'i> {
             if turn == Turn::All {
                 family.members_mut().for_each(Member::expect_signals);
             }
-            let members = family.members();
-            let plans = members.filter_map(|one| Some((one, blueprint.processes.get(&one.pid.get())?)));
-            let work = plans.flat_map(|(member, process)| work_of(member, process, &fresh, turn, stages));
-            let work: Vec<_> = work.collect();
-            match turn {
-                Turn::All => work.iter().try_for_each(|work| work.alone().of(work.task.tid()))?,
-                Turn::Leaders | Turn::Others => work.chunks(Scratch::PARTS).try_for_each(at_once)?,
+            for member in family.members() {
+                if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                    take_turn(member, process, &fresh, turn, stages).of(member.pid)?;
+                }
+            }
+        }
+        for member in family.members() {
+            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                set_file_owners(member, process, blueprint).of(member.pid)?;
+            }
+        }
+        let mut registers = BTreeMap::new();
+        for member in family.members() {
+            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                arm(member, process, &blueprint.workshop, &mut registers).of(member.pid)?;
             }
         }
         for member in family.members_mut() {
             if let Some(process) = blueprint.processes.get(&member.pid.get()) {
-                finish(member, process, &fresh, &blueprint.workshop).of(member.pid)?;
+                let space = blueprint.space(process).of(member.pid)?;
+                finish(member, process, space, (&fresh, &blueprint.workshop), &registers).of(member.pid)?;
             }
         }
-        Ok(family)
+        Ok((family, self.files))
     }
 
     fn build_memory(
@@ -529,6 +608,7 @@ impl<'i> Ready<'i> {
         blueprint: &Blueprint,
         blank: &[Mapping],
     ) -> Result<()> {
+        let Some(space) = &process.space else { return Ok(()) };
         let builder = MmBuilder {
             workshop: blueprint.workshop,
             shared: &blueprint.shared,
@@ -537,34 +617,82 @@ impl<'i> Ready<'i> {
             image: self.image,
             blank,
         };
-        builder.build(&mut member.puppet(0)?, &process.space, &process.places)
+        builder.build(&mut member.puppet(0)?, space)
     }
 
-    fn build_process(&self, member: &mut Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
-        let scratch = blueprint.workshop.scratch();
-        {
-            let mut puppet = member.puppet(0)?;
-            const LIMIT: &str = "RLIMIT_NOFILE limits how high descriptors can be";
-            let mut batch = match &process.table {
-                Some(table) => table.install(
-                    &self.channel,
-                    |number| self.files.description(number),
-                    |batch| puppet.run(batch)?.check().hint(LIMIT),
-                    || Batch::new(scratch),
-                )?,
-                None => puppet.batch(),
-            };
-            // From here on PTRACE_O_EXITKILL alone looks after orphans; the signal would outlast the release.
-            batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
-            if let Some((leader, _)) = &process.dead_leader {
-                let name = batch.input(&[&leader.name[..], b"\0"].concat());
-                batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
-            }
-            puppet.run(batch)?.check().hint(LIMIT)?;
+    fn build_places(&self, member: &Member, process: &ProcessPlan) -> Result<()> {
+        for (number, seat) in &process.seats {
+            let Some(places) = &seat.places else { continue };
+            let mut puppet = member.puppet_of(*number)?;
+            let mut batch = puppet.batch();
+            let lent = self.opened.lend(places.needs(), &self.channel, &mut puppet, &mut batch)?;
+            places.build(|file, flags| lent.number(file, flags), &mut batch)?;
+            lent.close(&mut batch);
+            puppet.run(batch)?.check()?;
         }
-        let others = process.threads.keys().copied().filter(|tid| *tid != member.pid.get());
-        member.make_threads(&others.collect::<Vec<_>>())
+        Ok(())
     }
+
+    fn build_files(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
+        for (number, seat) in &process.seats {
+            let Some(table) = &seat.table else { continue };
+            let mut puppet = member.puppet_of(*number)?;
+            let scratch = puppet.scratch();
+            let new_batch = || Batch::new(scratch);
+            table.install(
+                &self.channel,
+                |number| self.files.description(number),
+                |batch| puppet.run(batch)?.check().hint("RLIMIT_NOFILE limits how high descriptors can be"),
+                new_batch,
+            )?;
+            for watches in blueprint.watches.values().filter(|one| one.table() == *number) {
+                watches.connect(&mut puppet, table, &self.files, &self.channel)?;
+            }
+            let mut batch = puppet.batch();
+            batch.call(sys::close, &[self.channel.number() as u64]);
+            puppet.run(batch)?.check()?;
+            table.take_locks(|batch| puppet.run(batch)?.check(), new_batch)?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the threads of a process, before it has any files: some files are of threads.
+fn build_threads(member: &mut Member, process: &ProcessPlan) -> Result<()> {
+    {
+        let mut puppet = member.puppet(0)?;
+        let mut batch = puppet.batch();
+        // From here on PTRACE_O_EXITKILL alone looks after orphans; the signal would outlast the release.
+        batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
+        if let Some((leader, _)) = &process.dead_leader {
+            let name = batch.input(&[&leader.name[..], b"\0"].concat());
+            batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
+        }
+        puppet.run(batch)?.check()?;
+    }
+    let there: Vec<u32> = member.threads.iter().map(|thread| thread.tid().get()).collect();
+    let others = process.threads.keys().copied().filter(|tid| !there.contains(tid));
+    member.make_threads(&others.collect::<Vec<_>>())
+}
+
+/// Says who gets signals about its files: as the user that it is by now.
+fn set_file_owners(member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
+    for number in process.seats.keys() {
+        let mut owners = blueprint.file_owners.iter().filter(|one| one.table() == *number).peekable();
+        if owners.peek().is_none() {
+            continue;
+        }
+        let mut puppet = member.puppet_of(*number)?;
+        let mut batch = puppet.batch();
+        for owner in owners {
+            owner.set(&mut batch);
+            if batch.is_nearly_full() {
+                puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
+            }
+        }
+        puppet.run(batch)?.check()?;
+    }
+    Ok(())
 }
 
 /// Which group the root joins, when it is one from outside.
@@ -625,19 +753,19 @@ const TURNS: [(Turn, &[Stage]); 5] = [
     (Turn::All, &[Stage::Pending]),
 ];
 
-fn work_of<'b>(
-    member: &'b Member,
-    process: &'b ProcessPlan,
-    fresh: &'b Status,
+fn take_turn(
+    member: &Member,
+    process: &ProcessPlan,
+    fresh: &Status,
     turn: Turn,
-    stages: &'b [Stage],
-) -> impl Iterator<Item = Work<'b>> {
-    let taken = move |index: &usize| match turn {
+    stages: &[Stage],
+) -> Result<()> {
+    let taken = |index: &usize| match turn {
         Turn::Leaders => *index == 0,
         Turn::Others => *index > 0,
         Turn::All => true,
     };
-    (0..member.threads.len()).filter(taken).filter_map(move |thread| {
+    let work = (0..member.threads.len()).filter(taken).filter_map(|thread| {
         let task = Rebuilt { pid: member.pid, tracee: member.threads.get(thread)?, fresh };
         let own = match (process.threads.get(&task.tid().get()), &process.dead_leader) {
             (Some(thread), _) => thread.states.as_slice(),
@@ -648,7 +776,12 @@ fn work_of<'b>(
         let at = |stage: Stage| own.iter().chain(shared).filter(move |(at, _)| *at == stage);
         let states: Vec<_> = stages.iter().copied().flat_map(at).map(|(_, state)| &**state).collect();
         (!states.is_empty()).then_some(Work { member, thread, task, states })
-    })
+    });
+    let work: Vec<_> = work.collect();
+    match turn {
+        Turn::Leaders | Turn::All => work.iter().try_for_each(|work| work.alone().of(work.task.tid())),
+        Turn::Others => work.chunks(Scratch::PARTS).try_for_each(at_once),
+    }
 }
 
 /// What one thread has to build.
@@ -678,90 +811,106 @@ impl<'b> Work<'b> {
         puppet.run(batch)?.check()
     }
 
-    /// Starts its one batch, unless that is too large. Leaders have the whole scratch memory of their processes, of
-    /// the other threads some may have the same process.
-    fn start(&self, part: usize) -> Result<Option<Puppet<'b>>> {
-        let mut puppet = match self.thread {
-            0 => self.member.puppet(0)?,
-            thread => self.member.puppet_in_part(part, thread)?,
-        };
+    /// In one batch, unless that is too large for a part of the scratch memory.
+    fn in_part(&self, part: usize) -> Result<Option<(Puppet<'b>, Batch)>> {
+        let puppet = self.member.puppet_in_part(part, self.thread)?;
         let mut batch = puppet.batch();
         self.states.iter().try_for_each(|state| state.build(self.task, &mut batch))?;
         if !batch.fits() {
             return Ok(None);
         }
         self.settle()?;
-        puppet.start(batch)?;
-        Ok(Some(puppet))
+        Ok(Some((puppet, batch)))
     }
 }
 
-/// At most as many as scratch memory has parts.
+/// Several threads of one process.
 fn at_once(work: &[Work<'_>]) -> Result<()> {
-    let (mut running, mut large) = (Vec::new(), Vec::new());
+    let (mut puppets, mut batches, mut large) = (Vec::new(), Vec::new(), Vec::new());
     for (part, work) in work.iter().enumerate() {
-        match work.start(part).of(work.task.tid())? {
-            Some(puppet) => running.push(puppet),
+        match work.in_part(part).of(work.task.tid())? {
+            Some((puppet, batch)) => {
+                puppets.push(puppet);
+                batches.push(batch);
+            }
             None => large.push(work),
         }
     }
-    running.into_iter().try_for_each(|mut puppet| puppet.finish()?.check())?;
+    let mut puppets: Vec<_> = puppets.iter_mut().collect();
+    run_together(&mut puppets, batches)?.iter().try_for_each(crate::tracee::Answers::check)?;
     large.into_iter().try_for_each(|work| work.alone().of(work.task.tid()))
 }
 
-/// Puts blocked threads back into their calls, removes the workshop, sets the registers.
-fn finish(member: &mut Member, process: &ProcessPlan, fresh: &Status, workshop: &Workshop) -> Result<()> {
-    // A dead leader has nothing to go back to.
-    let dead = usize::from(process.dead_leader.is_some());
-    let threads: Vec<usize> = (dead..member.threads.len()).collect();
-    let mut registers: Vec<Regs> = Vec::new();
-    for some in threads.chunks(Scratch::PARTS) {
-        registers.extend(put_to_sleep(member, process, some)?);
+/// Puts blocked threads back into their calls, and says what registers all are to get: the last that anybody does
+/// in the workshop.
+fn arm(
+    member: &Member,
+    process: &ProcessPlan,
+    workshop: &Workshop,
+    registers: &mut BTreeMap<Pid, Regs>,
+) -> Result<()> {
+    let living: Vec<_> = living(member, process).collect();
+    for some in living.chunks(Scratch::PARTS) {
+        let mut sleepers = Vec::new();
+        for (part, (index, thread)) in some.iter().enumerate() {
+            let tid = thread.tid();
+            let plan = plan_of(process, tid)?;
+            let regs = plan.registers.general();
+            if plan.registers.has_tiles() {
+                member.puppet_in_part(part, *index)?.use_tiles().of(tid)?;
+            }
+            match &plan.blocked {
+                Some(blocked) => {
+                    let mut puppet = member.puppet_in_part(part, *index)?;
+                    blocked.enter(&regs, &mut puppet).of(tid)?;
+                    sleepers.push((blocked, regs, puppet));
+                }
+                None => drop(registers.insert(tid, regs)),
+            }
+        }
+        for (_, _, puppet) in &mut sleepers {
+            puppet.interrupt()?;
+        }
+        for (blocked, regs, mut puppet) in sleepers {
+            let tid = puppet.tracee().tid();
+            registers.insert(tid, blocked.entered(regs, &mut puppet).of(tid)?);
+        }
     }
-    queue_continues(member, process, workshop)?;
+    queue_continues(member, process, workshop)
+}
+
+/// Removes the workshop, sets the registers.
+fn finish(
+    member: &mut Member,
+    process: &ProcessPlan,
+    space: &AddressSpace,
+    (fresh, workshop): (&Status, &Workshop),
+    registers: &BTreeMap<Pid, Regs>,
+) -> Result<()> {
     let range = workshop.range();
-    let syscall = member.syscall_in_vdso(&process.space)?;
-    let leader = member.leader()?;
-    call_at(leader, syscall, sys::munmap, [range.start, range.end - range.start, 0, 0, 0, 0])?;
-    for (thread, regs) in member.threads.iter().skip(dead).zip(&registers) {
+    let syscall = member.syscall_in_vdso(space)?;
+    if process.space.is_some() {
+        let args = [range.start, range.end - range.start, 0, 0, 0, 0];
+        call_at(member.leader()?, syscall, sys::munmap, args)?;
+    }
+    let mut stopped = false;
+    for (_, thread) in living(member, process) {
         let task = Rebuilt { pid: member.pid, tracee: thread, fresh };
         let plan = plan_of(process, thread.tid())?;
         for (_, state) in plan.states.iter().filter(|(stage, _)| *stage == Stage::Release) {
             state.settle(task).of(thread.tid())?;
         }
-        thread.set_regs(regs)?;
-        member.to_be_stopped |= plan.registers.is_stopped() && process.stop.is_none();
+        let regs = registers.get(&thread.tid());
+        thread.set_regs(regs.ok_or_else(|| Error::new(ErrorKind::Kernel, "it has not been prepared"))?)?;
+        stopped |= plan.registers.is_stopped() && process.stop.is_none();
     }
+    member.to_be_stopped |= stopped;
     process.dead_leader.iter().try_for_each(|(leader, _)| member.end_leader(syscall, leader.code()))
 }
 
-/// The registers of some threads, which are in their calls again if they were in any.
-fn put_to_sleep(member: &Member, process: &ProcessPlan, threads: &[usize]) -> Result<Vec<Regs>> {
-    let mut registers = Vec::new();
-    let mut sleepers = Vec::new();
-    for (part, thread) in threads.iter().enumerate() {
-        let puppet = || member.puppet_in_part(part, *thread);
-        let plan = plan_of(process, member.tid(*thread)?)?;
-        let regs = plan.registers.general();
-        if plan.registers.has_tiles() {
-            puppet()?.use_tiles().of(member.tid(*thread)?)?;
-        }
-        if let Some(blocked) = &plan.blocked {
-            let mut puppet = puppet()?;
-            blocked.enter(&regs, &mut puppet).of(puppet.tracee().tid())?;
-            sleepers.push((part, blocked, puppet));
-        }
-        registers.push(regs);
-    }
-    for (_, _, puppet) in &mut sleepers {
-        puppet.interrupt()?;
-    }
-    for (part, blocked, mut puppet) in sleepers {
-        if let Some(regs) = registers.get_mut(part) {
-            *regs = blocked.entered(*regs, &mut puppet).of(puppet.tracee().tid())?;
-        }
-    }
-    Ok(registers)
+/// The threads that are to live on, with their places in the list. A dead leader has nothing to go back to.
+fn living<'m>(member: &'m Member, process: &ProcessPlan) -> impl Iterator<Item = (usize, &'m Tracee)> {
+    member.threads.iter().enumerate().skip(usize::from(process.dead_leader.is_some()))
 }
 
 fn plan_of(process: &ProcessPlan, tid: Pid) -> Result<&ThreadPlan> {

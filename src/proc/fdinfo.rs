@@ -1,6 +1,6 @@
 //! `/proc/PID/fdinfo/FD`: see proc_pid_fdinfo(5) and section 3.8 of Documentation/filesystems/proc.rst.
 
-use super::{File, Malformed, key_value, lines};
+use super::{File, Malformed, decimal, key_value, lines, words};
 
 const FILE: File = File("fdinfo/FD");
 
@@ -16,9 +16,30 @@ pub(crate) struct FdInfo {
     pub(crate) ino: Option<u64>,
     /// All other lines, in order.
     pub(crate) lines: Vec<Line>,
-    /// What follows `lock:` in the lines of locks that were set through this description (or, for a
-    /// POSIX lock, through this slot): the form of /proc/locks, see proc_locks(5).
-    pub(crate) locks: Vec<Vec<u8>>,
+    /// The locks that were set through this description (or, of POSIX locks, through this slot).
+    pub(crate) locks: Vec<Lock>,
+}
+
+/// What follows `lock:`, in the form of /proc/locks: see proc_locks(5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lock {
+    pub(crate) kind: LockKind,
+    pub(crate) exclusive: bool,
+    /// The first byte and the last one; `None` is the end, wherever that will be.
+    pub(crate) start: u64,
+    pub(crate) last: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LockKind {
+    /// Of a process: F_SETLK.
+    Posix,
+    /// Of a description: F_OFD_SETLK.
+    Ofd,
+    /// Of a description: flock(2).
+    Flock,
+    Lease,
+    Other,
 }
 
 /// One line that depends on the kind of file.
@@ -32,8 +53,7 @@ pub(crate) struct Line {
 }
 
 impl FdInfo {
-    /// The value of the first line with this key. The kinds so far need none.
-    #[cfg(test)]
+    /// The value of the first line with this key.
     pub(crate) fn get(&self, key: &str) -> Option<&[u8]> {
         self.lines.iter().find(|line| line.key == key.as_bytes()).map(|line| &*line.value)
     }
@@ -50,7 +70,7 @@ pub(crate) fn parse(text: &[u8]) -> Result<FdInfo, Malformed> {
             b"flags" if flags.is_none() => flags = Some(FILE.radix(value, 8, "flags")?),
             b"mnt_id" if mnt_id.is_none() => mnt_id = Some(FILE.decimal(value, "mnt_id")?),
             b"ino" if ino.is_none() && others.is_empty() => ino = Some(FILE.decimal(value, "ino")?),
-            b"lock" => locks.push(value.to_vec()),
+            b"lock" => locks.push(FILE.some(lock(value), "lock")?),
             _ => others.push(Line { key: key.to_vec(), value: value.to_vec() }),
         }
     }
@@ -62,6 +82,28 @@ pub(crate) fn parse(text: &[u8]) -> Result<FdInfo, Malformed> {
         lines: others,
         locks,
     })
+}
+
+/// `1: POSIX  ADVISORY  WRITE 4541 fe:00:10010789 0 EOF`
+fn lock(text: &[u8]) -> Option<Lock> {
+    let mut words = words(text).skip(1);
+    let kind = match words.next()? {
+        b"POSIX" => LockKind::Posix,
+        b"OFDLCK" => LockKind::Ofd,
+        b"FLOCK" => LockKind::Flock,
+        b"LEASE" => LockKind::Lease,
+        _ => LockKind::Other,
+    };
+    // ADVISORY, or the state of a lease.
+    let _mode = words.next()?;
+    let exclusive = words.next()? == b"WRITE";
+    let (_pid, _file) = (words.next()?, words.next()?);
+    let start = decimal(words.next()?)?;
+    let last = match words.next()? {
+        b"EOF" => None,
+        last => Some(decimal(last)?),
+    };
+    Some(Lock { kind, exclusive, start, last })
 }
 
 fn split(line: &[u8]) -> (&[u8], &[u8]) {
@@ -83,6 +125,7 @@ flags:\t02100001
 mnt_id:\t27
 ino:\t10010789
 lock:\t1: FLOCK  ADVISORY  WRITE 4541 fe:00:10010789 0 EOF
+lock:\t2: OFDLCK ADVISORY  READ -1 fe:00:10010789 10 9223372036854775806
 tfd:        5 events:       19 data:     7fd800000005  pos:0 ino:1fb9 sdev:f
 inotify wd:1 ino:3c4a7 sdev:fe00000 mask:2 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:a7c4030000000000
 settime flags: 00
@@ -99,7 +142,11 @@ odd
     fn sample() {
         let info = parse(SAMPLE).unwrap();
         assert_eq!((info.pos, info.flags, info.mnt_id, info.ino), (-4096, 0o2_100_001, 27, Some(10010789)));
-        assert_eq!(info.locks, [b"1: FLOCK  ADVISORY  WRITE 4541 fe:00:10010789 0 EOF"]);
+        let lock = |kind, exclusive, start, last| Lock { kind, exclusive, start, last };
+        assert_eq!(
+            info.locks,
+            [lock(LockKind::Flock, true, 0, None), lock(LockKind::Ofd, false, 10, Some(i64::MAX as u64 - 1))]
+        );
         assert_eq!(
             info.lines,
             [
@@ -130,6 +177,26 @@ odd
         let info = parse(b"pos:\t0\nflags:\t02\nmnt_id:\t17\nino:\t1\nflags:\tx\nino:\t2\n").unwrap();
         assert_eq!((info.flags, info.ino), (2, Some(1)));
         assert_eq!(info.lines, [line("flags", "x"), line("ino", "2")]);
+    }
+
+    #[test]
+    fn locks() {
+        for (line, kind, exclusive) in [
+            ("1: POSIX  ADVISORY  READ 1 fe:00:1 0 EOF", LockKind::Posix, false),
+            ("12: LEASE  ACTIVE    WRITE 0 00:1b:3954 0 EOF", LockKind::Lease, true),
+            ("1: DELEG  ACTIVE    READ 0 00:1b:3954 0 EOF", LockKind::Other, false),
+        ] {
+            let found = super::lock(line.as_bytes()).unwrap();
+            assert_eq!((found.kind, found.exclusive), (kind, exclusive), "{line}");
+        }
+        for line in [
+            "",
+            "1: POSIX",
+            "1: POSIX ADVISORY WRITE 1 fe:00:1 -1 EOF",
+            "1: POSIX ADVISORY WRITE 1 fe:00:1 0",
+        ] {
+            assert_eq!(super::lock(line.as_bytes()), None, "{line}");
+        }
     }
 
     #[test]

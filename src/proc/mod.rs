@@ -9,9 +9,8 @@ use std::io::BufRead;
 
 pub(crate) mod fdinfo;
 pub(crate) mod limits;
-// Nothing describes mounts yet.
-#[cfg(any(test, fuzzing))]
 pub(crate) mod mountinfo;
+pub(crate) mod nameless;
 pub(crate) mod read;
 pub(crate) mod sched;
 pub(crate) mod smaps;
@@ -193,13 +192,14 @@ pub(crate) fn fuzz_all(data: &[u8]) {
         5 => drop(timers::parse(text)),
         6 => drop(fdinfo::parse(text)),
         7 => drop(limits::parse(text)),
-        _ => drop(mountinfo::parse(text)),
+        8 => drop(mountinfo::parse(text)),
+        _ => nameless::fuzz(text),
     }
 }
 
 /// How many parsers [`fuzz_all`] knows.
 #[cfg(any(test, fuzzing))]
-const FUZZ_PARSERS: u8 = 9;
+const FUZZ_PARSERS: u8 = 10;
 
 #[cfg(test)]
 mod tests {
@@ -243,6 +243,7 @@ mod tests {
             fdinfo::tests::SAMPLE,
             limits::tests::SAMPLE,
             mountinfo::tests::SAMPLE,
+            nameless::tests::SAMPLE,
         ];
         fuzz_all(b"");
         for sample in samples {

@@ -92,7 +92,12 @@ pub(crate) fn parent(pid: Pid) -> Result<Pid> {
     }
 }
 
-/// Every process that this /proc shows, with its parent.
+/// Every process that this /proc shows.
+pub(crate) fn processes() -> Result<Vec<Pid>> {
+    numbered("/proc")
+}
+
+/// The same, with its parent.
 pub(crate) fn parents() -> Result<Vec<(Pid, Pid)>> {
     let mut all = Vec::new();
     for pid in numbered("/proc")? {

@@ -255,7 +255,11 @@ const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<fds::Places>(),
     RecordKind::of::<fds::FdTable>(),
     RecordKind::of::<fds::Description>(),
+    RecordKind::of::<fds::FileOwner>(),
     RecordKind::of::<fds::Pipe>(),
+    RecordKind::of::<fds::Ghost>(),
+    RecordKind::of::<fds::DescriptionLocks>(),
+    RecordKind::of::<fds::Watches>(),
 ];
 
 /// Every kind of record that an image can hold.

@@ -1,15 +1,19 @@
 //! Thin safe wrappers of the system calls that nix lacks. One gate per call: arguments in types, errno out.
 #![allow(unsafe_code)]
 
+pub(crate) mod file;
+pub(crate) mod lock;
 pub(crate) mod pagemap;
 pub(crate) mod pidfd;
 pub(crate) mod probe;
 pub(crate) mod ptrace;
 pub(crate) mod sched;
+pub(crate) mod sysv;
 pub(crate) mod uffd;
 pub(crate) mod wait;
+pub(crate) mod xattr;
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 
 use nix::errno::Errno;
 
@@ -70,12 +74,6 @@ pub(crate) fn robust_list(tid: Pid) -> nix::Result<(u64, u64)> {
 pub(crate) fn securebits() -> nix::Result<u32> {
     // SAFETY: the option takes no further arguments.
     Errno::result(unsafe { libc::prctl(libc::PR_GET_SECUREBITS) }).map(|bits| bits as u32)
-}
-
-/// fcntl(2) F_GETOWN: who gets signals about this file; 0 for nobody.
-pub(crate) fn file_owner(file: impl std::os::fd::AsFd) -> nix::Result<i32> {
-    // SAFETY: F_GETOWN takes no argument.
-    Errno::result(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETOWN) })
 }
 
 /// The kernel's hardware page size.

@@ -161,6 +161,11 @@ pub(crate) fn dispatches_syscalls(tid: Pid) -> nix::Result<bool> {
     Ok(config[0] != 0)
 }
 
+/// PTRACE_GETEVENTMSG: for a fork event, the new task's number.
+pub(crate) fn event_message(tid: Pid) -> nix::Result<u64> {
+    nix::sys::ptrace::getevent(tid.nix()).map(|message| message as u64)
+}
+
 /// PTRACE_SEIZE with an option word.
 pub(crate) fn seize(tid: Pid, options: u32) -> nix::Result<()> {
     // SAFETY: SEIZE takes integers only.

@@ -33,6 +33,15 @@ pub(crate) mod sys {
         madvise = SYS_madvise;
         brk = SYS_brk;
         mlock2 = SYS_mlock2;
+        mlockall = SYS_mlockall;
+        msync = SYS_msync;
+        mbind = SYS_mbind;
+        shmget = SYS_shmget;
+        shmat = SYS_shmat;
+        mseal = SYS_mseal;
+        pkey_mprotect = SYS_pkey_mprotect;
+        pkey_alloc = SYS_pkey_alloc;
+        pkey_free = SYS_pkey_free;
         rt_sigaction = SYS_rt_sigaction;
         rt_sigqueueinfo = SYS_rt_sigqueueinfo;
         rt_tgsigqueueinfo = SYS_rt_tgsigqueueinfo;
@@ -51,6 +60,8 @@ pub(crate) mod sys {
         dup3 = SYS_dup3;
         close = SYS_close;
         fcntl = SYS_fcntl;
+        epoll_ctl = SYS_epoll_ctl;
+        epoll_wait = SYS_epoll_wait;
         recvmsg = SYS_recvmsg;
         socketpair = SYS_socketpair;
         pwrite64 = SYS_pwrite64;
@@ -62,6 +73,7 @@ pub(crate) mod sys {
         exit_group = SYS_exit_group;
         tgkill = SYS_tgkill;
         clone3 = SYS_clone3;
+        unshare = SYS_unshare;
         timer_create = SYS_timer_create;
         timer_settime = SYS_timer_settime;
         timer_gettime = SYS_timer_gettime;
@@ -94,6 +106,10 @@ pub(crate) struct Output {
     pub(crate) addr: u64,
     range: Range<usize>,
 }
+
+/// A call that a task only executes if we die before its next batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LastWill(pub(crate) Sys, pub(crate) [u64; 1]);
 
 struct Entry {
     sys: Sys,
@@ -151,6 +167,11 @@ impl Batch {
         Output { addr: self.scratch.output().start + at as u64, range: at..at + len }
     }
 
+    /// A page of the scratch memory that no call touches.
+    pub(crate) fn scratch_base(&self) -> u64 {
+        self.scratch.base()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -158,7 +179,7 @@ impl Batch {
     /// Is there little room left? Then run it and go on with a new one.
     pub(crate) fn is_nearly_full(&self) -> bool {
         let room = |range: Range<u64>| (range.end - range.start) as usize;
-        self.entries.len() + 256 > self.scratch.entries()
+        self.entries.len() + 256 > self.scratch.room()
             || self.input.len() * 2 > room(self.scratch.input())
             || self.output * 2 > room(self.scratch.output())
     }
@@ -166,14 +187,14 @@ impl Batch {
     /// Is there room for all of it?
     pub(crate) fn fits(&self) -> bool {
         let room = |range: Range<u64>| (range.end - range.start) as usize;
-        self.entries.len() < self.scratch.entries()
+        self.entries.len() <= self.scratch.room()
             && self.input.len() <= room(self.scratch.input())
             && self.output <= room(self.scratch.output())
     }
 
-    /// The table as the loop reads it, with a last entry that stops the task.
-    pub(super) fn table(&self, stop: [u64; 4]) -> Vec<u8> {
-        let mut table = Vec::with_capacity((self.entries.len() + 1) * ENTRY_WORDS * 8);
+    /// The table as the loop reads it: the calls, one that stops the task, and those for the case that nobody comes.
+    pub(super) fn table(&self, stop: [u64; 4], last_will: &[LastWill]) -> Vec<u8> {
+        let mut table = Vec::with_capacity((self.entries.len() + 1 + last_will.len()) * ENTRY_WORDS * 8);
         let mut push = |number: u64, args: &[u64], result: u64| {
             let mut words = [0u64; ENTRY_WORDS];
             words[0] = number;
@@ -186,6 +207,9 @@ impl Batch {
         }
         let [number, args @ ..] = stop;
         push(number, &args, 0);
+        for LastWill(sys, args) in last_will {
+            push(sys.number as u64, args, 0);
+        }
         table
     }
 

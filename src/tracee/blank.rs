@@ -142,8 +142,11 @@ impl Blank {
     }
 }
 
-/// Tasks that are being restored die with their tracer, and so do those that they make: options are inherited.
-const OPTIONS: i32 = libc::PTRACE_O_EXITKILL;
+/// Tasks that are being restored die with their tracer, and so do those that they make.
+const OPTIONS: i32 = libc::PTRACE_O_EXITKILL
+    | libc::PTRACE_O_TRACECLONE
+    | libc::PTRACE_O_TRACEFORK
+    | libc::PTRACE_O_TRACEVFORK;
 
 /// Says what a failed clone3(2) with a chosen pid means.
 pub(crate) fn explain(error: Error, pid: Pid) -> Error {

@@ -4,13 +4,17 @@
 mod batch;
 mod blank;
 mod dummy;
+mod hand;
 mod memory;
 mod puppet;
 mod stop;
 
-pub(crate) use batch::{Answers, Batch, Call, Output, Sys, sys};
+pub(crate) use batch::{Answers, Batch, Call, LastWill, Output, Sys, sys};
 pub(crate) use blank::{Blank, CloneArgs, Gift, Seed, StubFile, explain as explain_clone};
 pub(crate) use dummy::Dummy;
+pub(crate) use hand::with_hands;
 pub(crate) use memory::Memory;
-pub(crate) use puppet::{Ending, Puppet, Saved, Scratch, Springboard, call_at, last_call};
+pub(crate) use puppet::{
+    Ending, Home, Puppet, Saved, Scratch, Springboard, call_at, last_call, run_together,
+};
 pub(crate) use stop::{Stop, Tracee};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Answers, Batch, Memory, Stop, Sys, Tracee, sys};
+use super::{Answers, Batch, LastWill, Memory, Stop, Sys, Tracee, sys};
 use crate::Pid;
 use crate::arch::{self, ENTRY_WORDS, Regs, RegsExt, SYSCALL};
 use crate::error::{Error, ErrorKind, Result, Subject};
@@ -21,26 +21,34 @@ pub(crate) struct Scratch {
 /// How much fits into a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sizes {
-    /// Calls, the one that ends it included.
+    /// Calls.
     entries: u64,
     input: u64,
     output: u64,
 }
 
 impl Sizes {
-    const WHOLE: Self = Self { entries: 2048, input: 0x4_0000, output: 0x2_0000 };
+    const WHOLE: Self = Self { entries: 1984, input: 0x4_0000, output: 0x2_0000 };
     const PART: Self = Self { entries: 128, input: 0x2000, output: 0x1000 };
+    const ENTRY: u64 = (ENTRY_WORDS * 8) as u64;
 
-    const fn table(self) -> u64 {
-        self.entries * (ENTRY_WORDS * 8) as u64
+    /// The entry by which the task stops. A batch ends there, wherever it begins: what follows stays where it is.
+    const fn last(self) -> u64 {
+        Scratch::TABLE + self.entries * Self::ENTRY
+    }
+
+    const fn input(self) -> u64 {
+        self.last() + (1 + Scratch::LAST_WILL as u64) * Self::ENTRY
     }
 
     const fn total(self) -> u64 {
-        Scratch::TABLE + self.table() + self.input + self.output
+        self.input() + self.input + self.output
     }
 }
 
 impl Scratch {
+    /// Calls that only a task executes which nobody came for.
+    pub(crate) const LAST_WILL: usize = 63;
     /// Below it is room for a handler: a task that we leave behind may get a signal before it is back.
     const FRAME: u64 = 0x1_0000;
     const TABLE: u64 = Self::FRAME + arch::FRAME_MAX.next_multiple_of(PAGE);
@@ -60,8 +68,27 @@ impl Scratch {
         Self { base: self.base + index as u64 * Sizes::PART.total(), sizes: Sizes::PART, ..*self }
     }
 
-    pub(super) fn entries(&self) -> usize {
+    /// Calls of one batch.
+    pub(super) fn room(&self) -> usize {
         self.sizes.entries as usize
+    }
+
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+
+    fn mmap_arguments() -> [u64; 6] {
+        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
+        [0, Self::LEN, prot, flags, u64::MAX, 0]
+    }
+
+    /// Writes the signal frame through which a task finds back; gives the stack pointer that leads to it.
+    pub(crate) fn put_way_back(&self, saved: &Saved, memory: &Memory) -> Result<u64> {
+        let at = self.base + Self::FRAME;
+        let frame = saved.frame(at, memory);
+        memory.write_all(&[(at, &frame.bytes)])?;
+        Ok(frame.stack_pointer)
     }
 
     /// The address of a bare `syscall` instruction.
@@ -69,12 +96,17 @@ impl Scratch {
         self.code
     }
 
-    fn table(&self) -> u64 {
-        self.base + Self::TABLE
+    fn last(&self) -> u64 {
+        self.base + self.sizes.last()
+    }
+
+    /// Where the entries of a batch of this length are.
+    fn entries(&self, len: usize) -> Range<u64> {
+        self.last() - (len * ENTRY_WORDS * 8) as u64..self.last()
     }
 
     pub(crate) fn input(&self) -> Range<u64> {
-        let start = self.table() + self.sizes.table();
+        let start = self.base + self.sizes.input();
         start..start + self.sizes.input
     }
 
@@ -142,9 +174,19 @@ fn put_back(tracee: &Tracee, regs: &Regs, mask: SigMask) -> Result<()> {
     tracee.set_regs(regs)
 }
 
+/// Executes batches by several tasks, one each, at the same time.
+pub(crate) fn run_together(puppets: &mut [&mut Puppet<'_>], batches: Vec<Batch>) -> Result<Vec<Answers>> {
+    let started = puppets.iter_mut().zip(batches).map(|(puppet, batch)| puppet.start(batch));
+    let started: Vec<Result<Batch>> = started.collect();
+    // Every one is waited for, whatever became of the others.
+    let finished = puppets.iter_mut().zip(started);
+    let finished = finished.map(|(puppet, batch)| puppet.finish(batch?, |_| Ok(())));
+    finished.collect::<Vec<_>>().into_iter().collect()
+}
+
 /// A stopped task that executes batches. Dropping it puts the registers and the mask back.
 pub(crate) struct Puppet<'t> {
-    tracee: &'t Tracee,
+    tracee: Tracee,
     memory: &'t Memory,
     tgid: Pid,
     scratch: Scratch,
@@ -155,35 +197,43 @@ pub(crate) struct Puppet<'t> {
     back: Option<(Regs, SigMask)>,
     /// Where the configuration is by which the next batch begins with a use of AMX tiles.
     tiles: Option<u64>,
-    /// What it is executing.
-    running: Option<Batch>,
     /// Somebody else's SIGSTOP arrived meanwhile; it must not be lost.
     stop_arrived: bool,
+    last_will: Vec<LastWill>,
 }
 
 impl<'t> Puppet<'t> {
-    /// Takes over a running program's task. Should we die, it goes on where it was; unless it has to stop first (see
-    /// [`Ending`]), and then when continued.
+    /// Takes over a running program's task; `caught` are the signals for which the program has handlers. Should we
+    /// die, the task goes on where it was, or stops (see [`Ending`]) and does so when continued.
     pub(crate) fn borrow(
-        tracee: &'t Tracee,
+        tracee: &Tracee,
+        tgid: Pid,
+        memory: &'t Memory,
+        scratch: Scratch,
+        saved: &Saved,
+        caught: u64,
+    ) -> Result<Self> {
+        Self::employ(tracee, tgid, memory, scratch, saved, Ending::among(saved.mask, caught))
+    }
+
+    /// The same of a task whose signals are not the program's business.
+    pub(super) fn employ(
+        tracee: &Tracee,
         tgid: Pid,
         memory: &'t Memory,
         scratch: Scratch,
         saved: &Saved,
         ending: Ending,
     ) -> Result<Self> {
-        let at = scratch.base + Scratch::FRAME;
-        let frame = saved.frame(at, memory);
-        memory.write_all(&[(at, &frame.bytes)])?;
-        let back = Some((saved.regs, saved.mask));
-        let (regs, stack) = (saved.regs, frame.stack_pointer);
+        let stack = scratch.put_way_back(saved, memory)?;
+        let (regs, back) = (saved.regs, Some((saved.regs, saved.mask)));
         // An empty batch, which ends in the frame: the mask only changes when the way back is there.
         let mut idle = regs;
-        idle.enter_loop(scratch.code, scratch.table(), scratch.table(), stack);
+        idle.enter_loop(scratch.code, scratch.last(), scratch.last(), stack);
         tracee.set_regs(&idle)?;
         tracee.set_sigmask(ending.mask())?;
         Ok(Self {
-            tracee,
+            tracee: tracee.clone(),
             memory,
             tgid,
             scratch,
@@ -192,14 +242,14 @@ impl<'t> Puppet<'t> {
             stack,
             back,
             tiles: None,
-            running: None,
             stop_arrived: false,
+            last_will: Vec::new(),
         })
     }
 
     /// Takes over a blank task, which has nothing to be put back.
     pub(crate) fn own(
-        tracee: &'t Tracee,
+        tracee: &Tracee,
         tgid: Pid,
         memory: &'t Memory,
         scratch: Scratch,
@@ -208,7 +258,7 @@ impl<'t> Puppet<'t> {
         let regs = tracee.regs()?;
         tracee.set_sigmask(ending.mask())?;
         Ok(Self {
-            tracee,
+            tracee: tracee.clone(),
             memory,
             tgid,
             scratch,
@@ -217,25 +267,44 @@ impl<'t> Puppet<'t> {
             stack: 0,
             back: None,
             tiles: None,
-            running: None,
             stop_arrived: false,
+            last_will: Vec::new(),
         })
     }
 
-    pub(crate) fn tracee(&self) -> &'t Tracee {
-        self.tracee
+    pub(crate) fn tracee(&self) -> &Tracee {
+        &self.tracee
     }
 
     pub(crate) fn tgid(&self) -> Pid {
         self.tgid
     }
 
+    /// What the task is to tidy up should we die, from the next batch on.
+    pub(crate) fn if_we_die(&mut self, calls: Vec<LastWill>) {
+        debug_assert!(calls.len() <= Scratch::LAST_WILL);
+        self.last_will = calls;
+    }
+
+    pub(super) fn ending(&self) -> Ending {
+        self.ending
+    }
+
     pub(crate) fn memory(&self) -> &'t Memory {
         self.memory
     }
 
+    pub(crate) fn scratch(&self) -> Scratch {
+        self.scratch
+    }
+
     pub(crate) fn batch(&self) -> Batch {
         Batch::new(self.scratch)
+    }
+
+    /// Executes a batch that creates no tasks.
+    pub(crate) fn run(&mut self, batch: Batch) -> Result<Answers> {
+        self.run_forking(batch, |_| Ok(()))
     }
 
     /// Makes the thread use AMX tiles once: before that it cannot be given any tile data.
@@ -249,65 +318,65 @@ impl<'t> Puppet<'t> {
         used
     }
 
-    /// Executes a batch.
-    pub(crate) fn run(&mut self, batch: Batch) -> Result<Answers> {
-        self.start(batch)?;
-        self.finish()
+    /// Executes a batch; `born` hears of every task that it creates, which is stopped at its first instruction.
+    pub(crate) fn run_forking(
+        &mut self,
+        batch: Batch,
+        born: impl FnMut(Pid) -> Result<()>,
+    ) -> Result<Answers> {
+        let batch = self.start(batch)?;
+        self.finish(batch, born)
     }
 
-    /// Begins to execute a batch, for [`Puppet::finish`]: others can do so at the same time.
-    pub(crate) fn start(&mut self, batch: Batch) -> Result<()> {
+    /// Sets the task to work on a batch. Until that is finished, nothing else can be wanted of it.
+    fn start(&mut self, batch: Batch) -> Result<Batch> {
         if batch.is_empty() {
-            self.running = Some(batch);
-            return Ok(());
+            return Ok(batch);
         }
         if !batch.fits() {
             return Err(Error::new(ErrorKind::Kernel, "a batch is larger than its scratch memory"));
         }
-        let tid = self.tracee.tid();
         let stop = [
             sys::tgkill.number as u64,
             u64::from(self.tgid.get()),
-            u64::from(tid.get()),
+            u64::from(self.tracee.tid().get()),
             self.ending.0 as u64,
         ];
-        let table = batch.table(stop);
-        self.memory.write_all(&[
-            (self.scratch.table(), table.as_slice()),
-            (self.scratch.input().start, batch.input_bytes()),
-        ])?;
-        let end = self.scratch.table() + table.len() as u64;
+        let (table, start) = (batch.table(stop, &self.last_will), self.scratch.entries(batch.len()).start);
+        self.memory
+            .write_all(&[(start, table.as_slice()), (self.scratch.input().start, batch.input_bytes())])?;
         let mut regs = self.regs;
-        regs.enter_loop(self.scratch.code, self.scratch.table(), end, self.stack);
+        regs.enter_loop(self.scratch.code, start, start + table.len() as u64, self.stack);
         if let Some(configuration) = self.tiles {
             regs.enter_through_tiles(configuration);
         }
         self.tracee.set_regs(&regs)?;
         self.tracee.resume(Resume::Run)?;
-        self.running = Some(batch);
-        Ok(())
+        Ok(batch)
     }
 
-    /// Waits for the end of the batch that was started.
-    pub(crate) fn finish(&mut self) -> Result<Answers> {
-        let tid = self.tracee.tid();
-        let batch = self.running.take().unwrap_or_else(|| self.batch());
+    /// Waits until the batch is done, and fetches the answers.
+    fn finish(&mut self, batch: Batch, born: impl FnMut(Pid) -> Result<()>) -> Result<Answers> {
         if batch.is_empty() {
-            return Ok(batch.answered(tid, &[], Vec::new()));
+            return Ok(batch.answered(self.tracee.tid(), &[], Vec::new()));
         }
-        let last = self.scratch.table() + (batch.len() * ENTRY_WORDS * 8) as u64;
-        self.wait_for_end(last)?;
+        self.wait_for_last(born)?;
         let mut back = vec![0; batch.len() * ENTRY_WORDS * 8 + batch.output_len()];
-        let table = self.scratch.table()..last;
         let output = self.scratch.output().start..self.scratch.output().start + batch.output_len() as u64;
-        self.memory.read_ranges(&[table, output], &mut back)?;
+        self.memory.read_ranges(&[self.scratch.entries(batch.len()), output], &mut back)?;
         let output = back.split_off(batch.len() * ENTRY_WORDS * 8);
-        Ok(batch.answered(tid, &back, output))
+        Ok(batch.answered(self.tracee.tid(), &back, output))
     }
 
-    fn wait_for_end(&mut self, last: u64) -> Result<()> {
+    fn wait_for_last(&mut self, mut born: impl FnMut(Pid) -> Result<()>) -> Result<()> {
+        let last = self.scratch.last();
         loop {
             match self.tracee.wait_step()? {
+                Stop::Event(_) => {
+                    let child = crate::sys::ptrace::event_message(self.tracee.tid());
+                    let child = child.map_err(|errno| Error::call("ptrace(GETEVENTMSG)", errno))?;
+                    born(Pid::from(child as u32))?;
+                }
                 // The loop keeps its place in rbx: anything earlier is a signal that others sent.
                 Stop::Signal(signal) if signal == self.ending.0 && self.tracee.regs()?.rbx == last => {
                     return Ok(());
@@ -324,6 +393,20 @@ impl<'t> Puppet<'t> {
         }
     }
 
+    /// Has it map scratch memory for one more task of its process.
+    pub(super) fn map_scratch(&mut self) -> Result<Scratch> {
+        let mut batch = self.batch();
+        let mapped = batch.call(sys::mmap, &Scratch::mmap_arguments());
+        let base = self.run(batch)?.get(mapped)?;
+        Ok(Scratch::new(base, self.scratch.code))
+    }
+
+    pub(super) fn unmap_scratch(&mut self, scratch: Scratch) -> Result<()> {
+        let mut batch = self.batch();
+        batch.call(sys::munmap, &[scratch.base, Scratch::LEN]);
+        self.run(batch)?.check()
+    }
+
     /// Starts one call, which is to be interrupted at its entry, so that the kernel is in the state of a task that a
     /// signal is about to take out of this very call. The batch is not executed: it has what the call reads.
     pub(crate) fn enter(&mut self, number: i64, args: [u64; 6], batch: &Batch) -> Result<()> {
@@ -336,7 +419,7 @@ impl<'t> Puppet<'t> {
 
     /// Interrupts the call at its entry.
     pub(crate) fn interrupt(&mut self) -> Result<()> {
-        wait_for_syscall(self.tracee)?;
+        wait_for_syscall(&self.tracee)?;
         self.tracee.interrupt()?;
         self.tracee.resume(Resume::Run)
     }
@@ -365,16 +448,13 @@ impl<'t> Puppet<'t> {
             let sent = nix::sys::signal::kill(self.tgid.nix(), nix::sys::signal::Signal::SIGSTOP);
             sent.map_err(|errno| Error::call("kill", errno).of(self.tgid))?;
         }
-        self.back.take().map_or(Ok(()), |(regs, mask)| put_back(self.tracee, &regs, mask))
+        self.back.take().map_or(Ok(()), |(regs, mask)| put_back(&self.tracee, &regs, mask))
     }
 }
 
 impl Drop for Puppet<'_> {
     fn drop(&mut self) {
         // Only reached on the way out of another error, or of a task that has died.
-        if self.running.is_some() {
-            let _ = self.finish();
-        }
         let _ = self.put_back();
     }
 }
@@ -405,21 +485,27 @@ impl Springboard {
     /// The end of the vdso that may hold it.
     pub(crate) const ROOM: u64 = 128;
 
+    /// Can an instruction at this address be the code's? It is at the end of a page.
+    pub(crate) fn may_be_at(pc: u64) -> bool {
+        pc % PAGE >= PAGE - Self::ROOM
+    }
+
     /// Brings a task home that a checkpoint left in the middle of a batch when it was killed: what it still had
-    /// to do is over, what is left is the way back. Its stack pointer leads to the signal frame all the time. Gives
-    /// the registers that it has at home.
-    pub(crate) fn bring_home(tracee: &Tracee, memory: &Memory, vdso: &Range<u64>) -> Result<Regs> {
+    /// to do is over, what is left is the way back. Its stack pointer leads to the signal frame all the time.
+    pub(crate) fn bring_home(tracee: &Tracee, memory: &Memory, vdso: &Range<u64>) -> Result<Home> {
         let mut regs = tracee.regs()?;
         let at = vdso.end.saturating_sub(Self::ROOM);
         if !(at..vdso.end).contains(&regs.pc()) || memory.read_vec(at, arch::code().len())? != arch::code() {
-            return Ok(regs);
+            return Ok(Home::Program);
         }
-        let stack = regs.stack_pointer();
-        regs.enter_loop(at, 0, 0, stack);
-        tracee.set_regs(&regs)?;
-        step_to_syscall(tracee)?;
-        step_to_syscall(tracee)?;
-        tracee.regs()
+        if !is_last_call(&regs, at) {
+            let stack = regs.stack_pointer();
+            regs.enter_loop(at, 0, 0, stack);
+            tracee.set_regs(&regs)?;
+            step_to_syscall(tracee)?;
+            step_to_syscall(tracee)?;
+        }
+        Ok(if is_last_call(&tracee.regs()?, at) { Home::End } else { Home::Program })
     }
 
     /// Installs the code in the process that `memory` shows, whose vdso is at `vdso`.
@@ -444,9 +530,7 @@ impl Springboard {
 
     /// Makes the task map scratch memory.
     pub(crate) fn map_scratch(self, tracee: &Tracee, memory: &Memory) -> Result<Scratch> {
-        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
-        let base = self.call(tracee, memory, sys::mmap, [0, Scratch::LEN, prot, flags, u64::MAX, 0])?;
+        let base = self.call(tracee, memory, sys::mmap, Scratch::mmap_arguments())?;
         Ok(Scratch::new(base, self.code))
     }
 
@@ -486,6 +570,20 @@ impl Springboard {
         }
         Ok(result as u64)
     }
+}
+
+/// Where a task goes on that a killed checkpoint has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// Where the program was.
+    Program,
+    /// Nowhere: it was a hand, and is about to end.
+    End,
+}
+
+/// Is this a hand, before its last call?
+fn is_last_call(regs: &Regs, code: u64) -> bool {
+    regs.pc() == code && regs.result() == sys::exit.number
 }
 
 /// Executes one call by two stops at the instruction at `pc`; for the very last call of a task whose scratch

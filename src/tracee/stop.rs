@@ -18,6 +18,8 @@ pub(crate) enum Stop {
     Group(i32),
     /// Entry to or exit from a system call.
     Syscall,
+    /// It made a new task: one of the PTRACE_EVENT_* numbers of clone, fork or vfork.
+    Event(i32),
     /// A signal is about to be delivered.
     Signal(i32),
 }
@@ -31,6 +33,9 @@ impl Stop {
                 Stop::Interrupted
             }
             (signal, code) if code == signal | EVENT_STOP << 8 => Stop::Group(signal),
+            (libc::SIGTRAP, code) if code & 0xff == libc::SIGTRAP && (1..=7).contains(&(code >> 8)) => {
+                Stop::Event(code >> 8)
+            }
             (signal, _) => Stop::Signal(signal),
         }
     }
@@ -39,7 +44,7 @@ impl Stop {
 /// One task that this thread traces. It must be used from the thread that seized it: ptrace is per thread.
 ///
 /// Dropping it does nothing: whoever owns the tree decides whether its tasks are released or killed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tracee {
     tid: Pid,
 }
@@ -109,6 +114,17 @@ impl Tracee {
     pub(crate) fn suspend_seccomp_beside(&self, options: i32) -> Result<()> {
         let options = (options | libc::PTRACE_O_TRACESYSGOOD) as u32 | ptrace::SUSPEND_SECCOMP;
         ptrace::set_options(self.tid, options).call("ptrace(SETOPTIONS)").map_err(|error| error.of(self.tid))
+    }
+
+    /// Threads that it makes from now on are traced from their first instruction, until it is detached.
+    pub(crate) fn trace_clones(&self) -> Result<()> {
+        // The options are set all at once: filters stay suspended, where we may.
+        self.suspend_seccomp_beside(libc::PTRACE_O_TRACECLONE).or_else(|_| {
+            let options = (libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACESYSGOOD) as u32;
+            ptrace::set_options(self.tid, options)
+                .call("ptrace(SETOPTIONS)")
+                .map_err(|error| error.of(self.tid))
+        })
     }
 
     pub(crate) fn interrupt(&self) -> Result<()> {

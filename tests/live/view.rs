@@ -67,6 +67,19 @@ const FILES: &[&str] = &[
     "timers",
 ];
 
+/// Lines of fdinfo that may differ, by how they begin.
+const FDINFO: &[(&str, &str)] = &[
+    ("eventfd-id:", "the kernel counts them"),
+    ("it_value:", "time goes on"),
+    ("ticks:", "as it_value; what is unread is checked by the subjects"),
+];
+
+/// What an epoll instance watches may be a new pipe.
+fn without_inodes_of_targets(line: &str) -> String {
+    let end = line.find("ino:").filter(|_| line.starts_with("tfd:")).unwrap_or(line.len());
+    line[..end].to_owned()
+}
+
 const LINKS: &[&str] = &["exe", "cwd", "root"];
 
 /// The processes of the tree below `root`, itself included.
@@ -151,6 +164,20 @@ fn link(path: &str) -> String {
     fs::read_link(path).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// Without its number in the list and, of locks that belong to a description, who took it. Inodes are compared anyway.
+fn lock(line: &str) -> String {
+    let words: Vec<&str> = line.split_whitespace().skip(2).collect();
+    let pid = if words.first() == Some(&"FLOCK") { 3 } else { usize::MAX };
+    let kept =
+        words.iter().enumerate().filter(|(index, word)| *index != pid && word.matches(':').count() != 2);
+    kept.map(|(_, word)| *word).collect::<Vec<_>>().join(" ")
+}
+
+fn inode(path: &str) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(path).map(|found| found.ino()).unwrap_or_default()
+}
+
 /// Counted as in proc_pid_stat(5): the first is number 1.
 fn stat_fields(at: &str) -> Option<Vec<String>> {
     let text = text(&format!("{at}/stat"));
@@ -179,11 +206,23 @@ fn process(pid: u32, view: &mut View, names: &mut Names) {
     }
     for fd in numbers(&format!("{at}/fd")) {
         let target = link(&format!("{at}/fd/{fd}"));
-        let nameless = target.starts_with("pipe:");
-        let target = if nameless { names.same(&target) } else { target };
+        let deleted = target.ends_with(" (deleted)") && !std::path::Path::new(&target).exists();
+        let nameless = target.starts_with("pipe:") || deleted || target.starts_with("/proc/");
+        let nameless = nameless || target == "anon_inode:[pidfd]";
+        let target = match deleted {
+            true => names.same(&format!("deleted {}", inode(&format!("{at}/fd/{fd}")))),
+            false if target.starts_with("pipe:") => names.same(&target),
+            false => target,
+        };
         let info = text(&format!("{at}/fdinfo/{fd}"));
-        // A new pipe is a new inode.
-        let info: Vec<&str> = info.lines().filter(|line| !(nameless && line.starts_with("ino:"))).collect();
+        // A new pipe is a new inode, and so is a deleted file that was made again (perhaps by another name).
+        let lines = info.lines().filter(|line| !(nameless && line.starts_with("ino:")));
+        let mut info: Vec<String> = lines
+            .filter(|line| !FDINFO.iter().any(|(start, _)| line.starts_with(start)))
+            .map(|line| if line.starts_with("lock:") { lock(line) } else { without_inodes_of_targets(line) })
+            .collect();
+        // By address in the kernel.
+        info.sort_unstable();
         view.insert(format!("{pid}/fd/{fd}"), format!("{target} {}", info.join(" ").replace('\t', "")));
     }
     mappings(pid, &text(&format!("{at}/smaps")), view, names);
@@ -198,9 +237,14 @@ fn mappings(pid: u32, smaps: &str, view: &mut View, names: &mut Names) {
         let first = words.next().unwrap_or_default();
         if let Some((start, end)) = first.split_once('-') {
             let mut rest: Vec<String> = words.map(str::to_owned).collect();
-            // The inode of shared anonymous memory is a new one.
-            if line.contains("/dev/zero (deleted)") && rest.len() > 3 {
+            // What has no name is a new inode; that of a System V segment is its id.
+            if line.ends_with(" (deleted)") && !line.contains("/SYSV") && rest.len() > 3 {
                 rest[3] = names.same(&rest[3]);
+                // Where another file has its name now, it was made again by another one.
+                let replaced = std::path::Path::new(&rest[4]).exists() || rest[4].contains("/.cryosleep-");
+                if replaced && !line.contains("/dev/zero") {
+                    rest[4] = "replaced".into();
+                }
             }
             all.push((start.to_owned(), end.to_owned(), rest.join(" ")));
         } else if let (true, Some(current)) = (matches!(first, "VmFlags:" | "ProtectionKey:"), all.last_mut())

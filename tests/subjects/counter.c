@@ -1,10 +1,19 @@
-// Counts without any system call, as fast as it can.
+// Counts without any system call, as fast as it can; with a number, beside so many MiB of memory that is full.
 #include "subject.h"
 
-int main(void)
+static uint64_t word(size_t place)
+{
+	return (place + 1) * 0x9e3779b97f4a7c15;
+}
+
+int main(int argc, char **argv)
 {
 	begin();
 	volatile uint64_t count = 0, sum = 0;
+	size_t words = argc > 1 ? (size_t)atoi(argv[1]) << 17 : 0;
+	uint64_t *memory = calloc(words + 1, sizeof *memory);
+	for (size_t i = 0; i < words; i++)
+		memory[i] = word(i);
 	ready();
 	do {
 		for (int i = 0; i < 100000; i++) {
@@ -13,5 +22,7 @@ int main(void)
 		}
 	} while (!gone_yet());
 	expect(sum == (count % 2 ? (count + 1) / 2 * count : count / 2 * (count + 1)), "%llu of %llu", (long long)sum, (long long)count);
+	for (size_t i = 0; i < words; i++)
+		expect(memory[i] == word(i), "word %zu", i);
 	return passed();
 }

@@ -1,6 +1,5 @@
 // Families whose elders have gone: orphans at a subreaper, sessions and groups without their leaders.
 #include "subject.h"
-#include <limits.h>
 
 struct member {
 	pid_t pid, parent, group, session;
@@ -297,78 +296,6 @@ static int leaderless(void)
 	return 0;
 }
 
-// Children that share an fd table or places with us, or both, and their children.
-static pid_t share(unsigned long flags)
-{
-	return must((pid_t)syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0));
-}
-
-static int sharing(void)
-{
-	must(mkdir(in_base("first"), 0700));
-	must(mkdir(in_base("second"), 0700));
-	must(mkdir(in_base("private"), 0700));
-	must(chdir(in_base("first")));
-	pid_t children[4];
-	if (!(children[0] = share(CLONE_FILES))) {
-		must(chdir(in_base("private")));
-		shared->settled++;
-		await(&shared->go_on[1]);
-		expect(must(read(20, &(char){ 0 }, 1)) == 1, "it does not see our file");
-		must(dup2(20, 22));
-		char path[PATH_MAX];
-		expect(strstr(must((char *)getcwd(path, sizeof path)), "/private"));
-		_exit(0);
-	}
-	if (!(children[1] = share(CLONE_FS))) {
-		shared->settled++;
-		await(&shared->go_on[0]);
-		expect(fcntl(20, F_GETFD) == -1, "it sees our file");
-		must(chdir(in_base("second")));
-		umask(0123);
-		_exit(0);
-	}
-	if (!(children[2] = share(CLONE_FILES | CLONE_FS))) {
-		pid_t deeper = share(CLONE_FILES);
-		if (!deeper) {
-			shared->settled++;
-			await(&shared->go_on[1]);
-			must(dup2(20, 23));
-			_exit(0);
-		}
-		shared->settled++;
-		await(&shared->go_on[1]);
-		must(dup2(20, 24));
-		join_child(deeper);
-		char path[PATH_MAX];
-		expect(strstr(must((char *)getcwd(path, sizeof path)), "/second"), "%s", path);
-		_exit(0);
-	}
-	if (!(children[3] = must(fork()))) {
-		shared->settled++;
-		await(&shared->go_on[1]);
-		expect(fcntl(20, F_GETFD) == -1, "it sees our file");
-		_exit(0);
-	}
-	while (shared->settled < 5)
-		nap(MS);
-	ready();
-	wait_go();
-	int file = must(open("/dev/zero", O_RDONLY));
-	must(dup2(file, 20));
-	shared->go_on[0] = 1;
-	join_child(children[1]);
-	char path[PATH_MAX];
-	expect(strstr(must((char *)getcwd(path, sizeof path)), "/second"), "%s", path);
-	expect(umask(0) == 0123);
-	shared->go_on[1] = 1;
-	for (int i = 0; i < 4; i++)
-		if (i != 1)
-			join_child(children[i]);
-	expect(fcntl(22, F_GETFD) == 0 && fcntl(23, F_GETFD) == 0 && fcntl(24, F_GETFD) == 0);
-	return passed();
-}
-
 int main(int argc, char **argv)
 {
 	begin();
@@ -382,7 +309,5 @@ int main(int argc, char **argv)
 		return stops();
 	if (!strcmp(argv[1], "leaderless"))
 		return leaderless();
-	if (!strcmp(argv[1], "sharing"))
-		return sharing();
 	fail("usage");
 }

@@ -1,5 +1,7 @@
 // Every kind of mapping that ordinary programs have, each with contents that are checked afterwards.
 #include "subject.h"
+#include <linux/mempolicy.h>
+#include <sys/shm.h>
 
 #define PAGE 4096L
 static const size_t SIZE = 16 * PAGE;
@@ -202,11 +204,447 @@ static int guards(void)
 	return passed();
 }
 
+#ifndef SYS_mseal
+#define SYS_mseal 462
+#endif
+#ifndef MAP_DROPPABLE
+#define MAP_DROPPABLE 8
+#endif
+
+// Does the mapping at this address have this flag in /proc/self/smaps?
+static int has_flag(void *memory, const char *flag)
+{
+	char line[512];
+	int inside = 0, found = -1;
+	FILE *smaps = must(fopen("/proc/self/smaps", "r"));
+	while (found < 0 && fgets(line, sizeof line, smaps)) {
+		unsigned long start, end;
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			inside = (unsigned long)memory >= start && (unsigned long)memory < end;
+		else if (inside && !strncmp(line, "VmFlags:", 8))
+			found = strstr(line, flag) != NULL;
+	}
+	fclose(smaps);
+	expect(found >= 0, "no mapping at %p", memory);
+	return found;
+}
+
+// Can the kernel write to this memory in the name of this thread, and read it?
+static int kernel_writes(char *memory)
+{
+	static int zero = -1;
+	if (zero < 0)
+		zero = must(open("/dev/zero", O_RDONLY));
+	int can = read(zero, memory, 1) == 1;
+	expect(can || errno == EFAULT);
+	return can;
+}
+static int kernel_reads(char *memory)
+{
+	int fds[2];
+	must(pipe(fds));
+	int can = write(fds[1], memory, 1) == 1;
+	expect(can || errno == EFAULT);
+	close(fds[0]);
+	close(fds[1]);
+	return can;
+}
+
+// What mlockall() has said of memory to come; memory that cannot be touched is locked too.
+static void locks(int flags, const char *newest, const char *without)
+{
+	char *before = anonymous(0), *none = anonymous(0), *file = map(PROT_READ, MAP_PRIVATE, file_of("locked", 1), 0);
+	must(mlock(none, SIZE));
+	must(mprotect(none, SIZE, PROT_NONE));
+	must(truncate("locked", PAGE)); // the rest is beyond its end
+	// Under MCL_CURRENT it fails after it has locked what it could not touch.
+	must(mlockall(flags));
+	char *after = anonymous(0);
+	int current = (flags & MCL_CURRENT) != 0;
+	expect(has_flag(before, " lo") == current && has_flag(file, " lo") == current && has_flag(none, " lo"));
+	expect(has_flag(after, newest) && (!without || !has_flag(after, without)));
+	put_file(flags & MCL_ONFAULT ? "locked_on_fault" : "locked_at_once", "");
+	wait_go();
+	char *last = anonymous(0);
+	unsigned char resident = 2;
+	must(mincore(last, PAGE, &resident));
+	expect(has_flag(last, newest) && (!without || !has_flag(last, without)), "later mappings are not locked as before");
+	expect(resident == !(flags & MCL_ONFAULT));
+	must(munlockall());
+	expect(!has_flag(anonymous(0), " lo"));
+}
+
+struct keys { int denied, freed, last; char *read_only, *hidden, *left, *code; };
+
+static int keys(struct keys *keys)
+{
+	keys->code = anonymous(0);
+	memcpy(keys->code, "\xb8\x2a\0\0\0\xc3", 6); // mov $42, %eax; ret
+	keys->denied = pkey_alloc(0, PKEY_DISABLE_WRITE);
+	if (keys->denied < 0)
+		return 0;
+	keys->freed = must(pkey_alloc(0, 0));
+	must(mprotect(keys->code, SIZE, PROT_EXEC)); // takes a key of its own
+	keys->last = must(pkey_alloc(0, PKEY_DISABLE_ACCESS));
+	keys->read_only = anonymous(0), keys->hidden = anonymous(0), keys->left = anonymous(0);
+	paint(keys->read_only, SIZE, 20);
+	paint(keys->hidden, SIZE, 21);
+	must(pkey_mprotect(keys->read_only, SIZE, PROT_READ | PROT_WRITE, keys->denied));
+	must(pkey_mprotect(keys->hidden, SIZE, PROT_READ | PROT_WRITE, keys->last));
+	must(pkey_mprotect(keys->left, SIZE, PROT_READ | PROT_WRITE, keys->freed));
+	must(pkey_free(keys->freed));
+	return 1;
+}
+
+static void check_keys(struct keys *keys)
+{
+	expect(pkey_get(keys->denied) == PKEY_DISABLE_WRITE && pkey_get(keys->last) == PKEY_DISABLE_ACCESS);
+	expect(kernel_reads(keys->read_only) && !kernel_writes(keys->read_only));
+	expect(!kernel_reads(keys->hidden) && !kernel_reads(keys->code));
+	expect(((int (*)(void))keys->code)() == 42);
+	expect(pkey_set(keys->last, 0) == 0);
+	expect_painted(keys->read_only, SIZE, 20);
+	expect_painted(keys->hidden, SIZE, 21);
+	// The one that was freed is the next, then the first that has never been used.
+	expect(pkey_alloc(0, 0) == keys->freed, "a key that was freed is allocated");
+	expect(pkey_alloc(0, 0) == keys->last + 1);
+	expect(pkey_free(keys->denied) == 0 && pkey_free(keys->denied) == -1);
+}
+
+static void set_policy(void *memory, int mode, unsigned long nodes)
+{
+	if (syscall(SYS_mbind, memory, SIZE, mode, &nodes, 65, 0))
+		expect(errno == ENOSYS, "%s", strerror(errno));
+}
+
+static void expect_policy(void *memory, int mode, unsigned long nodes)
+{
+	int now;
+	unsigned long mask[16] = { 0 };
+	if (syscall(SYS_get_mempolicy, &now, mask, 1024, memory, MPOL_F_ADDR))
+		expect(errno == ENOSYS, "%s", strerror(errno));
+	else
+		expect(now == mode && mask[0] == nodes, "mode %#x nodes %#lx", now, mask[0]);
+}
+
+static struct shmid_ds status_of(int id)
+{
+	struct shmid_ds status;
+	must(shmctl(id, IPC_STAT, &status));
+	return status;
+}
+
+static void expect_same(struct shmid_ds before, int id)
+{
+	struct shmid_ds now = status_of(id);
+	struct ipc_perm *a = &before.shm_perm, *b = &now.shm_perm;
+	expect(a->__key == b->__key && a->mode == b->mode, "key %x mode %o", b->__key, b->mode);
+	expect(a->uid == b->uid && a->gid == b->gid, "%d:%d", b->uid, b->gid);
+	expect(a->cuid == b->cuid && a->cgid == b->cgid, "made by %d:%d", b->cuid, b->cgid);
+	expect(before.shm_segsz == now.shm_segsz && before.shm_cpid == now.shm_cpid);
+	expect(before.shm_nattch == now.shm_nattch, "%ld instead of %ld", now.shm_nattch, before.shm_nattch);
+}
+
+// System V: one segment with a key that stays, one that was removed, one that somebody else has made.
+static int sysv(void)
+{
+	int lasting = must(shmget(0x5eed, SIZE - 100, IPC_CREAT | IPC_EXCL | 0640));
+	struct shmid_ds owner = status_of(lasting);
+	owner.shm_perm.uid = 1234, owner.shm_perm.gid = 5678, owner.shm_perm.mode = 0604;
+	must(shmctl(lasting, IPC_SET, &owner));
+	must(shmctl(lasting, SHM_LOCK, NULL));
+	must(setegid(77));
+	must(seteuid(1234));
+	int removed = must(shmget(0x5eee, SIZE, IPC_CREAT | IPC_EXCL | 0600));
+	must(seteuid(0));
+	must(setegid(0));
+	char *one = must(shmat(lasting, NULL, 0)), *two = must(shmat(removed, NULL, 0));
+	char *again = must(shmat(lasting, NULL, SHM_RDONLY)), *code = must(shmat(removed, NULL, SHM_EXEC));
+	must(shmctl(removed, IPC_RMID, NULL));
+	paint(one, SIZE - PAGE, 1);
+	paint(two, SIZE, 2);
+	pid_t child = must(fork());
+	if (!child) {
+		must(munmap(two, 3 * PAGE));
+		must(mprotect(one, PAGE, PROT_READ));
+		must(shmdt(code));
+		put_file("attached", "");
+		wait_go();
+		expect_painted(two + 3 * PAGE, PAGE, 3);
+		paint(two + 4 * PAGE, PAGE, 4);
+		return 0;
+	}
+	while (access("attached", F_OK))
+		nap(MS);
+	struct shmid_ds first = status_of(lasting), second = status_of(removed);
+	expect(first.shm_nattch == 5 && second.shm_nattch == 3); // mappings, not calls
+	paint(two + 3 * PAGE, PAGE, 3);
+	ready();
+	wait_go();
+	expect_painted(one, SIZE - PAGE, 1);
+	expect_painted(again, SIZE - PAGE, 1);
+	join_child(child);
+	expect_painted(code, PAGE, 2);
+	expect_painted(code + 4 * PAGE, PAGE, 4);
+	first.shm_nattch -= 3, second.shm_nattch -= 1;
+	expect_same(first, lasting);
+	expect_same(second, removed);
+	expect(mprotect(again, PAGE, PROT_READ | PROT_WRITE) == -1 && errno == EACCES);
+	paint(one, PAGE, 5);
+	expect_painted(again, PAGE, 5);
+	must(shmdt(two));
+	must(shmdt(code));
+	expect(shmctl(removed, IPC_STAT, &first) == -1, "it does not go with its last user");
+	must(shmdt(one));
+	must(shmdt(again));
+	must(shmctl(lasting, IPC_RMID, NULL));
+	return passed();
+}
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8
+#define F_SEAL_EXEC 0x20
+#endif
+
+static int memfd(const char *name, unsigned flags, uint64_t seed)
+{
+	static char contents[16 * PAGE];
+	int fd = must(memfd_create(name, flags));
+	paint(contents, SIZE, seed);
+	must(write(fd, contents, SIZE));
+	return fd;
+}
+
+// Pages of memory that was painted as a whole.
+static void expect_part(char *memory, int first, int count, uint64_t seed)
+{
+	static char whole[16 * PAGE];
+	paint(whole, SIZE, seed);
+	expect(!memcmp(memory + first * PAGE, whole + first * PAGE, count * PAGE), "seed %d", (int)seed);
+}
+
+static void *map_fd(int prot, int flags, int fd) { return map(prot, flags, fd, 0); }
+static int seals(int fd) { return must(fcntl(fd, F_GET_SEALS)); }
+static int is_mappable(int prot, int fd)
+{
+	void *memory = mmap(NULL, PAGE, prot, MAP_SHARED, fd, 0);
+	return memory != MAP_FAILED && !munmap(memory, PAGE);
+}
+
+// Open and mapped, by one and by several, with every kind of seal.
+static int memfds(void)
+{
+	int rw = PROT_READ | PROT_WRITE, r = PROT_READ;
+	int plain = memfd("plain", 0, 1), written = memfd("written", MFD_ALLOW_SEALING, 2);
+	int future = memfd("future", MFD_ALLOW_SEALING, 3), only = memfd("a b\n/c (deleted)", MFD_CLOEXEC, 4);
+	int sparse = must(memfd_create("sparse", MFD_ALLOW_SEALING)), late = memfd("late", MFD_ALLOW_SEALING, 9);
+	int never = memfd_create("never", MFD_NOEXEC_SEAL);
+	char *shared = map_fd(rw, MAP_SHARED, plain), *private = map_fd(rw, MAP_PRIVATE, plain);
+	must(ftruncate(plain, 5 * PAGE + 100));
+	paint(private + PAGE, PAGE, 5);
+	must(lseek(plain, 77, SEEK_SET));
+	char way[64];
+	snprintf(way, sizeof way, "/proc/self/fd/%d", plain);
+	int reader = must(open(way, O_RDONLY)), appender = must(open(way, O_WRONLY | O_APPEND));
+	must(fchmod(plain, 0640));
+	must(fchown(plain, 1234, 5678));
+	char *before = map_fd(r, MAP_PRIVATE, written);
+	must(fcntl(written, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SEAL));
+	char *after = map_fd(r, MAP_SHARED, written);
+	char *writable = map_fd(rw, MAP_SHARED, future);
+	must(fcntl(future, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK));
+	must(fcntl(late, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SEAL));
+	char *read_only = map_fd(r, MAP_SHARED, late);
+	char *nowhere = map_fd(rw, MAP_SHARED, only), *code = map_fd(r | PROT_EXEC, MAP_PRIVATE, only);
+	close(only);
+	must(ftruncate(sparse, 1L << 40));
+	must(pwrite(sparse, "in the middle", 14, 1L << 39));
+	struct stat stats[2];
+	pid_t child = must(fork());
+	if (!child) {
+		wait_go();
+		while (!atomic_load((_Atomic char *)shared))
+			nap(MS);
+		expect_painted(shared + PAGE, PAGE, 6);
+		paint(nowhere + 2 * PAGE, PAGE, 7);
+		expect(lseek(plain, 0, SEEK_CUR) == 78);
+		return 0;
+	}
+	shared[0] = 0;
+	must(fstat(plain, &stats[0]));
+	ready();
+	wait_go();
+	must(fstat(plain, &stats[1]));
+	expect(stats[1].st_size == 5 * PAGE + 100 && stats[1].st_mode == stats[0].st_mode);
+	expect(stats[1].st_uid == 1234 && stats[1].st_gid == 5678);
+	expect(stats[1].st_mtim.tv_sec == stats[0].st_mtim.tv_sec && stats[1].st_mtim.tv_nsec == stats[0].st_mtim.tv_nsec);
+	static char page[PAGE];
+	must(read(plain, page, 1));
+	expect_painted(private + PAGE, PAGE, 5);
+	expect_part(shared, 1, 4, 1);
+	paint(shared + PAGE, PAGE, 6);
+	must(pread(reader, page, PAGE, PAGE));
+	expect_painted(page, PAGE, 6);
+	expect_painted(private + PAGE, PAGE, 5);
+	expect(write(reader, page, 1) == -1 && errno == EBADF);
+	must(write(appender, "end", 3));
+	expect(lseek(plain, 0, SEEK_END) == 5 * PAGE + 103);
+	must(lseek(plain, 78, SEEK_SET));
+	expect(seals(plain) == F_SEAL_SEAL);
+	atomic_store((_Atomic char *)shared, 1);
+	join_child(child);
+	expect_painted(before, SIZE, 2);
+	expect_painted(after, SIZE, 2);
+	expect(seals(written) == (F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SEAL));
+	expect(write(written, "x", 1) == -1 && errno == EPERM);
+	expect(mprotect(after, PAGE, rw) == -1 && errno == EACCES);
+	expect_painted(writable, SIZE, 3);
+	paint(writable, PAGE, 8);
+	must(pread(future, page, PAGE, 0));
+	expect_painted(page, PAGE, 8);
+	expect(seals(future) == (F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK));
+	expect(!is_mappable(rw, future) && is_mappable(r, future));
+	expect_painted(read_only, SIZE, 9);
+	expect(mprotect(read_only, PAGE, rw) == -1 && errno == EACCES);
+	expect_painted(nowhere + 2 * PAGE, PAGE, 7);
+	expect_painted(code + 2 * PAGE, PAGE, 7);
+	must(pread(sparse, page, 14, 1L << 39));
+	expect(!strcmp(page, "in the middle"));
+	must(fstat(sparse, &stats[0]));
+	expect(stats[0].st_size == 1L << 40 && stats[0].st_blocks <= 16, "%ld blocks", (long)stats[0].st_blocks);
+	expect(seals(sparse) == 0);
+	if (never >= 0) {
+		expect(seals(never) == F_SEAL_EXEC, "%#x", seals(never));
+		expect(fchmod(never, 0777) == -1 && errno == EPERM);
+	}
+	return passed();
+}
+
+// Mapped files that have been deleted or replaced, and the program itself.
+static int deleted(void)
+{
+	int rw = PROT_READ | PROT_WRITE;
+	char program[256];
+	ssize_t length = must(readlink("/proc/self/exe", program, sizeof program - 1));
+	program[length] = 0;
+	if (strcmp(program, in_base("program"))) {
+		char command[640];
+		snprintf(command, sizeof command, "cp %s program", program);
+		expect(system(command) == 0);
+		must(execl("./program", "program", "deleted", NULL));
+	}
+	must(unlink("program"));
+	int one = file_of("one", 1), two = file_of("two", 2);
+	char *shared = map_fd(rw, MAP_SHARED, one), *again = map_fd(PROT_READ, MAP_SHARED, one);
+	char *private = map_fd(rw, MAP_PRIVATE, two);
+	close(one);
+	const size_t large = 3 << 20; // in memory, so there is no limit
+	int shm = must(open("shm", O_RDWR | O_CREAT | O_EXCL, 0600));
+	must(ftruncate(shm, large));
+	char *memory = must(mmap(NULL, large, rw, MAP_SHARED, shm, 0));
+	paint(memory, large, 3);
+	paint(private + PAGE, PAGE, 4);
+	must(unlink("one"));
+	must(unlink("shm"));
+	file_of("three", 5);
+	must(rename("three", "two"));
+	pid_t child = must(fork());
+	if (!child) {
+		wait_go();
+		while (!atomic_load((_Atomic char *)shared))
+			nap(MS);
+		expect_painted(memory + PAGE, PAGE, 6);
+		paint(shared + PAGE, PAGE, 7);
+		return 0;
+	}
+	shared[0] = 0;
+	ready();
+	wait_go();
+	expect_part(again, 1, 15, 1);
+	expect_painted(memory, large, 3);
+	expect_painted(private, PAGE, 2);
+	expect_painted(private + PAGE, PAGE, 4);
+	expect_part(private, 2, 14, 2);
+	paint(memory + PAGE, PAGE, 6);
+	atomic_store((_Atomic char *)shared, 1);
+	join_child(child);
+	expect_painted(again + PAGE, PAGE, 7);
+	static char page[PAGE];
+	must(pread(two, page, PAGE, 0));
+	expect_painted(page, PAGE, 2);
+	must(pread(must(open("two", O_RDONLY)), page, PAGE, 0));
+	expect_painted(page, PAGE, 5);
+	return passed();
+}
+
+// What a mapping can be, beyond advice; the test sees the flags.
+static int properties(void)
+{
+	pid_t later = must(fork());
+	if (!later) {
+		locks(MCL_FUTURE, " lo", " lf");
+		return 0;
+	}
+	pid_t now = must(fork());
+	if (!now) {
+		locks(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT, " lf", NULL);
+		return 0;
+	}
+	struct keys allocated = { 0 };
+	int has_keys = keys(&allocated);
+	char *sealed = anonymous(0), *sealed_code = anonymous(0);
+	paint(sealed, SIZE, 1);
+	must(mprotect(sealed_code, SIZE, PROT_READ | PROT_EXEC));
+	int seals = !syscall(SYS_mseal, sealed, 4 * PAGE, 0) && !syscall(SYS_mseal, sealed_code, SIZE, 0);
+	expect(seals || errno == ENOSYS);
+	int rw = PROT_READ | PROT_WRITE;
+	char *droppable = mmap(NULL, 8 << 20, rw, MAP_DROPPABLE | MAP_ANONYMOUS, -1, 0);
+	if (droppable != MAP_FAILED)
+		paint(droppable, 8 << 20, 2); // enough for the fastest way of filling memory
+	char *bound = anonymous(0), *interleaved = anonymous(0), *plain = anonymous(0);
+	set_policy(bound, MPOL_BIND | MPOL_F_STATIC_NODES, 1);
+	set_policy(interleaved, MPOL_INTERLEAVE, 1);
+	paint(bound, SIZE, 3);
+	int fd = file_of("guarded", 4);
+	char *shared = map(rw, MAP_SHARED, fd, 0), *private = map(rw, MAP_PRIVATE, fd, 0);
+	const int install = 102;
+	// Of files since Linux 6.15.
+	int guards = !madvise(shared + 2 * PAGE, PAGE, install) && !madvise(private + 3 * PAGE, PAGE, install);
+	expect(guards || errno == EINVAL);
+	while (access("locked_on_fault", F_OK) || access("locked_at_once", F_OK))
+		nap(MS);
+	ready();
+	wait_go();
+	if (has_keys)
+		check_keys(&allocated);
+	expect_painted(sealed, SIZE, 1);
+	if (seals) {
+		expect(munmap(sealed, PAGE) == -1 && errno == EPERM, "the seal is gone");
+		expect(mprotect(sealed_code, SIZE, rw) == -1 && errno == EPERM);
+		must(munmap(sealed + 4 * PAGE, SIZE - 4 * PAGE));
+	}
+	if (droppable != MAP_FAILED)
+		expect_painted(droppable, 8 << 20, 2);
+	expect_policy(bound, MPOL_BIND | MPOL_F_STATIC_NODES, 1);
+	expect_policy(interleaved, MPOL_INTERLEAVE, 1);
+	expect_policy(plain, MPOL_DEFAULT, 0);
+	expect_painted(bound, SIZE, 3);
+	if (guards) {
+		expect(!kernel_writes(shared + 2 * PAGE) && kernel_writes(shared + 4 * PAGE), "a guard page is gone");
+		expect(!kernel_writes(private + 3 * PAGE) && kernel_writes(private + 4 * PAGE));
+	}
+	join_child(later);
+	join_child(now);
+	return passed();
+}
+
 int main(int argc, char **argv)
 {
 	begin();
 	static const struct { const char *name; int (*run)(void); } parts[] = {
 		{ "private", private }, { "files", files }, { "shared", shared }, { "advice", advice }, { "guards", guards },
+		{ "properties", properties }, { "sysv", sysv },
+		{ "memfds", memfds }, { "deleted", deleted },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))

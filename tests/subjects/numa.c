@@ -1,4 +1,4 @@
-// NUMA memory policies: every thread another one; or one of a single mapping.
+// NUMA memory policies: every thread another one; or one of shared memory.
 #include "subject.h"
 #include <linux/mempolicy.h>
 
@@ -56,7 +56,7 @@ int main(int argc, char **argv)
 	int mode;
 	if (syscall(SYS_get_mempolicy, &mode, NULL, 0, NULL, 0) == -1 && errno == ENOSYS)
 		skip("a kernel without NUMA");
-	char *memory = must(mmap(NULL, 4096 * 4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	char *memory = must(mmap(NULL, 4096 * 4, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
 	if (!strcmp(argv[1], "mapping")) {
 		unsigned long node = 1;
 		must(syscall(SYS_mbind, memory, 4096 * 4, MPOL_BIND, &node, 65, 0));

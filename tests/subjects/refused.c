@@ -1,6 +1,9 @@
 // Holds what cannot be checkpointed, and a lot that a checkpoint could disturb: both must be as before.
 #include "subject.h"
+#include <linux/perf_event.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/fanotify.h>
 #include <sys/inotify.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
@@ -18,14 +21,79 @@ static void *count(void *sum)
 	return NULL;
 }
 
+static char expected[4096];
+
+// A descriptor that must be named in these words, if this machine has such.
+static void hold(int fd, const char *words)
+{
+	if (fd >= 0)
+		snprintf(expected + strlen(expected), sizeof expected - strlen(expected), "fd %d %s\n", fd, words);
+}
+
+static void hold_nameless(void)
+{
+	char room[512] = { 0 };
+	hold(syscall(SYS_fanotify_init, 0, O_RDONLY), "fanotify");
+	hold(syscall(SYS_io_uring_setup, 4, room), "io_uring");
+	struct perf_event_attr counter = { .type = PERF_TYPE_SOFTWARE, .size = sizeof counter, .config = PERF_COUNT_SW_DUMMY };
+	hold(syscall(SYS_perf_event_open, &counter, 0, -1, -1, 0), "performance counter");
+	uint32_t map[32] = { 2, 4, 4, 1 }; // BPF_MAP_TYPE_ARRAY
+	hold(syscall(SYS_bpf, 0, map, sizeof map), "BPF");
+	hold(syscall(SYS_fsopen, "tmpfs", 0), "fsopen");
+	uint64_t ruleset = 1;
+	hold(syscall(SYS_landlock_create_ruleset, &ruleset, sizeof ruleset, 0), "landlock");
+	hold(syscall(SYS_userfaultfd, 1), "userfaultfd");
+	hold(syscall(SYS_memfd_secret, 0), "secret");
+	hold(open("/proc/self/ns/net", O_RDONLY), "namespaces");
+	hold(open("/dev/kmsg", O_RDONLY), "kernel log");
+	hold(open("/dev/tty0", O_RDWR | O_NOCTTY), "terminals");
+	hold(open("/dev/net/tun", O_RDWR), "tunnel");
+	hold(open("/dev/fuse", O_RDWR), "FUSE");
+	hold(open("/dev/kvm", O_RDWR), "KVM");
+}
+
+// Supported kinds, in states that cannot be brought back.
+static void hold_odd(void)
+{
+	int inotify = must(inotify_init1(0));
+	must(inotify_add_watch(inotify, ".", IN_CREATE));
+	close(must(open("event", O_CREAT | O_WRONLY, 0600)));
+	hold(inotify, "wait to be read");
+	int gone = must(inotify_init1(0)), file = must(open("gone", O_CREAT | O_WRONLY, 0600));
+	must(inotify_add_watch(gone, "gone", IN_MODIFY));
+	must(unlink("gone"));
+	hold(gone, "watch 1");
+	(void)file;
+	hold(must(syscall(SYS_pidfd_open, getppid(), 0)), "not part of the tree");
+	int owned = must(eventfd(0, 0));
+	must(fcntl(owned, F_SETOWN, getppid()));
+	hold(owned, "F_SETOWN");
+	int epoll = must(epoll_create1(0)), ends[2];
+	must(pipe(ends));
+	struct epoll_event once = { EPOLLIN | EPOLLONESHOT, { 0 } };
+	must(epoll_ctl(epoll, EPOLL_CTL_ADD, ends[0], &once));
+	must(write(ends[1], "x", 1));
+	expect(epoll_wait(epoll, &once, 1, 0) == 1);
+	must(read(ends[0], &once, 1));
+	hold(epoll, "EPOLLONESHOT");
+	int timer = must(timerfd_create(CLOCK_REALTIME, 0));
+	struct itimerspec spec = { { 0, 1000000 }, { 1, 0 } };
+	must(timerfd_settime(timer, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &spec, NULL));
+	hold(timer, "ECANCELED");
+}
+
 int main(void)
 {
 	begin();
-	int event = must(eventfd(7, 0)), timer = must(timerfd_create(CLOCK_MONOTONIC, 0));
+	int event = must(eventfd(7, 0));
 	int socket_ = must(socket(AF_INET, SOCK_STREAM, 0));
+	hold(socket_, "sockets");
+	hold_nameless();
+	hold_odd();
+	put_file("expected", expected);
 	pid_t child = must(fork());
 	if (!child) {
-		must(inotify_init());
+		must(socket(AF_UNIX, SOCK_DGRAM, 0));
 		wait_go();
 		return 0;
 	}
@@ -54,7 +122,6 @@ int main(void)
 	siginfo_t info;
 	expect(sigtimedwait(&set, &info, &(struct timespec){ 0 }) == SIGUSR1);
 	expect(sigtimedwait(&set, &info, &(struct timespec){ 0 }) == SIGRTMIN + 1 && info.si_value.sival_int == 9);
-	close(timer);
 	close(socket_);
 	join_child(child);
 	return passed();

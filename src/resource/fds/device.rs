@@ -26,11 +26,11 @@ impl FileKind for Device {
         probe.kind() == SFlag::S_IFCHR && major(device) == 1 && STATELESS.contains(&minor(device))
     }
 
-    fn describe(probe: &Probe, _: &mut Collector) -> Result<std::result::Result<Self, Refusal>> {
-        Ok(FileRef::describe(&probe.name, &probe.stat).map(Self).map_err(|reason| probe.refusal(reason)))
+    fn describe(probe: &Probe, collector: &mut Collector) -> Result<std::result::Result<Self, Refusal>> {
+        Ok(collector.file(probe)?.map(Self))
     }
 
     fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd> {
-        self.0.open(common.flags() & OPEN_FLAGS, builder.validation)
+        builder.finder.open(&self.0, common.flags() & OPEN_FLAGS)
     }
 }

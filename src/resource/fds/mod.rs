@@ -7,29 +7,50 @@
 
 mod channel;
 mod device;
+mod epoll;
+mod eventfd;
+mod external;
+mod ghost;
+mod inotify;
+mod locks;
+mod owner;
 mod path;
+mod pidfd;
 mod pipe;
 mod places;
 mod regular;
+mod signalfd;
 mod table;
+#[cfg(test)]
+mod tests;
+mod timerfd;
+mod unsupported;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
 use crate::Pid;
-use crate::error::{Error, ErrorKind, NameCall, Refusal, Result, Subject};
+use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::image::{Decode, Encode, Image, Owner, Record, Records, Tag};
 use crate::proc::{fdinfo, read};
 use crate::resource::{RecordKind, Report};
 
 pub(crate) use channel::Channel;
-pub(crate) use path::FileRef;
+pub(crate) use epoll::Watches;
+pub(crate) use external::Inherited;
+pub use external::{External, OuterPipes};
+pub(crate) use ghost::{Ghost, Ghosts};
+pub(crate) use locks::DescriptionLocks;
+pub(crate) use owner::FileOwner;
 pub use path::FileValidation;
+pub(crate) use path::{FileRef, Finder, Reason};
 pub(crate) use pipe::Pipe;
 pub(crate) use places::Places;
-pub(crate) use table::{Collector, FdTable};
+pub(crate) use table::{Collector, FdTable, FilePolicy, open_fds};
 
 /// What all open file descriptions have, whatever they are of; the owner of its section is a number that the
 /// tables use. A section of the kind's own record has the same owner.
@@ -61,6 +82,8 @@ pub(crate) struct Probe {
     /// What `/proc/PID/fd/N` says.
     pub(crate) name: Vec<u8>,
     pub(crate) flags: OFlag,
+    /// The caller will supply it.
+    pub(crate) external: bool,
 }
 
 impl Probe {
@@ -68,7 +91,7 @@ impl Probe {
         let name = read::link(pid, &format!("fd/{fd}"))?;
         let stat = fstat(&file).call("fstat")?;
         let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).call("fcntl")?);
-        Ok(Self { pid, fd, file, stat, name, flags })
+        Ok(Self { pid, fd, file, stat, name, flags, external: false })
     }
 
     pub(crate) fn kind(&self) -> SFlag {
@@ -83,49 +106,119 @@ impl Probe {
         Refusal::new(self.pid, self.subject(), reason)
     }
 
+    /// Its name, if that is a path.
+    pub(crate) fn path(&self) -> Option<std::path::PathBuf> {
+        use std::os::unix::ffi::OsStrExt;
+        self.name.starts_with(b"/").then(|| std::ffi::OsStr::from_bytes(&self.name).into())
+    }
+
+    /// By what it can be opened again.
+    pub(crate) fn way(&self) -> String {
+        format!("/proc/self/fd/{}", self.file.as_raw_fd())
+    }
+
     fn fdinfo(&self) -> Result<fdinfo::FdInfo> {
         read::parsed(self.pid, &format!("fdinfo/{}", self.fd), fdinfo::parse)
     }
 
-    /// Refuses what no kind restores yet.
-    fn refuse_extras(&self, report: &mut Report) -> Result<()> {
-        if self.flags.contains(OFlag::O_PATH) {
-            return Ok(()); // it has neither, and cannot be asked
-        }
-        if crate::sys::file_owner(&self.file).call("fcntl(F_GETOWN)")? != 0 {
-            report.refuse(self.refusal("it has an owner (F_SETOWN), which is not supported yet"));
-        }
-        if self.flags.contains(OFlag::O_ASYNC) {
-            report.refuse(self.refusal("O_ASYNC: signals on input or output are not supported yet"));
-        }
-        Ok(())
+    /// What fdinfo says in the lines of its kind.
+    fn tells<T>(
+        &self,
+        parse: fn(&fdinfo::FdInfo) -> std::result::Result<T, crate::proc::Malformed>,
+    ) -> Result<T> {
+        let parse = |text: &[u8]| parse(&fdinfo::parse(text)?);
+        read::parsed(self.pid, &format!("fdinfo/{}", self.fd), parse)
     }
 }
 
+/// What poll(2) can say of a kind of file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Polled {
+    /// Anything, errors and hang-ups among it.
+    Anything,
+    /// Never an error or a hang-up.
+    NeverBroken,
+    /// The same, and the answer depends on who asks.
+    PerCaller,
+}
+
 /// One kind of open file: how it is recognised, described and made again.
-pub(crate) trait FileKind: Record {
+pub(crate) trait FileKind: Record + Send + Sync {
+    const POLLED: Polled = Polled::Anything;
+
     /// Is it of this kind?
     fn recognise(probe: &Probe) -> bool;
 
     /// Makes the record, or says why it cannot be restored.
     fn describe(probe: &Probe, collector: &mut Collector) -> Result<std::result::Result<Self, Refusal>>;
 
-    /// Makes a description like it.
+    /// It refers to tasks, and can only be made when they are there and have their memory.
+    fn is_of_tasks(&self) -> bool {
+        false
+    }
+
+    /// What has to be found out before there is any task.
+    fn check(&self, _builder: &Builder<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Makes a description like it. The flags that fcntl(2) can change are set afterwards.
     fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd>;
+
+    /// Sets going what must not go on without the tasks: the last thing before they run.
+    fn start(&self, _file: BorrowedFd<'_>, _builder: &Builder<'_>) -> Result<()> {
+        Ok(())
+    }
 }
+
+/// A kind's record, without its type.
+trait FileRecord: Send + Sync {
+    fn polled(&self) -> Polled;
+    fn is_of_tasks(&self) -> bool;
+    fn check(&self, builder: &Builder<'_>) -> Result<()>;
+    fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd>;
+    fn start(&self, file: BorrowedFd<'_>, builder: &Builder<'_>) -> Result<()>;
+}
+
+impl<K: FileKind> FileRecord for K {
+    fn polled(&self) -> Polled {
+        K::POLLED
+    }
+
+    fn is_of_tasks(&self) -> bool {
+        FileKind::is_of_tasks(self)
+    }
+
+    fn check(&self, builder: &Builder<'_>) -> Result<()> {
+        FileKind::check(self, builder)
+    }
+
+    fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd> {
+        FileKind::build(self, common, builder)
+    }
+
+    fn start(&self, file: BorrowedFd<'_>, builder: &Builder<'_>) -> Result<()> {
+        FileKind::start(self, file, builder)
+    }
+}
+
+/// The record that a description has of this kind, if it has one.
+type Loaded = Result<Option<Box<dyn FileRecord>>>;
 
 /// One line of the list of kinds.
 pub(crate) struct KindRegistration {
     pub(crate) record: RecordKind,
+    polled: Polled,
     recognise: fn(&Probe) -> bool,
     describe: fn(&Probe, Owner, &mut Collector, &mut Report, &mut Records) -> Result<()>,
-    build: fn(&Image, Owner, &Description, &mut Builder<'_>) -> Result<Option<OwnedFd>>,
+    load: fn(&Image, Owner) -> Loaded,
 }
 
 impl KindRegistration {
     const fn of<K: FileKind>() -> Self {
         Self {
             record: RecordKind::of::<K>(),
+            polled: K::POLLED,
             recognise: K::recognise,
             describe: |probe, owner, collector, report, records| match K::describe(probe, collector)? {
                 Ok(record) => records.put(owner, &record),
@@ -134,8 +227,8 @@ impl KindRegistration {
                     Ok(())
                 }
             },
-            build: |image, owner, common, builder| {
-                image.get::<K>(owner)?.map(|record| record.build(common, builder)).transpose()
+            load: |image, owner| {
+                Ok(image.get::<K>(owner)?.map(|record| Box::new(record) as Box<dyn FileRecord>))
             },
         }
     }
@@ -143,55 +236,97 @@ impl KindRegistration {
 
 /// Every kind of open file that can be restored; the first that recognises a file takes it.
 pub(crate) const KINDS: &[KindRegistration] = &[
+    KindRegistration::of::<external::ExternalFile>(),
     KindRegistration::of::<regular::Regular>(),
     KindRegistration::of::<device::Device>(),
     KindRegistration::of::<pipe::PipeEnd>(),
+    KindRegistration::of::<eventfd::EventFd>(),
+    KindRegistration::of::<timerfd::TimerFd>(),
+    KindRegistration::of::<signalfd::SignalFd>(),
+    KindRegistration::of::<pidfd::PidFd>(),
+    KindRegistration::of::<epoll::Epoll>(),
+    KindRegistration::of::<inotify::Inotify>(),
 ];
 
-/// Why a file of no known kind is refused: what it is, in words.
-fn unknown_kind(probe: &Probe) -> Refusal {
-    let what = match (probe.kind(), probe.name.as_slice()) {
-        (SFlag::S_IFSOCK, _) => "sockets are not supported yet".into(),
-        (SFlag::S_IFIFO, _) => "named pipes are not supported yet".into(),
-        (SFlag::S_IFCHR, name) if name.starts_with(b"/dev/pts/") || name.starts_with(b"/dev/tty") => {
-            "terminals are not supported yet".into()
-        }
-        (SFlag::S_IFCHR, _) => "this character device is not supported".into(),
-        (SFlag::S_IFBLK, _) => "block devices are not supported".into(),
-        (_, name) => match name.strip_prefix(b"anon_inode:") {
-            Some(kind) => format!("{} is not supported yet", String::from_utf8_lossy(kind)),
-            None => "this kind of file is not supported".to_owned(),
-        },
-    };
-    probe.refusal(what)
+/// All that is known of a description that has yet to be made.
+struct Unmade {
+    owner: Owner,
+    common: Description,
+    record: Box<dyn FileRecord>,
+    locks: Option<DescriptionLocks>,
 }
 
 /// Restore: makes descriptions on demand, each once.
 pub(crate) struct Builder<'i> {
     pub(crate) image: &'i Image,
-    pub(crate) validation: FileValidation,
-    pipes: std::collections::BTreeMap<u32, pipe::Ends>,
-    made: std::collections::BTreeMap<u32, OwnedFd>,
+    pub(crate) finder: Finder,
+    pub(crate) inherited: Inherited,
+    /// The numbers of all tasks of the tree.
+    tasks: BTreeSet<Pid>,
+    pipes: BTreeMap<u32, pipe::Ends>,
+    /// pidfds of processes that are gone, made together with one that has been asked for.
+    gone: BTreeMap<u32, OwnedFd>,
+    /// The number of the description that is being made.
+    current: u32,
+    waiting: Vec<Unmade>,
+    made: BTreeMap<u32, (OwnedFd, Box<dyn FileRecord>)>,
 }
 
 impl<'i> Builder<'i> {
-    pub(crate) fn new(image: &'i Image, validation: FileValidation) -> Self {
-        Self { image, validation, pipes: Default::default(), made: Default::default() }
+    pub(crate) fn new(image: &'i Image, finder: Finder, inherited: Inherited, tasks: BTreeSet<Pid>) -> Self {
+        Self {
+            image,
+            finder,
+            inherited,
+            tasks,
+            pipes: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            current: 0,
+            waiting: Vec::new(),
+            made: BTreeMap::new(),
+        }
     }
 
-    /// Makes every description of the image.
+    /// Reads every description of the image, and makes those that need no task.
     pub(crate) fn make_all(&mut self) -> Result<()> {
         let owners: Vec<Owner> = self.image.owners::<Description>().collect();
         for owner in owners {
             let common: Description = self.image.require(owner)?;
-            let made =
-                KINDS.iter().find_map(|kind| (kind.build)(self.image, owner, &common, self).transpose());
-            let made = made.unwrap_or_else(|| {
+            let record = KINDS.iter().find_map(|kind| (kind.load)(self.image, owner).transpose());
+            let record = record.unwrap_or_else(|| {
                 Err(Error::new(ErrorKind::Image, "an open file without its kind")
                     .about(Subject::Section(format!("{} {owner}", Description::NAME))))
             })?;
-            self.made.insert(owner.0, made);
+            record.check(self)?;
+            let locks: Option<DescriptionLocks> = self.image.get(owner)?;
+            locks.iter().try_for_each(DescriptionLocks::check)?;
+            let unmade = Unmade { owner, common, record, locks };
+            match unmade.record.is_of_tasks() {
+                true => self.waiting.push(unmade),
+                false => self.make(unmade)?,
+            }
         }
+        self.finder.finish()
+    }
+
+    /// Makes the others.
+    pub(crate) fn make_of_tasks(&mut self) -> Result<()> {
+        std::mem::take(&mut self.waiting).into_iter().try_for_each(|unmade| self.make(unmade))?;
+        self.pipes.clear(); // no watch must hear of it
+        Ok(())
+    }
+
+    fn make(&mut self, Unmade { owner, common, record, locks }: Unmade) -> Result<()> {
+        let section = || Subject::Section(format!("{} {owner}", Description::NAME));
+        self.current = owner.0;
+        let built = record.build(&common, self).map_err(|error| match error.raw_errno() {
+            Some(Errno::EMFILE) => error.with_hint("RLIMIT_NOFILE of the restoring process is too low"),
+            _ => error,
+        });
+        let file = built.about(section)?;
+        set_flags(&file, common.flags()).about(section)?;
+        locks.iter().try_for_each(|locks| locks.take(&file)).about(section)?;
+        self.made.insert(owner.0, (file, record));
         Ok(())
     }
 
@@ -199,9 +334,34 @@ impl<'i> Builder<'i> {
     pub(crate) fn description(&self, number: u32) -> Result<BorrowedFd<'_>> {
         self.made
             .get(&number)
-            .map(AsFd::as_fd)
+            .map(|(file, _)| file.as_fd())
             .ok_or_else(|| Error::new(ErrorKind::Image, format!("open file description {number} is missing")))
     }
+
+    fn polled(&self, number: u32) -> Result<Polled> {
+        let missing = || Error::new(ErrorKind::Image, format!("open file description {number} is missing"));
+        self.made.get(&number).map(|(_, record)| record.polled()).ok_or_else(missing)
+    }
+
+    /// Sets everything going that has waited for the tasks.
+    pub(crate) fn start(&self, watches: &BTreeMap<u32, Watches>) -> Result<()> {
+        for (epoll, watches) in watches {
+            watches.silence(self.description(*epoll)?)?;
+        }
+        self.made.values().try_for_each(|(file, record)| record.start(file.as_fd(), self))
+    }
+}
+
+/// Sets those flags that not every way of making a file takes.
+fn set_flags(file: &OwnedFd, wanted: OFlag) -> Result<()> {
+    const SETTABLE: OFlag =
+        OFlag::O_APPEND.union(OFlag::O_NONBLOCK).union(OFlag::O_DIRECT).union(OFlag::O_NOATIME);
+    let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL).call("fcntl(F_GETFL)")?);
+    if (flags ^ wanted).intersects(SETTABLE) && !wanted.contains(OFlag::O_PATH) {
+        let flags = flags.difference(SETTABLE) | wanted & SETTABLE;
+        fcntl(file, FcntlArg::F_SETFL(flags)).call("fcntl(F_SETFL)")?;
+    }
+    Ok(())
 }
 
 /// The status flags that open(2) takes as they are and that F_GETFL shows again.

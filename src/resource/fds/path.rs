@@ -1,6 +1,7 @@
-//! A file that has a name: recorded by path, found again by path, and only accepted when it is still the
-//! file that it was.
+//! Files that can be found again: by a path, and only accepted when it still leads to the file that it was; or
+//! made again, if they have no name any more.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -10,12 +11,22 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{FileStat, SFlag, fstat, lstat};
 
-use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
-use crate::image::{Bytes, Decode, Encode};
+use super::ghost::{self, Ghosts, Revived};
+use crate::Pid;
+use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
+use crate::image::{Bytes, Decode, Encode, Image};
+
+/// A file in the file system.
+#[derive(Encode, Decode, Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum FileRef {
+    Named(Named),
+    /// Nothing leads to it any more: the owner of the section of its [`Ghost`](super::ghost::Ghost).
+    Ghost(u32),
+}
 
 /// A named file and what must not have changed about it.
 #[derive(Encode, Decode, Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct FileRef {
+pub(crate) struct Named {
     path: Bytes,
     /// The type bits of its mode (S_IFMT).
     kind: u32,
@@ -23,6 +34,29 @@ pub(crate) struct FileRef {
     size: u64,
     /// Of a device.
     device: u64,
+}
+
+/// Why a file cannot be brought back, and what can be done about it.
+#[derive(Debug)]
+pub(crate) struct Reason {
+    pub(crate) text: Cow<'static, str>,
+    hint: Option<&'static str>,
+}
+
+impl<T: Into<Cow<'static, str>>> From<T> for Reason {
+    fn from(text: T) -> Self {
+        Self { text: text.into(), hint: None }
+    }
+}
+
+impl Reason {
+    pub(super) fn hint(self, hint: &'static str) -> Self {
+        Self { hint: Some(hint), ..self }
+    }
+
+    pub(crate) fn refusal(self, pid: Pid, subject: Subject) -> Refusal {
+        Refusal { hint: self.hint.map(Cow::from), ..Refusal::new(pid, subject, self.text) }
+    }
 }
 
 /// How files that have changed since the checkpoint are taken on restore.
@@ -44,17 +78,33 @@ pub enum FileValidation {
 }
 
 impl FileRef {
-    /// Records the file that `stat` is of and that goes by `path`. The reason if that name does not lead to it.
-    pub(crate) fn describe(path: &[u8], stat: &FileStat) -> std::result::Result<Self, &'static str> {
+    /// Records the file that `stat` is of, that goes by `name` ("/path", or "/path (deleted)") and that `way`, some link
+    /// of /proc, leads to.
+    pub(crate) fn describe(
+        name: &[u8],
+        stat: &FileStat,
+        way: &str,
+        ghosts: &mut Ghosts,
+    ) -> Result<std::result::Result<Self, Reason>> {
+        let directory = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits();
+        if stat.st_nlink == 0 && !directory && name.starts_with(b"/") {
+            return Ok(ghosts.number(name, stat, way)?.map(Self::Ghost));
+        }
+        Ok(Self::named(name, stat).map_err(Reason::from))
+    }
+
+    /// The same for a file that must have a name. The reason if that name does not lead to it.
+    pub(crate) fn named(path: &[u8], stat: &FileStat) -> std::result::Result<Self, &'static str> {
         if !path.starts_with(b"/") {
             return Err("it has no name in the file system");
         }
         match lstat(OsStr::from_bytes(path)) {
-            Err(_) => Err("its name no longer exists: the file was deleted or renamed"),
+            Err(_) if stat.st_nlink == 0 => Err("it was deleted"),
+            Err(_) => Err("its name no longer exists: it was deleted, but has other names"),
             Ok(named) if (named.st_dev, named.st_ino) != (stat.st_dev, stat.st_ino) => {
                 Err("its name now leads to another file")
             }
-            Ok(_) => Ok(Self {
+            Ok(_) => Ok(Self::Named(Named {
                 path: path.to_vec().into(),
                 kind: stat.st_mode & SFlag::S_IFMT.bits(),
                 size: if stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits() {
@@ -63,22 +113,100 @@ impl FileRef {
                     0
                 },
                 device: stat.st_rdev,
-            }),
+            })),
         }
     }
 
-    pub(crate) fn path(&self) -> PathBuf {
-        OsStr::from_bytes(&self.path).into()
+    #[cfg(test)]
+    pub(super) fn of_test(path: &std::path::Path, kind: u32) -> Self {
+        Self::Named(Named { path: path.as_os_str().as_bytes().to_vec().into(), kind, size: 0, device: 0 })
     }
 
     pub(crate) fn subject(&self) -> Subject {
+        match self {
+            Self::Named(named) => named.subject(),
+            Self::Ghost(number) => ghost::subject_of(*number),
+        }
+    }
+
+    /// By its name.
+    pub(super) fn path(&self) -> Option<PathBuf> {
+        match self {
+            Self::Named(named) => Some(named.path()),
+            Self::Ghost(_) => None,
+        }
+    }
+
+    /// Finds one that has a name, whatever it contains by now.
+    pub(super) fn find(&self) -> Result<OwnedFd> {
+        match self {
+            Self::Named(named) => named.open(OFlag::O_PATH, FileValidation::Type),
+            Self::Ghost(_) => {
+                Err(Error::new(ErrorKind::Image, "a file without a name").about(self.subject()))
+            }
+        }
+    }
+
+    /// Is it the root directory, by its name?
+    pub(crate) fn is_root(&self) -> bool {
+        matches!(self, Self::Named(named) if *named.path == *b"/")
+    }
+}
+
+/// What only the flags of a description that O_TMPFILE has made have.
+pub(super) const TMPFILE: OFlag = OFlag::O_TMPFILE.difference(OFlag::O_DIRECTORY);
+
+/// Restore: where files are found.
+pub(crate) struct Finder {
+    validation: FileValidation,
+    ghosts: Revived,
+}
+
+impl Finder {
+    pub(crate) fn new(image: &Image, validation: FileValidation) -> Result<Self> {
+        Ok(Self { validation, ghosts: Revived::make(image)? })
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_nothing() -> Self {
+        Self { validation: FileValidation::default(), ghosts: Revived::default() }
+    }
+
+    /// Opens a file.
+    pub(crate) fn open(&self, file: &FileRef, flags: OFlag) -> Result<OwnedFd> {
+        match file {
+            FileRef::Named(named) => named.open(flags - TMPFILE, self.validation),
+            FileRef::Ghost(number) => self.ghosts.open(*number, flags),
+        }
+    }
+
+    /// All files are open.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        self.ghosts.finish()
+    }
+
+    /// All memory is mapped.
+    pub(crate) fn finish_mapped(&self) -> Result<()> {
+        self.ghosts.finish_mapped()
+    }
+}
+
+impl Named {
+    fn path(&self) -> PathBuf {
+        OsStr::from_bytes(&self.path).into()
+    }
+
+    fn subject(&self) -> Subject {
         Subject::Path(self.path())
     }
 
     /// Opens the file, and makes sure that it is the one. No symbolic link is followed on the way: the
     /// recorded path had none.
-    pub(crate) fn open(&self, flags: OFlag, validation: FileValidation) -> Result<OwnedFd> {
+    fn open(&self, flags: OFlag, validation: FileValidation) -> Result<OwnedFd> {
         // openat2 is strict: nothing else goes with O_PATH.
+        // Opening a fifo could wait for ever, opening a device could do anything.
+        let now = lstat(&*self.path()).call("lstat").map_err(|error| self.explain(error))?;
+        self.check_type(&now).about(|| self.subject())?;
         let more = if flags.contains(OFlag::O_PATH) { OFlag::empty() } else { OFlag::O_NOCTTY };
         let how =
             OpenHow::new().flags(flags | more | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
@@ -104,12 +232,17 @@ impl FileRef {
         }
     }
 
+    fn check_type(&self, now: &FileStat) -> Result<()> {
+        if now.st_mode & SFlag::S_IFMT.bits() == self.kind && now.st_rdev == self.device {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Conflict, "it is now a file of another type"))
+    }
+
     fn check(&self, file: impl AsFd, validation: FileValidation) -> Result<()> {
         let conflict = |reason: String| Err(Error::new(ErrorKind::Conflict, reason));
         let now = fstat(&file).call("fstat")?;
-        if now.st_mode & SFlag::S_IFMT.bits() != self.kind || now.st_rdev != self.device {
-            return conflict("it is now a file of another type".into());
-        }
+        self.check_type(&now)?;
         if validation == FileValidation::Size
             && self.kind == SFlag::S_IFREG.bits()
             && now.st_size as u64 != self.size

@@ -1,7 +1,6 @@
-//! Pipes: pipe(7). A pipe is one record, with what is in it; each open end refers to it.
+//! Pipes and fifos: pipe(7), fifo(7). A pipe is one record, with what is in it; each open end refers to it.
 
-use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, open, tee};
@@ -9,21 +8,29 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, SFlag};
 use nix::unistd::pipe2;
 
-use super::{Builder, Collector, Description, FileKind, Probe};
+use super::external::HINT;
+use super::{
+    Builder, Collector, Description, External, FileKind, FilePolicy, FileRef, Finder, OPEN_FLAGS, OuterPipes,
+    Probe,
+};
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::image::{Bytes, Decode, Encode, Owner, Record, Tag};
+use crate::sys::PAGE;
+use crate::sys::file::readable_bytes;
 
 /// One open end.
 #[derive(Encode, Decode, Debug)]
 pub(crate) struct PipeEnd {
     /// The owner of the section of the [`Pipe`].
     pipe: u32,
+    /// The reading end of a fifo that nobody has opened for writing since: poll(2) sees no hang-up.
+    fresh: bool,
 }
 
 impl Record for PipeEnd {
     const TAG: Tag = Tag::new(b"FPIP");
     const VERSION: u16 = 1;
-    const NAME: &'static str = "end of a pipe";
+    const NAME: &'static str = "end of a pipe or fifo";
 }
 
 /// A pipe itself.
@@ -31,13 +38,32 @@ impl Record for PipeEnd {
 pub(crate) struct Pipe {
     /// In bytes, as F_GETPIPE_SZ.
     capacity: i32,
-    contents: Bytes,
+    contents: Contents,
+    source: Source,
+}
+
+/// Where a pipe comes from.
+#[derive(Encode, Decode, Debug, Clone, PartialEq, Eq)]
+enum Source {
+    /// pipe(2): both ends are made together.
+    Nameless,
+    Fifo(FileRef),
+    /// An end of it is outside the tree: the caller supplies another, by this inode number. Whatever was in it stays there.
+    External(u64),
 }
 
 impl Record for Pipe {
     const TAG: Tag = Tag::new(b"PIPE");
     const VERSION: u16 = 1;
-    const NAME: &'static str = "pipe";
+    const NAME: &'static str = "pipe or fifo";
+}
+
+/// What is in a pipe.
+#[derive(Encode, Decode, Debug, PartialEq, Eq)]
+enum Contents {
+    Stream(Bytes),
+    /// Written under O_DIRECT: each is read by a call of its own.
+    Packets(Vec<Bytes>),
 }
 
 /// What the checkpoint has seen of one pipe so far.
@@ -49,54 +75,99 @@ pub(super) struct Seen {
     /// There are none anywhere: the other end has been closed.
     no_readers: bool,
     no_writers: bool,
+    /// A reading end of which cannot be said whether it is fresh.
+    doubtful: bool,
     first: Refusal,
     pipe: Pipe,
 }
 
 impl Seen {
     /// A pipe whose other end is open, but not in the tree, cannot be restored from the tree alone.
-    pub(super) fn outside(&self) -> Option<Refusal> {
+    fn is_outside(&self) -> bool {
         let missing = (!self.readers && !self.no_readers) || (!self.writers && !self.no_writers);
-        missing.then(|| self.first.clone())
+        missing || self.doubtful && !self.writers
     }
 
-    pub(super) fn record(&self) -> (Owner, &Pipe) {
-        (Owner(self.number), &self.pipe)
+    /// The record, when all ends are known.
+    pub(super) fn finish(
+        mut self,
+        inode: u64,
+        policy: &FilePolicy,
+    ) -> std::result::Result<(Owner, Pipe), Refusal> {
+        let outside = self.is_outside();
+        let named = policy.external.contains(&External::Pipe(inode));
+        let external = named || outside && policy.outer_pipes == OuterPipes::External;
+        if external && self.pipe.source == Source::Nameless {
+            self.pipe.source = Source::External(inode);
+            self.pipe.contents = Contents::Stream(Bytes::default());
+        } else if outside {
+            return Err(self.first);
+        }
+        Ok((Owner(self.number), self.pipe))
     }
 }
 
 impl FileKind for PipeEnd {
     fn recognise(probe: &Probe) -> bool {
-        probe.kind() == SFlag::S_IFIFO && probe.name.starts_with(b"pipe:[")
+        probe.kind() == SFlag::S_IFIFO
     }
 
     fn describe(probe: &Probe, collector: &mut Collector) -> Result<std::result::Result<Self, Refusal>> {
-        if probe.flags.contains(OFlag::O_DIRECT) {
-            return Ok(Err(probe.refusal("pipes in packet mode are not supported yet")));
-        }
         let access = probe.flags & OFlag::O_ACCMODE;
-        let next = collector.pipes.len() as u32 + 1;
-        let seen = match collector.pipes.entry(probe.stat.st_ino) {
-            std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::btree_map::Entry::Vacant(new) => new.insert(look(probe, next)?),
-        };
-        seen.readers |= access != OFlag::O_WRONLY;
-        seen.writers |= access != OFlag::O_RDONLY;
+        let key = (probe.stat.st_dev, probe.stat.st_ino);
+        if !collector.pipes.contains_key(&key) {
+            let source = match probe.name.starts_with(b"pipe:[") {
+                true => Source::Nameless,
+                false => match collector.file(probe)? {
+                    Ok(file) => Source::Fifo(file),
+                    Err(refusal) => return Ok(Err(refusal)),
+                },
+            };
+            let next = collector.pipes.len() as u32 + 1;
+            match look(probe, next, source)? {
+                Ok(seen) => drop(collector.pipes.insert(key, seen)),
+                Err(refusal) => return Ok(Err(refusal)),
+            }
+        }
+        let seen = collector.pipes.get_mut(&key);
+        let seen = seen.ok_or_else(|| Error::new(ErrorKind::Kernel, "a pipe was lost"))?;
         let events = hangup(probe)?;
-        seen.no_writers |= access == OFlag::O_RDONLY && events.contains(PollFlags::POLLHUP);
+        let reads = access == OFlag::O_RDONLY;
+        // Only a fifo can be opened for reading while nobody writes.
+        let quiet = reads && seen.pipe.source != Source::Nameless && !events.contains(PollFlags::POLLHUP);
+        let fresh = quiet && is_at_its_end(probe)?;
+        seen.doubtful |= quiet && !fresh && readable_bytes(probe.file.as_fd()).call("ioctl(FIONREAD)")? > 0;
+        seen.readers |= access != OFlag::O_WRONLY;
+        seen.writers |= !reads;
+        seen.no_writers |= fresh || reads && events.contains(PollFlags::POLLHUP);
         seen.no_readers |= access == OFlag::O_WRONLY && events.contains(PollFlags::POLLERR);
-        Ok(Ok(Self { pipe: seen.number }))
+        Ok(Ok(Self { pipe: seen.number, fresh }))
+    }
+
+    /// After all others, since it must never have had a writer.
+    fn is_of_tasks(&self) -> bool {
+        self.fresh
     }
 
     fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd> {
         let subject = || Subject::Section(format!("{} {}", Pipe::NAME, self.pipe));
         if !builder.pipes.contains_key(&self.pipe) {
             let pipe: Pipe = builder.image.require(Owner(self.pipe))?;
-            builder.pipes.insert(self.pipe, pipe.make().about(subject)?);
+            builder.pipes.insert(self.pipe, pipe.make(&builder.finder).about(subject)?);
         }
         let ends = builder.pipes.get_mut(&self.pipe);
         let ends = ends.ok_or_else(|| Error::new(ErrorKind::Image, "a pipe is missing").about(subject()))?;
-        ends.take(common.flags()).about(subject)
+        let flags = common.flags();
+        match ends {
+            Ends::Pipe(pair) => pair.take(flags).about(subject),
+            Ends::External(inode) => builder.inherited.take(&External::Pipe(*inode), flags),
+            Ends::Fifo { file, both, .. } if self.fresh => {
+                *both = None;
+                builder.finder.open(file, flags & OPEN_FLAGS | OFlag::O_NONBLOCK)
+            }
+            // Packet mode is set later: open(2) refuses it.
+            Ends::Fifo { file, .. } => builder.finder.open(file, (flags & OPEN_FLAGS) - OFlag::O_DIRECT),
+        }
     }
 }
 
@@ -106,68 +177,218 @@ fn hangup(probe: &Probe) -> Result<PollFlags> {
     Ok(polled[0].revents().unwrap_or(PollFlags::empty()))
 }
 
-fn look(probe: &Probe, number: u32) -> Result<Seen> {
+/// Is there nothing to be read, and nobody to write? Of a pipe that has writers tee(2) says that it would wait.
+fn is_at_its_end(probe: &Probe) -> Result<bool> {
+    let copy = Copied::new(0)?;
+    match tee(&probe.file, &copy.writer, 1, SpliceFFlags::SPLICE_F_NONBLOCK) {
+        Ok(bytes) => Ok(bytes == 0),
+        Err(Errno::EAGAIN) => Ok(false),
+        Err(errno) => Err(Error::call("tee", errno)),
+    }
+}
+
+fn look(probe: &Probe, number: u32, source: Source) -> Result<std::result::Result<Seen, Refusal>> {
     let capacity = fcntl(&probe.file, FcntlArg::F_GETPIPE_SZ).call("fcntl")?;
-    let contents = peek(probe, capacity)?;
+    let Some(contents) = peek(probe, capacity)? else {
+        return Ok(Err(probe.refusal("both packets (O_DIRECT) and a stream wait in this pipe")));
+    };
     let outside = probe
         .refusal("the other end of this pipe is outside the tree")
-        .hint("redirect the target's standard streams to files or /dev/null, or checkpoint both ends");
-    Ok(Seen {
+        .hint(match source {
+            Source::Fifo(_) => HINT,
+            _ => {
+                "leave it out by Checkpoint::external(External::Pipe(..)) or Checkpoint::outer_pipes(), and supply it by \
+                 Restore::inherit(); or redirect the target's standard streams to files"
+            }
+        });
+    Ok(Ok(Seen {
         number,
         readers: false,
         writers: false,
         no_readers: false,
         no_writers: false,
+        doubtful: false,
         first: outside,
-        pipe: Pipe { capacity, contents: contents.into() },
-    })
+        pipe: Pipe { capacity, contents, source },
+    }))
 }
 
-/// Copies what is in the pipe, which stays as it is: tee(2) into one of our own.
-fn peek(probe: &Probe, capacity: i32) -> Result<Vec<u8>> {
-    // A second way in, whichever end it is, that can be read from.
-    let way = format!("/proc/self/fd/{}", probe.file.as_raw_fd());
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let source = open(way.as_str(), flags, Mode::empty()).call("open")?;
-    let (sink, copy) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).call("pipe2")?;
-    fcntl(&copy, FcntlArg::F_SETPIPE_SZ(capacity)).call("fcntl")?;
-    let mut contents = Vec::new();
-    match tee(source.as_fd(), copy.as_fd(), capacity as usize, SpliceFFlags::SPLICE_F_NONBLOCK) {
-        Ok(0) | Err(Errno::EAGAIN) => return Ok(contents),
-        Ok(_) => drop(copy),
-        Err(errno) => return Err(Error::call("tee", errno)),
+/// What is in the pipe, which stays as it is. `None`: packets and a stream, one after the other.
+fn peek(probe: &Probe, capacity: i32) -> Result<Option<Contents>> {
+    let second;
+    let source = match probe.flags & OFlag::O_ACCMODE {
+        OFlag::O_WRONLY => {
+            let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+            second = open(probe.way().as_str(), flags, Mode::empty()).call("open")?;
+            second.as_fd()
+        }
+        _ => probe.file.as_fd(),
+    };
+    let mut copy = Copied::of(source, capacity)?;
+    let mut parts = Vec::new();
+    while copy.left()? > 0 {
+        parts.push(copy.read(capacity as usize)?);
     }
-    std::fs::File::from(sink).read_to_end(&mut contents).call("read")?;
-    Ok(contents)
+    if parts.is_empty() {
+        return Ok(Some(Contents::Stream(Bytes::default())));
+    }
+    let packets = Copied::of(source, capacity)?.are_packets(&parts)?;
+    Ok(packets.map(|packets| match packets {
+        true => Contents::Packets(parts.into_iter().map(Bytes::from).collect()),
+        false => Contents::Stream(parts.concat().into()),
+    }))
 }
 
-/// Both ends of a pipe that has been made again. The tasks get these or others of the same pipe.
-pub(super) struct Ends {
+/// A pipe of our own with a copy of another's contents, made by tee(2).
+struct Copied {
     reader: OwnedFd,
     writer: OwnedFd,
-    /// Has a task got the end that pipe2(2) made?
+}
+
+impl Copied {
+    fn new(capacity: i32) -> Result<Self> {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).call("pipe2")?;
+        // With room for one more.
+        fcntl(&writer, FcntlArg::F_SETPIPE_SZ(capacity.max(2 * PAGE as i32))).call("fcntl(F_SETPIPE_SZ)")?;
+        Ok(Self { reader, writer })
+    }
+
+    fn of(source: BorrowedFd<'_>, capacity: i32) -> Result<Self> {
+        let copy = Self::new(capacity)?;
+        match tee(source, &copy.writer, capacity as usize, SpliceFFlags::SPLICE_F_NONBLOCK) {
+            Ok(_) | Err(Errno::EAGAIN) => Ok(copy),
+            Err(errno) => Err(Error::call("tee", errno)),
+        }
+    }
+
+    fn left(&self) -> Result<usize> {
+        readable_bytes(self.reader.as_fd()).call("ioctl(FIONREAD)")
+    }
+
+    /// One read(2): a packet at most.
+    fn read(&mut self, most: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; most];
+        let length = nix::unistd::read(&self.reader, &mut bytes).call("read")?;
+        bytes.truncate(length);
+        Ok(bytes)
+    }
+
+    /// Are these, which read(2) has given one after the other, packets, or are they one stream? `None`: both. Of a packet
+    /// that is read in part the rest is lost, and no read goes beyond its end.
+    fn are_packets(mut self, parts: &[Vec<u8>]) -> Result<Option<bool>> {
+        for (index, part) in parts.iter().enumerate() {
+            let last = index + 1 == parts.len();
+            let packet = match part.len() {
+                1 if last => self.ends_here()?,
+                length => {
+                    let before = self.left()?;
+                    self.read(1)?;
+                    before - self.left()? == length
+                }
+            };
+            match (packet, parts.len()) {
+                (true, _) => {}
+                (false, 1) => return Ok(self.is_stream(part.len())?.then_some(false)),
+                (false, _) => return Ok(None),
+            }
+        }
+        Ok(Some(true))
+    }
+
+    /// The first byte of `length` was of a stream, and has been read: is the last one, too?
+    fn is_stream(&mut self, length: usize) -> Result<bool> {
+        if length > 2 {
+            self.read(length - 2)?;
+        }
+        Ok(length == 1 || self.left()? == 1 && !self.ends_here()?)
+    }
+
+    /// Is the one byte that is left a packet?
+    fn ends_here(&mut self) -> Result<bool> {
+        nix::unistd::write(&self.writer, b"s").call("write")?;
+        Ok(self.read(2)?.len() == 1)
+    }
+}
+
+/// A pipe that has been made again. What we have open of it is gone before the tasks run.
+pub(super) enum Ends {
+    Pipe(Pair),
+    /// `both` is open for reading and writing; as long as it is there, no other way of opening it has to wait.
+    Fifo {
+        file: FileRef,
+        both: Option<OwnedFd>,
+        _reader: OwnedFd,
+    },
+    External(u64),
+}
+
+/// Both ends that pipe2(2) has made. The tasks get these, or others of the same pipe.
+pub(super) struct Pair {
+    reader: OwnedFd,
+    writer: OwnedFd,
     reader_given: bool,
     writer_given: bool,
 }
 
 impl Pipe {
-    fn make(&self) -> Result<Ends> {
-        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).call("pipe2")?;
-        if fcntl(&writer, FcntlArg::F_GETPIPE_SZ).call("fcntl")? != self.capacity {
-            fcntl(&writer, FcntlArg::F_SETPIPE_SZ(self.capacity))
+    fn make(self, finder: &Finder) -> Result<Ends> {
+        match self.source {
+            Source::External(inode) => Ok(Ends::External(inode)),
+            Source::Nameless => {
+                let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).call("pipe2")?;
+                self.fill(&writer)?;
+                Ok(Ends::Pipe(Pair { reader, writer, reader_given: false, writer_given: false }))
+            }
+            Source::Fifo(ref file) => {
+                let both = finder.open(file, OFlag::O_RDWR | OFlag::O_NONBLOCK)?;
+                if readable_bytes(both.as_fd()).call("ioctl(FIONREAD)")? > 0 {
+                    let reason = "somebody has written to this fifo meanwhile";
+                    return Err(Error::new(ErrorKind::Conflict, reason).about(file.subject()));
+                }
+                self.fill(&both)?;
+                let reader = finder.open(file, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
+                Ok(Ends::Fifo { file: file.clone(), both: Some(both), _reader: reader })
+            }
+        }
+    }
+
+    fn fill(&self, writer: &OwnedFd) -> Result<()> {
+        if fcntl(writer, FcntlArg::F_GETPIPE_SZ).call("fcntl")? != self.capacity {
+            fcntl(writer, FcntlArg::F_SETPIPE_SZ(self.capacity))
                 .call("fcntl(F_SETPIPE_SZ)")
                 .hint("a capacity above fs.pipe-max-size needs CAP_SYS_RESOURCE")?;
         }
-        let mut rest = &*self.contents;
-        while !rest.is_empty() {
-            let written = nix::unistd::write(&writer, rest).call("write")?;
-            rest = rest.get(written..).unwrap_or_default();
-        }
-        Ok(Ends { reader, writer, reader_given: false, writer_given: false })
+        self.contents.write(writer)
     }
 }
 
-impl Ends {
+impl Contents {
+    fn write(&self, writer: &OwnedFd) -> Result<()> {
+        let set = |flags| fcntl(writer, FcntlArg::F_SETFL(flags)).call("fcntl(F_SETFL)").map(drop);
+        match self {
+            Contents::Stream(bytes) => {
+                let mut rest = &**bytes;
+                while !rest.is_empty() {
+                    let written = nix::unistd::write(writer, rest).call("write")?;
+                    rest = rest.get(written..).unwrap_or_default();
+                }
+                Ok(())
+            }
+            Contents::Packets(packets) => {
+                set(OFlag::O_NONBLOCK | OFlag::O_DIRECT)?;
+                for packet in packets {
+                    let whole = (1..=PAGE as usize).contains(&packet.len());
+                    if !whole || nix::unistd::write(writer, packet).call("write")? != packet.len() {
+                        return Err(Error::new(ErrorKind::Image, "a packet of an impossible size"));
+                    }
+                }
+                set(OFlag::O_NONBLOCK)
+            }
+        }
+    }
+}
+
+impl Pair {
     /// An open file description of this pipe with these flags.
     fn take(&mut self, flags: OFlag) -> Result<OwnedFd> {
         let wanted = flags & (OFlag::O_ACCMODE | OFlag::O_NONBLOCK);

@@ -1,4 +1,5 @@
-//! Regular files and directories with a name: path, position, access mode, status flags.
+//! Files and directories of a file system: position, access mode, status flags. And whatever is open by O_PATH, which is
+//! no more than a place in the file system.
 
 use std::os::fd::OwnedFd;
 
@@ -7,7 +8,9 @@ use nix::sys::stat::SFlag;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::unistd::{Whence, lseek};
 
+use super::path::TMPFILE;
 use super::{Builder, Collector, Description, FileKind, FileRef, OPEN_FLAGS, Probe};
+use crate::Pid;
 use crate::error::{Context, NameCall, Refusal, Result};
 use crate::image::{Decode, Encode, Record, Tag};
 
@@ -15,39 +18,83 @@ use crate::image::{Decode, Encode, Record, Tag};
 pub(crate) struct Regular {
     file: FileRef,
     position: i64,
+    /// It is what /proc shows of a task of the tree.
+    of_task: bool,
 }
 
 impl Record for Regular {
     const TAG: Tag = Tag::new(b"FREG");
     const VERSION: u16 = 1;
-    const NAME: &'static str = "regular file or directory";
+    const NAME: &'static str = "regular file, directory or O_PATH descriptor";
 }
 
 impl FileKind for Regular {
     fn recognise(probe: &Probe) -> bool {
-        matches!(probe.kind(), SFlag::S_IFREG | SFlag::S_IFDIR) && !probe.name.starts_with(b"anon_inode:")
+        let kind = matches!(probe.kind(), SFlag::S_IFREG | SFlag::S_IFDIR);
+        (kind || probe.flags.contains(OFlag::O_PATH)) && !probe.name.starts_with(b"anon_inode:")
     }
 
-    fn describe(probe: &Probe, _: &mut Collector) -> Result<std::result::Result<Self, Refusal>> {
-        if fstatfs(&probe.file).call("fstatfs")?.filesystem_type() == PROC_SUPER_MAGIC {
-            return Ok(Err(probe.refusal("open files of /proc are not supported yet")));
+    fn describe(probe: &Probe, collector: &mut Collector) -> Result<std::result::Result<Self, Refusal>> {
+        let tasks = shown_tasks(probe)?;
+        if !tasks.iter().all(|task| collector.has_task(*task)) {
+            return Ok(Err(probe.refusal("what /proc shows of a task that is not part of the tree")));
         }
-        let info = probe.fdinfo()?;
-        if !info.locks.is_empty() {
-            return Ok(Err(probe.refusal("file locks and leases are not supported yet")));
-        }
-        let file = match FileRef::describe(&probe.name, &probe.stat) {
-            Ok(file) => file,
-            Err(reason) => return Ok(Err(probe.refusal(reason))),
-        };
-        Ok(Ok(Self { file, position: info.pos }))
+        let of_task = !tasks.is_empty();
+        let position = probe.fdinfo()?.pos;
+        Ok(collector.file(probe)?.map(|file| Self { file, position, of_task }))
+    }
+
+    fn is_of_tasks(&self) -> bool {
+        self.of_task
     }
 
     fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd> {
-        let file = self.file.open(common.flags() & OPEN_FLAGS, builder.validation)?;
+        if let Some(path) = self.file.path()
+            && let Some(supplied) = builder.inherited.take_for(path, common.flags())
+        {
+            return supplied;
+        }
+        let file = builder.finder.open(&self.file, common.flags() & OPEN_FLAGS.union(TMPFILE))?;
         if self.position != 0 && !common.flags().contains(OFlag::O_PATH) {
             lseek(&file, self.position, Whence::SeekSet).call("lseek").about(|| self.file.subject())?;
         }
         Ok(file)
+    }
+}
+
+/// The process (and the thread) that a file of /proc tells of.
+fn shown_tasks(probe: &Probe) -> Result<Vec<Pid>> {
+    if fstatfs(&probe.file).call("fstatfs")?.filesystem_type() != PROC_SUPER_MAGIC {
+        return Ok(Vec::new());
+    }
+    Ok(named_tasks(&probe.name))
+}
+
+fn named_tasks(name: &[u8]) -> Vec<Pid> {
+    let number = |part: &&[u8]| Some(Pid::from(std::str::from_utf8(part).ok()?.parse::<u32>().ok()?));
+    let parts: Vec<&[u8]> = name.split(|byte| *byte == b'/').collect();
+    match parts.as_slice() {
+        [b"", b"proc", pid, b"task", tid, ..] => [pid, tid].into_iter().filter_map(number).collect(),
+        [b"", b"proc", pid, ..] => number(pid).into_iter().collect(),
+        [b"", b"proc"] => Vec::new(),
+        // Where another /proc is mounted, any number may be a task.
+        _ => vec![Pid::from(u32::MAX)],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_in_names() {
+        let tasks = |name: &str| named_tasks(name.as_bytes()).iter().map(|pid| pid.get()).collect::<Vec<_>>();
+        assert_eq!(tasks("/proc/12/stat"), [12]);
+        assert_eq!(tasks("/proc/12"), [12]);
+        assert_eq!(tasks("/proc/12/task"), [12]);
+        assert_eq!(tasks("/proc/12/task/13/stat"), [12, 13]);
+        assert_eq!(tasks("/proc/sys/kernel/12"), []);
+        assert_eq!(tasks("/proc"), []);
+        assert_eq!(tasks("/host/proc/12/stat"), [u32::MAX]);
     }
 }

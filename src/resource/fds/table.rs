@@ -1,16 +1,23 @@
 //! fd tables, and finding out which slots share one open file description.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
-use super::{Channel, Description, KINDS, Pipe, Probe, pipe, unknown_kind};
+use nix::sys::stat::makedev;
+
+use super::locks::{self, PosixLock};
+use super::{
+    Channel, Description, DescriptionLocks, External, FileOwner, FileRef, Ghosts, KINDS, OuterPipes, Polled,
+    Probe, epoll, external, inotify, pipe, unsupported,
+};
 use crate::Pid;
-use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
+use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::freeze::Process;
 use crate::image::{Decode, Encode, Owner, Record, Records, Tag};
-use crate::proc::{fdinfo, read};
+use crate::proc::{fdinfo, nameless, read};
 use crate::resource::Report;
+use crate::resource::tasks::tree::Tree;
 use crate::sys;
 use crate::tracee::{Batch, sys as call};
 
@@ -27,6 +34,7 @@ pub(crate) struct Slot {
 #[derive(Encode, Decode, Debug, Default)]
 pub(crate) struct FdTable {
     pub(crate) slots: Vec<Slot>,
+    pub(crate) locks: Vec<PosixLock>,
 }
 
 impl Record for FdTable {
@@ -38,112 +46,268 @@ impl Record for FdTable {
 /// What descriptions are sorted by before kcmp(2) has to be asked.
 type Key = (u64, u64, u64, i32);
 
+/// Where a description is found: one slot of one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    /// The number of the table.
+    pub(super) table: u32,
+    pub(super) pid: Pid,
+    pub(super) is_leader: bool,
+    pub(super) fd: RawFd,
+}
+
 /// Checkpoint: the descriptions found so far, in all tables.
 #[derive(Default)]
 pub(crate) struct Collector {
-    known: BTreeMap<Key, Vec<Known>>,
-    count: u32,
-    /// By inode number: all pipes are on one internal file system.
-    pub(super) pipes: BTreeMap<u64, pipe::Seen>,
+    pub(crate) ghosts: Ghosts,
+    policy: FilePolicy,
+    /// By number, from 1.
+    found: Vec<Found>,
+    /// Their numbers, in the order that kcmp(2) gives.
+    sorted: BTreeMap<Key, Vec<u32>>,
+    /// The descriptions of all slots.
+    slots: BTreeMap<(Pid, RawFd), u32>,
+    /// The numbers of the tree's tasks, and of those of its groups that are its own.
+    tasks: BTreeSet<Pid>,
+    groups: BTreeSet<u32>,
+    /// By device and inode.
+    pub(super) pipes: BTreeMap<(u64, u64), pipe::Seen>,
+    pub(super) epolls: Vec<epoll::Seen>,
+    pub(super) watched: inotify::Watched,
 }
 
-/// A description, by one slot that refers to it.
-struct Known {
-    place: (Pid, RawFd),
-    number: u32,
+/// A description, by the first slot that refers to it.
+#[derive(Clone, Copy)]
+struct Found {
+    place: Place,
+    polled: Polled,
+}
+
+/// What a checkpoint does about files that need a decision.
+#[derive(Clone, Debug)]
+pub(crate) struct FilePolicy {
+    /// How many bytes of data an unlinked file may have.
+    pub(crate) ghost_limit: u64,
+    pub(crate) external: BTreeSet<External>,
+    pub(crate) outer_pipes: OuterPipes,
+}
+
+impl Default for FilePolicy {
+    fn default() -> Self {
+        Self { ghost_limit: 1 << 20, external: BTreeSet::new(), outer_pipes: OuterPipes::default() }
+    }
 }
 
 impl Collector {
-    /// Describes one process's table, and those of its descriptions that are new.
+    pub(crate) fn new(tree: &Tree, policy: &FilePolicy) -> Self {
+        let tasks: BTreeSet<Pid> = tree.numbers().collect();
+        // One that the tree cannot be restored with is refused elsewhere.
+        let outer = tree.plan().ok().and_then(|plan| plan.outer_group);
+        let groups = tree.processes.iter().map(|process| process.group);
+        let groups = groups.filter(|group| Some(*group) != outer).collect();
+        Self { tasks, groups, ..Self::of_policy(policy) }
+    }
+
+    pub(super) fn of_policy(policy: &FilePolicy) -> Self {
+        Self { ghosts: Ghosts::new(policy.ghost_limit), policy: policy.clone(), ..Self::default() }
+    }
+
+    /// The file of the file system that a description is of.
+    pub(super) fn file(&mut self, probe: &Probe) -> Result<std::result::Result<FileRef, Refusal>> {
+        let file = FileRef::describe(&probe.name, &probe.stat, &probe.way(), &mut self.ghosts)?;
+        self.ghosts.note_flags(&probe.stat, probe.flags);
+        Ok(file.map_err(|reason| reason.refusal(probe.pid, probe.subject())))
+    }
+
+    pub(super) fn has_task(&self, pid: Pid) -> bool {
+        self.tasks.contains(&pid)
+    }
+
+    pub(super) fn has_group(&self, group: u32) -> bool {
+        self.groups.contains(&group)
+    }
+
+    /// Describes the table that a thread of a process has, and those of its descriptions that are new.
     pub(crate) fn table(
         &mut self,
         process: &Process,
+        tid: Pid,
         report: &mut Report,
         records: &mut Records,
     ) -> Result<()> {
-        let mut slots = Vec::new();
-        let pidfd =
-            sys::pidfd::open_thread(process.speaker(), process.leader_is_dead()).call("pidfd_open")?;
-        for fd in open_fds(process.speaker())? {
-            let described = self.slot(process.speaker(), &pidfd, fd, report, records);
+        let mut table = FdTable::default();
+        let pidfd = sys::pidfd::open_thread(tid, tid != process.pid).call("pidfd_open")?;
+        for fd in open_fds(tid)? {
+            let described = self.slot(process, tid, &pidfd, fd, report, records);
             let at = || Subject::Fd { fd, what: String::new() };
-            slots.push(described.of(process.pid).about(at)?);
+            let (slot, locks) = described.of(tid).about(at)?;
+            // Each is shown for all descriptors of the description that it was taken by.
+            let mut others = table.slots.iter();
+            if !locks.is_empty() && !others.any(|other| other.description == slot.description) {
+                table.locks.extend(locks);
+            }
+            table.slots.push(slot);
         }
-        records.put(Owner(process.pid.get()), &FdTable { slots })
+        records.put(process.owner_for(tid), &table)
     }
 
     fn slot(
         &mut self,
+        process: &Process,
         pid: Pid,
         pidfd: &OwnedFd,
         fd: RawFd,
         report: &mut Report,
         records: &mut Records,
-    ) -> Result<Slot> {
+    ) -> Result<(Slot, Vec<PosixLock>)> {
         let file = sys::pidfd::get_fd(pidfd.as_fd(), fd).call("pidfd_getfd")?;
-        let probe = Probe::new(pid, fd, file)?;
+        let mut probe = Probe::new(pid, fd, file)?;
+        probe.external =
+            probe.path().is_some_and(|path| self.policy.external.contains(&External::File(path)));
         let info = read::parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse)?;
         let close_on_exec = info.flags & libc::O_CLOEXEC as u32 != 0;
-        let description = match self.find(&probe)? {
-            Ok(number) => number,
-            Err(()) => self.describe(&probe, report, records)?,
-        };
-        Ok(Slot { fd, close_on_exec, description })
-    }
-
-    /// The number of a description that is known already; remembers it if it is not.
-    fn find(&mut self, probe: &Probe) -> Result<std::result::Result<u32, ()>> {
+        let table = process.owner_for(pid).0;
+        let place = Place { table, pid, is_leader: pid == process.pid, fd };
         let stat = &probe.stat;
         let key = (stat.st_dev, stat.st_ino, stat.st_rdev, probe.flags.bits());
-        let known = self.known.entry(key).or_default();
-        let place = (probe.pid, probe.fd);
+        let order = |other: Place| sys::kcmp_file((other.pid, other.fd), (pid, fd));
+        let description = match self.find(key, order).call("kcmp")? {
+            Ok(number) => number,
+            Err(index) => {
+                self.found.push(Found { place, polled: Polled::Anything });
+                let number = self.found.len() as u32;
+                self.sorted.entry(key).or_default().insert(index, number);
+                self.describe(Owner(number), &probe, (process, table), report, records)?;
+                match DescriptionLocks::describe(&probe, &info.locks) {
+                    Ok(Some(locks)) => records.put(Owner(number), &locks)?,
+                    Ok(None) => {}
+                    Err(refusal) => report.refuse(refusal),
+                }
+                number
+            }
+        };
+        self.slots.insert((pid, fd), description);
+        let locks = PosixLock::describe(fd, &info.locks).collect();
+        Ok((Slot { fd, close_on_exec, description }, locks))
+    }
+
+    /// The number of a description among those with this key, or the index where it belongs. `order` says how one by its
+    /// place stands to it.
+    fn find(
+        &self,
+        key: Key,
+        order: impl Fn(Place) -> nix::Result<Ordering>,
+    ) -> nix::Result<std::result::Result<u32, usize>> {
+        let known = self.sorted.get(&key).map_or(&[][..], Vec::as_slice);
         let mut failed = None;
-        let found = known.binary_search_by(|other| {
-            sys::kcmp_file(other.place, place).unwrap_or_else(|errno| {
+        let found = known.binary_search_by(|number| {
+            let ordered = self.place(*number).map_or(Ok(Ordering::Equal), &order);
+            ordered.unwrap_or_else(|errno| {
                 failed = Some(errno);
                 Ordering::Equal
             })
         });
-        if let Some(errno) = failed {
-            return Err(Error::call("kcmp", errno));
+        match failed {
+            Some(errno) => Err(errno),
+            None => Ok(found.map(|index| known.get(index).copied().unwrap_or_default())),
         }
-        Ok(match found {
-            Ok(index) => known.get(index).map(|known| known.number).ok_or(()),
-            Err(index) => {
-                self.count += 1;
-                known.insert(index, Known { place, number: self.count });
-                Err(())
-            }
-        })
     }
 
-    fn describe(&mut self, probe: &Probe, report: &mut Report, records: &mut Records) -> Result<u32> {
-        let owner = Owner(self.count);
-        probe.refuse_extras(report)?;
-        match KINDS.iter().find(|kind| (kind.recognise)(probe)) {
-            Some(kind) => (kind.describe)(probe, owner, self, report, records)?,
-            None => report.refuse(unknown_kind(probe)),
+    fn found(&self, number: u32) -> Option<&Found> {
+        self.found.get((number as usize).checked_sub(1)?)
+    }
+
+    fn place(&self, number: u32) -> Option<Place> {
+        self.found(number).map(|found| found.place)
+    }
+
+    pub(super) fn polled(&self, number: u32) -> Polled {
+        self.found(number).map_or(Polled::Anything, |found| found.polled)
+    }
+
+    /// The number that the description gets that is being described.
+    pub(super) fn newest(&self) -> (u32, Option<Place>) {
+        (self.found.len() as u32, self.found.last().map(|found| found.place))
+    }
+
+    /// A descriptor of our own.
+    pub(super) fn borrow(&self, number: u32) -> Result<OwnedFd> {
+        let missing = || Error::new(ErrorKind::Kernel, format!("no open file description {number}"));
+        let place = self.place(number).ok_or_else(missing)?;
+        let pidfd = sys::pidfd::open_thread(place.pid, !place.is_leader).call("pidfd_open")?;
+        sys::pidfd::get_fd(pidfd.as_fd(), place.fd).call("pidfd_getfd").of(place.pid)
+    }
+
+    /// The description that an epoll instance watches: most often that of the descriptor by which it was added.
+    pub(super) fn find_target(
+        &self,
+        epoll: (Pid, RawFd),
+        target: &nameless::Target,
+        offset: u32,
+    ) -> Result<Option<u32>> {
+        let order = |place: Place| sys::file::kcmp_epoll((place.pid, place.fd), epoll, (target.fd, offset));
+        if let Some(number) = self.slots.get(&(epoll.0, target.fd))
+            && let Ok(Ordering::Equal) = self.place(*number).map_or(Ok(Ordering::Less), order)
+        {
+            return Ok(Some(*number));
         }
-        records.put(owner, &Description { flags: probe.flags.bits() })?;
-        Ok(owner.0)
+        let device = makedev(target.device.major.into(), target.device.minor.into());
+        let near = |key: &Key| (key.0, key.1) == (device, target.ino);
+        // Some file systems show another device number than their own: those come second.
+        let (first, second): (Vec<&Key>, Vec<&Key>) = self.sorted.keys().partition(|key| near(key));
+        for key in first.into_iter().chain(second.into_iter().filter(|key| key.1 == target.ino)) {
+            if let Ok(number) = self.find(*key, order).call("kcmp")? {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
+    }
+
+    fn describe(
+        &mut self,
+        owner: Owner,
+        probe: &Probe,
+        holder: (&Process, u32),
+        report: &mut Report,
+        records: &mut Records,
+    ) -> Result<()> {
+        if let Some(signals) = FileOwner::describe(probe, holder, self, report)? {
+            records.put(owner, &signals)?;
+        }
+        let disguised = unsupported::disguised(probe)?;
+        match KINDS.iter().find(|kind| (kind.recognise)(probe)) {
+            _ if disguised.is_some() => disguised.into_iter().for_each(|refusal| report.refuse(refusal)),
+            Some(kind) => {
+                self.found.iter_mut().last().into_iter().for_each(|found| found.polled = kind.polled);
+                (kind.describe)(probe, owner, self, report, records)?;
+            }
+            None => {
+                let refusal = unsupported::refusal(probe);
+                report.refuse(match probe.path() {
+                    Some(_) => refusal.hint(external::HINT),
+                    None => refusal,
+                });
+            }
+        }
+        records.put(owner, &Description { flags: probe.flags.bits() })
     }
 
     /// What can only be said when all tables are known.
-    pub(crate) fn finish(self, report: &mut Report, records: &mut Records) -> Result<()> {
-        for seen in self.pipes.values() {
-            match seen.outside() {
-                Some(refusal) => report.refuse(refusal),
-                None => {
-                    let (owner, pipe): (Owner, &Pipe) = seen.record();
-                    records.put(owner, pipe)?;
-                }
+    pub(crate) fn finish(mut self, report: &mut Report, records: &mut Records) -> Result<Ghosts> {
+        for ((_, inode), seen) in std::mem::take(&mut self.pipes) {
+            match seen.finish(inode, &self.policy) {
+                Ok((owner, pipe)) => records.put(owner, &pipe)?,
+                Err(refusal) => report.refuse(refusal),
             }
         }
-        Ok(())
+        epoll::describe_watches(&self, report, records)?;
+        self.ghosts.finish(report);
+        Ok(self.ghosts)
     }
 }
 
-fn open_fds(pid: Pid) -> Result<Vec<RawFd>> {
+/// The descriptors that a task has open, in order.
+pub(crate) fn open_fds(pid: Pid) -> Result<Vec<RawFd>> {
     let path = format!("/proc/{pid}/fd");
     let entries = std::fs::read_dir(&path).call("open").about(|| Subject::Path(path.into()))?;
     let number = |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
@@ -156,32 +320,52 @@ fn open_fds(pid: Pid) -> Result<Vec<RawFd>> {
 const MESSAGE: usize = 240;
 
 impl FdTable {
+    pub(crate) fn slot(&self, fd: RawFd) -> Option<&Slot> {
+        self.slots.binary_search_by_key(&fd, |slot| slot.fd).ok().and_then(|index| self.slots.get(index))
+    }
+
     /// Checks what the restore relies on.
     pub(crate) fn check(&self) -> Result<()> {
+        let bad = |why| Err(Error::new(ErrorKind::Image, why));
         let ascending = self.slots.windows(2).all(|pair| pair[0].fd < pair[1].fd);
-        match ascending && self.slots.first().is_none_or(|first| first.fd >= 0) {
-            true => Ok(()),
-            false => Err(Error::new(ErrorKind::Image, "the slots of an fd table are not in order")),
+        if !ascending || self.slots.first().is_some_and(|first| first.fd < 0) {
+            return bad("the slots of an fd table are not in order");
         }
+        if !self.locks.iter().all(|lock| self.slot(lock.fd()).is_some()) {
+            return bad("a lock by a descriptor that is not open");
+        }
+        self.locks.iter().try_for_each(PosixLock::check)
+    }
+
+    /// Queues the calls that take its locks: when nothing of it will be closed any more.
+    pub(crate) fn take_locks(
+        &self,
+        mut run: impl FnMut(Batch) -> Result<()>,
+        new_batch: impl Fn() -> Batch,
+    ) -> Result<()> {
+        self.locks.chunks(MESSAGE).try_for_each(|some| {
+            let mut batch = new_batch();
+            for lock in some {
+                batch.about(Subject::Fd { fd: lock.fd(), what: "its lock".into() });
+                lock.take(&mut batch)?;
+            }
+            run(batch).map_err(locks::taken)
+        })
     }
 
     /// Sends the descriptions to a task whose only open descriptor is the channel, one message at a time, and
-    /// queues the calls with which the task receives them and puts them in their places. The last batch, which also
-    /// closes the channel, is left to the caller.
+    /// queues the calls with which the task receives them and puts them in their places.
     pub(crate) fn install<'fd>(
         &self,
         channel: &Channel,
         description: impl Fn(u32) -> Result<std::os::fd::BorrowedFd<'fd>>,
         mut run: impl FnMut(Batch) -> Result<()>,
         new_batch: impl Fn() -> Batch,
-    ) -> Result<Batch> {
+    ) -> Result<()> {
         let mut placed: Vec<RawFd> = vec![channel.number()];
-        let mut batch = new_batch();
         for message in self.slots.chunks(MESSAGE) {
-            if !batch.is_empty() {
-                run(std::mem::replace(&mut batch, new_batch()))?;
-            }
             let fds = message.iter().map(|slot| description(slot.description)).collect::<Result<Vec<_>>>()?;
+            let mut batch = new_batch();
             let received = channel.send(&fds, &placed, &mut batch)?;
             // From the highest down: no number that is still needed is taken, since each is at most its place.
             for (slot, from) in message.iter().zip(&received).rev() {
@@ -189,10 +373,10 @@ impl FdTable {
                 batch.about(Subject::Fd { fd: slot.fd, what });
                 place(slot, *from, &mut batch);
             }
+            run(batch)?;
             placed.extend(message.iter().map(|slot| slot.fd));
         }
-        batch.call(call::close, &[channel.number() as u64]);
-        Ok(batch)
+        Ok(())
     }
 }
 

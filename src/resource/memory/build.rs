@@ -1,17 +1,19 @@
 //! Rebuilding an address space in a blank task.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::fcntl::OFlag;
 
-use super::{ADDRESS_END, AddressSpace, Backing, Run, Segments, SharedObject, Traits, Vma};
+use super::{
+    ADDRESS_END, AddressSpace, Backing, Made, Origin, Run, Segments, SharedObject, Traits, Vma, locks,
+};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 use crate::image::{Image, Owner};
 use crate::proc::smaps::Mapping;
-use crate::resource::fds::{Channel, FileRef, FileValidation, Places};
+use crate::resource::fds::{Channel, FileRef, Finder};
 use crate::sys::{PAGE, pidfd, uffd};
 use crate::tracee::{Batch, Puppet, Scratch, sys};
 
@@ -81,6 +83,8 @@ impl Workshop {
 pub(crate) struct SharedPlan {
     objects: BTreeMap<u32, (u64, SharedObject)>,
     pub(crate) len: u64,
+    /// Which views of them are mapped: writable or not.
+    views: BTreeSet<(u32, bool)>,
 }
 
 impl SharedPlan {
@@ -88,22 +92,10 @@ impl SharedPlan {
         let mut plan = Self::default();
         for owner in image.owners::<SharedObject>() {
             let object: SharedObject = image.require(owner)?;
-            let bad =
-                |why| Err(Error::new(ErrorKind::Image, why).about(Subject::Section(format!("SHMO {owner}"))));
-            if object.size == 0 || !object.size.is_multiple_of(PAGE) || object.size > ADDRESS_END {
-                return bad("shared memory of an impossible size");
-            }
-            let inside = |run: &Run| run.addr.checked_add(run.len).is_some_and(|end| end <= object.size);
-            if !object
-                .runs
-                .iter()
-                .all(|run| inside(run) && run.len > 0 && (run.addr | run.len).is_multiple_of(PAGE))
-            {
-                return bad("pages outside of their shared memory");
-            }
+            object.check().about(|| Subject::Section(format!("SHMO {owner}")))?;
             Segments(image).check(&object.runs)?;
             let offset = plan.len;
-            plan.len = plan.len.saturating_add(object.size);
+            plan.len = plan.len.saturating_add(object.room());
             plan.objects.insert(owner.0, (offset, object));
         }
         Ok(plan)
@@ -114,66 +106,133 @@ impl SharedPlan {
         self.objects.values().flat_map(|(_, object)| &object.runs).map(|run| run.len).sum()
     }
 
-    /// The address at which the workshop has this part of an object.
-    fn address(&self, workshop: &Workshop, object: u32, range: Range<u64>) -> Result<u64> {
+    /// The address at which the workshop has what this mapping is of.
+    fn address(&self, workshop: &Workshop, object: u32, vma: &Vma) -> Result<u64> {
         match self.objects.get(&object) {
-            Some((at, object)) if range.end <= object.size => Ok(workshop.shared() + at + range.start),
+            Some((at, object)) if vma.offset + vma.len() <= object.size => {
+                let view = object.view(vma.has(Traits::FOR_WRITING));
+                Ok(workshop.shared() + at + view + vma.offset)
+            }
             _ => Err(Error::new(ErrorKind::Image, "a mapping of shared memory that is missing or too small")),
         }
     }
 
-    /// Checks that every mapping of shared memory has its object.
-    pub(crate) fn check(&self, space: &AddressSpace, workshop: &Workshop) -> Result<()> {
-        space.vmas.iter().try_for_each(|vma| match vma.backing {
-            Backing::Shared { object } => self
-                .address(workshop, object, vma.offset..vma.offset + vma.len())
-                .about(|| vma.subject())
-                .map(drop),
-            _ => Ok(()),
+    /// Checks that every mapping of shared memory has its object, and notes how they are mapped.
+    pub(crate) fn check(&mut self, space: &AddressSpace, workshop: &Workshop) -> Result<()> {
+        for vma in &space.vmas {
+            if let Backing::Shared { object } = vma.backing {
+                self.address(workshop, object, vma).about(|| vma.subject())?;
+                self.views.insert((object, vma.has(Traits::FOR_WRITING)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks whether what is outside of the image allows to make them, before there is any task.
+    pub(crate) fn plan(&self) -> Result<()> {
+        self.objects.values().try_for_each(|(_, object)| match &object.origin {
+            Origin::Anonymous { .. } => Ok(()),
+            Origin::SystemV(segment) => segment.is_there().map(drop),
         })
     }
 }
 
-/// Makes the shared objects in the root, before it has children who inherit them.
+impl SharedObject {
+    fn check(&self) -> Result<()> {
+        let bad = |why| Err(Error::new(ErrorKind::Image, why));
+        if self.size == 0 || !self.size.is_multiple_of(PAGE) || self.size > ADDRESS_END {
+            return bad("shared memory of an impossible size");
+        }
+        if matches!(self.origin, Origin::SystemV(segment) if segment.size > self.size) {
+            return bad("a System V segment that is larger than its memory");
+        }
+        let inside = |run: &Run| run.addr.checked_add(run.len).is_some_and(|end| end <= self.size);
+        match self
+            .runs
+            .iter()
+            .all(|run| inside(run) && run.len > 0 && (run.addr | run.len).is_multiple_of(PAGE))
+        {
+            true => Ok(()),
+            false => bad("pages outside of their shared memory"),
+        }
+    }
+
+    /// How much of the workshop it takes: what is attached for reading only is another view of it.
+    fn room(&self) -> u64 {
+        match self.origin {
+            Origin::Anonymous { .. } => self.size,
+            Origin::SystemV(_) => self.size.saturating_mul(2),
+        }
+    }
+
+    /// Where in its room the view is that mappings come from.
+    fn view(&self, writable: bool) -> u64 {
+        match self.origin {
+            Origin::SystemV(_) if !writable => self.size,
+            _ => 0,
+        }
+    }
+}
+
+/// Makes the shared objects in the root, before it has children who inherit them. Gives those that outlive it.
 pub(crate) fn prepare_shared(
     puppet: &mut Puppet<'_>,
     shared: &SharedPlan,
     workshop: &Workshop,
     image: &Image,
-) -> Result<()> {
-    for (at, object) in shared.objects.values() {
-        let mut batch = puppet.batch();
-        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-        let mut flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-        if object.no_reserve {
-            flags |= libc::MAP_NORESERVE;
-        }
+) -> Result<Vec<Made>> {
+    let mut made = Vec::new();
+    for (number, (at, object)) in &shared.objects {
         let start = workshop.shared() + at;
-        batch.call(sys::mmap, &[start, object.size, prot, flags as u64, u64::MAX, 0]);
-        puppet.run(batch)?.check()?;
+        let mut batch = puppet.batch();
+        match &object.origin {
+            Origin::Anonymous { no_reserve } => {
+                let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+                let mut flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+                if *no_reserve {
+                    flags |= libc::MAP_NORESERVE;
+                }
+                batch.call(sys::mmap, &[start, object.size, prot, flags as u64, u64::MAX, 0]);
+                puppet.run(batch)?.check()?;
+            }
+            Origin::SystemV(segment) => {
+                let new = if segment.is_there()? { None } else { Some(segment.make(puppet)?) };
+                batch.about(segment.subject());
+                for writable in [true, false] {
+                    // It is filled through the writable one.
+                    if shared.views.contains(&(*number, writable)) || writable && new.is_some() {
+                        let view = start + object.view(writable);
+                        batch.call(sys::shmat, &segment.attach(view, writable));
+                    }
+                }
+                puppet.run(batch)?.check()?;
+                match new {
+                    None => continue,
+                    // From here on it lasts for as long as it is attached.
+                    Some(new) if segment.is_removed() => drop(new),
+                    Some(new) => made.push(new),
+                }
+            }
+        }
         Segments(image).each(&object.runs, |pieces| {
             let pieces: Vec<_> = pieces.iter().map(|(addr, bytes)| (start + addr, *bytes)).collect();
             puppet.memory().write_all(&pieces)
         })?;
     }
-    Ok(())
+    Ok(made)
 }
 
 /// Files that restored tasks need, each opened (and checked) once.
+#[derive(Default)]
 pub(crate) struct Opened {
-    validation: FileValidation,
     files: BTreeMap<(FileRef, i32), OwnedFd>,
 }
 
 impl Opened {
-    pub(crate) fn new(validation: FileValidation) -> Self {
-        Self { validation, files: BTreeMap::new() }
-    }
-
-    fn open(&mut self, file: &FileRef, flags: OFlag) -> Result<()> {
+    fn open(&mut self, file: &FileRef, flags: OFlag, finder: &Finder) -> Result<()> {
         let key = (file.clone(), flags.bits());
         if let std::collections::btree_map::Entry::Vacant(slot) = self.files.entry(key) {
-            slot.insert(file.open(flags, self.validation)?);
+            slot.insert(finder.open(file, flags)?);
         }
         Ok(())
     }
@@ -183,23 +242,47 @@ impl Opened {
         opened.map(AsFd::as_fd).ok_or_else(|| Error::new(ErrorKind::Image, "a file that is not listed"))
     }
 
-    /// Opens everything that one process needs, before there is any task.
-    pub(crate) fn open_for(&mut self, space: &AddressSpace, places: &Places) -> Result<()> {
-        needs(space, places).into_iter().try_for_each(|(file, flags)| self.open(file, flags))
+    /// Opens all of these, before there is any task.
+    pub(crate) fn open_all<'f>(
+        &mut self,
+        mut needs: impl Iterator<Item = (&'f FileRef, OFlag)>,
+        finder: &Finder,
+    ) -> Result<()> {
+        needs.try_for_each(|(file, flags)| self.open(file, flags, finder))
+    }
+
+    /// Makes a task whose only open descriptor is the channel receive all of these. The batch is run first.
+    pub(crate) fn lend<'s>(
+        &self,
+        mut wanted: Vec<(&'s FileRef, OFlag)>,
+        channel: &Channel,
+        puppet: &mut Puppet<'_>,
+        batch: &mut Batch,
+    ) -> Result<Numbers<'s>> {
+        const MESSAGE: usize = 240;
+        wanted.sort_unstable_by_key(|(file, flags)| (*file, flags.bits()));
+        wanted.dedup();
+        let (mut numbers, mut taken) = (BTreeMap::new(), vec![channel.number()]);
+        for message in wanted.chunks(MESSAGE) {
+            let fds =
+                message.iter().map(|(file, flags)| self.get(file, *flags)).collect::<Result<Vec<_>>>()?;
+            let received = channel.send(&fds, &taken, batch)?;
+            puppet.run(std::mem::replace(batch, puppet.batch()))?.check()?;
+            let keys = message.iter().map(|(file, flags)| (*file, flags.bits()));
+            numbers.extend(keys.zip(received.iter().copied()));
+            taken.extend(received);
+        }
+        Ok(Numbers { numbers })
     }
 }
 
-/// The files of one process with the flags that they are opened with, in a fixed order.
-fn needs<'a>(space: &'a AddressSpace, places: &'a Places) -> Vec<(&'a FileRef, OFlag)> {
-    let directory = OFlag::O_PATH | OFlag::O_DIRECTORY;
-    let mut all = vec![(&space.executable, OFlag::O_RDONLY), (&places.cwd, directory)];
-    all.extend(places.root.as_ref().map(|root| (root, directory)));
-    all.extend(
-        mapped(space)
-            .into_iter()
-            .filter_map(|(index, flags)| Some((space.files.get(index as usize)?, flags))),
-    );
-    all
+impl AddressSpace {
+    /// Its files with the flags that they are opened with.
+    pub(crate) fn needs(&self) -> Vec<(&FileRef, OFlag)> {
+        let file = |(index, flags): (u32, OFlag)| Some((self.files.get(index as usize)?, flags));
+        let executable = (&self.executable, OFlag::O_RDONLY);
+        std::iter::once(executable).chain(mapped(self).into_iter().filter_map(file)).collect()
+    }
 }
 
 /// The mapped files, by index, with the flags that their mappings need: each pair once.
@@ -221,12 +304,12 @@ fn file_index(vma: &Vma) -> Option<u32> {
 /// A shared mapping that may be made writable comes from a descriptor that could write.
 fn open_flags(vma: &Vma) -> OFlag {
     match vma.backing {
-        Backing::File { shared: true, .. } if vma.has(Traits::MAY_WRITE) => OFlag::O_RDWR,
+        Backing::File { shared: true, .. } if vma.has(Traits::FOR_WRITING) => OFlag::O_RDWR,
         _ => OFlag::O_RDONLY,
     }
 }
 
-/// Rebuilds one process's memory and places.
+/// Rebuilds an address space.
 pub(crate) struct MmBuilder<'b> {
     pub(crate) workshop: Workshop,
     pub(crate) shared: &'b SharedPlan,
@@ -238,34 +321,24 @@ pub(crate) struct MmBuilder<'b> {
 }
 
 impl MmBuilder<'_> {
-    pub(crate) fn build(&self, puppet: &mut Puppet<'_>, space: &AddressSpace, places: &Places) -> Result<()> {
+    pub(crate) fn build(&self, puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
         if super::vdso_sum(puppet.memory(), self.blank)? != space.vdso {
             return Err(other_kernel());
         }
         let mut batch = puppet.batch();
         self.clear(&mut batch);
-        let numbers = self.receive(puppet, &mut batch, space, places)?;
+        let numbers = self.opened.lend(space.needs(), self.channel, puppet, &mut batch)?;
         for vma in &space.vmas {
-            self.map(vma, &numbers, &mut batch)?;
+            self.map(vma, space, &numbers, &mut batch)?;
             if batch.is_nearly_full() {
                 puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
             }
         }
-        let at = |file: &FileRef, flags: OFlag| numbers.number(file, flags);
         batch.about(Subject::Attribute("executable"));
-        space.layout.build(at(&space.executable, OFlag::O_RDONLY)?, &mut batch);
-        let directory = OFlag::O_PATH | OFlag::O_DIRECTORY;
-        if let Some(root) = &places.root {
-            batch.about(root.subject());
-            batch.call(sys::fchdir, &[at(root, directory)? as u64]);
-            let dot = batch.input(b".\0");
-            batch.call(sys::chroot, &[dot]);
-        }
-        batch.about(places.cwd.subject());
-        batch.call(sys::fchdir, &[at(&places.cwd, directory)? as u64]);
-        batch.call(sys::umask, &[u64::from(places.umask)]);
+        space.layout.build(numbers.number(&space.executable, OFlag::O_RDONLY)?, &mut batch);
         numbers.close(&mut batch);
         puppet.run(batch)?.check()?;
+        set_policies(puppet, space)?;
         self.fill(puppet, space)?;
         self.seal(puppet, space)
     }
@@ -295,43 +368,20 @@ impl MmBuilder<'_> {
         None
     }
 
-    fn receive<'s>(
-        &self,
-        puppet: &mut Puppet<'_>,
-        batch: &mut Batch,
-        space: &'s AddressSpace,
-        places: &'s Places,
-    ) -> Result<Numbers<'s>> {
-        const MESSAGE: usize = 240;
-        let mut wanted = needs(space, places);
-        wanted.sort_unstable_by_key(|(file, flags)| (*file, flags.bits()));
-        wanted.dedup();
-        let (mut numbers, mut taken) = (BTreeMap::new(), vec![self.channel.number()]);
-        for message in wanted.chunks(MESSAGE) {
-            let fds = message
-                .iter()
-                .map(|(file, flags)| self.opened.get(file, *flags))
-                .collect::<Result<Vec<_>>>()?;
-            let received = self.channel.send(&fds, &taken, batch)?;
-            puppet.run(std::mem::replace(batch, puppet.batch()))?.check()?;
-            let keys = message.iter().map(|(file, flags)| (*file, flags.bits()));
-            numbers.extend(keys.zip(received.iter().copied()));
-            taken.extend(received);
-        }
-        let files = &space.files;
-        Ok(Numbers { numbers, files })
-    }
-
-    fn map(&self, vma: &Vma, numbers: &Numbers<'_>, batch: &mut Batch) -> Result<()> {
+    fn map(&self, vma: &Vma, space: &AddressSpace, numbers: &Numbers<'_>, batch: &mut Batch) -> Result<()> {
         batch.about(vma.subject());
         let (start, len) = (vma.start, vma.len());
         let write = libc::PROT_WRITE as u32;
         // Memory that was writable once counts as committed for good.
         let accounted = vma.has(Traits::ACCOUNT) && vma.is_private() && vma.prot & write == 0;
-        let prot = u64::from(if accounted { vma.prot | write } else { vma.prot });
+        // What may only be executed gets its protection with its key.
+        let last = u64::from(if vma.is_execute_only() { 0 } else { vma.prot });
+        let prot = if accounted { last | u64::from(write) } else { last };
         match &vma.backing {
             Backing::Anonymous { name } => {
-                let flags = mmap_flags(vma, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+                let droppable = vma.has(Traits::DROPPABLE);
+                let kind = if droppable { libc::MAP_DROPPABLE } else { libc::MAP_PRIVATE };
+                let flags = mmap_flags(vma, kind | libc::MAP_ANONYMOUS);
                 batch.call(sys::mmap, &[start, len, prot, flags, u64::MAX, 0]);
                 if accounted {
                     // mprotect(2) would take back the account of memory that has never been written to.
@@ -346,21 +396,19 @@ impl MmBuilder<'_> {
             }
             Backing::File { shared, .. } => {
                 let kind = if *shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
-                let fd = numbers.of(vma)? as u64;
+                let fd = numbers.of(vma, space)? as u64;
                 batch.call(sys::mmap, &[start, len, prot, mmap_flags(vma, kind), fd, vma.offset]);
             }
             Backing::Shared { object } => {
-                let from = self.shared.address(&self.workshop, *object, vma.offset..vma.offset + len)?;
+                let from = self.shared.address(&self.workshop, *object, vma)?;
                 // An old length of 0 maps shared memory a second time.
                 batch.call(sys::mremap, &[from, 0, len, MREMAP, start]);
-                if vma.prot != (libc::PROT_READ | libc::PROT_WRITE) as u32 {
-                    batch.call(sys::mprotect, &[start, len, prot]);
-                }
+                batch.call(sys::mprotect, &[start, len, prot]);
             }
             Backing::Special { name } => return self.map_special(vma, name, batch),
         }
         if accounted {
-            batch.call(sys::mprotect, &[start, len, u64::from(vma.prot)]);
+            batch.call(sys::mprotect, &[start, len, last]);
         }
         for (_, advice) in ADVICE.iter().filter(|(traits, _)| vma.has(*traits)) {
             batch.call(sys::madvise, &[start, len, *advice as u64]);
@@ -380,9 +428,9 @@ impl MmBuilder<'_> {
     }
 
     fn fill(&self, puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
-        let large = |run: &Run| {
-            run.len >= super::pages::LARGE && space.vma_at(run.addr).is_some_and(Vma::is_anonymous)
-        };
+        // userfaultfd does not take droppable memory.
+        let takes = |vma: &Vma| vma.is_anonymous() && !vma.has(Traits::DROPPABLE);
+        let large = |run: &Run| run.len >= super::pages::LARGE && space.vma_at(run.addr).is_some_and(takes);
         let (bulk, rest): (Vec<Run>, Vec<Run>) = space.runs.iter().partition(|run| large(run));
         let left = if bulk.is_empty() { None } else { self.fill_bulk(puppet, space, &bulk).err() };
         if let Some(error) = left {
@@ -430,9 +478,8 @@ impl MmBuilder<'_> {
         copy_in_parallel(ours.as_fd(), self.image, runs)
     }
 
-    /// What only holds when the pages are there: guard regions, locks.
+    /// What only holds when the pages are there: guard regions, locks, keys, seals.
     fn seal(&self, puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
-        const MLOCK_ONFAULT: u64 = 1;
         const MADV_GUARD_INSTALL: u64 = 102;
         let mut batch = puppet.batch();
         for (start, end) in &space.guards {
@@ -442,16 +489,32 @@ impl MmBuilder<'_> {
                 puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
             }
         }
-        for vma in space.vmas.iter().filter(|vma| vma.has(Traits::LOCKED)) {
+        puppet.run(batch)?.check()?;
+        // Locking touches pages, which a key may forbid.
+        locks::build(&space.vmas, puppet)?;
+        space.keys.build(&space.vmas, puppet)?;
+        let mut batch = puppet.batch();
+        for vma in space.vmas.iter().filter(|vma| vma.has(Traits::SEALED)) {
             batch.about(vma.subject());
-            let flags = if vma.has(Traits::LOCK_ON_FAULT) { MLOCK_ONFAULT } else { 0 };
-            batch.call(sys::mlock2, &[vma.start, vma.len(), flags]);
+            batch.call(sys::mseal, &[vma.start, vma.len(), 0]);
+            if batch.is_nearly_full() {
+                puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
+            }
         }
-        puppet
-            .run(batch)?
-            .check()
-            .hint("locking memory is limited by RLIMIT_MEMLOCK, unless with CAP_IPC_LOCK")
+        space.future_locks.build(&mut batch);
+        puppet.run(batch)?.check()
     }
+}
+
+fn set_policies(puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
+    let mut batch = puppet.batch();
+    for policy in &space.policies {
+        policy.build(&mut batch);
+        if batch.is_nearly_full() {
+            puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
+        }
+    }
+    puppet.run(batch)?.check()
 }
 
 fn other_kernel() -> Error {
@@ -507,25 +570,24 @@ fn share(runs: &[Run], parts: usize) -> Vec<Vec<Run>> {
 }
 
 /// Which descriptor number each file has in the task.
-struct Numbers<'s> {
+pub(crate) struct Numbers<'s> {
     numbers: BTreeMap<(&'s FileRef, i32), RawFd>,
-    files: &'s [FileRef],
 }
 
 impl Numbers<'_> {
-    fn number(&self, file: &FileRef, flags: OFlag) -> Result<RawFd> {
+    pub(crate) fn number(&self, file: &FileRef, flags: OFlag) -> Result<RawFd> {
         let number = self.numbers.get(&(file, flags.bits())).copied();
         number.ok_or_else(|| Error::new(ErrorKind::Image, "a file that is not listed").about(file.subject()))
     }
 
-    fn of(&self, vma: &Vma) -> Result<RawFd> {
-        let file = file_index(vma).and_then(|index| self.files.get(index as usize));
+    fn of(&self, vma: &Vma, space: &AddressSpace) -> Result<RawFd> {
+        let file = file_index(vma).and_then(|index| space.files.get(index as usize));
         let file =
             file.ok_or_else(|| Error::new(ErrorKind::Image, "a mapping of a file that is not listed"))?;
         self.number(file, open_flags(vma))
     }
 
-    fn close(&self, batch: &mut Batch) {
+    pub(crate) fn close(&self, batch: &mut Batch) {
         for number in self.numbers.values() {
             batch.call(sys::close, &[*number as u64]);
         }

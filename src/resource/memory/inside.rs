@@ -1,9 +1,11 @@
 //! Pages written by the task that owns them: one copy instead of two.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::IoSlice;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
@@ -11,12 +13,21 @@ use crate::Pid;
 use crate::error::{Error, ErrorKind, NameCall, Result, Subject};
 use crate::freeze::Process;
 use crate::proc::{limits, read};
+use crate::resource::fds::open_fds;
 use crate::sys::{kcmp_file, pidfd};
-use crate::tracee::{Puppet, sys};
+use crate::tracee::{Batch, Call, LastWill, Puppet, run_together, sys, with_hands};
 
 /// Bytes of one remote write, and of one batch of them.
 const WRITE: u64 = 4 * 1024 * 1024;
-const BATCH: u64 = 64 * 1024 * 1024;
+const BATCH: u64 = 256 * 1024 * 1024;
+
+/// What one writer is to do: write ranges of memory, back to back, to a file of its own.
+pub(crate) struct Share<'f> {
+    pub(crate) file: &'f File,
+    /// Where in the file they go.
+    pub(crate) offset: u64,
+    pub(crate) ranges: Vec<Range<u64>>,
+}
 
 /// May this process write a large file of ours? A limit on file sizes would also send it a signal. What a process
 /// without a leader has got cannot be looked at before Linux 6.9.
@@ -28,101 +39,77 @@ pub(crate) fn is_possible(process: &Process) -> bool {
     limits.is_ok_and(|limits| limits[libc::RLIMIT_FSIZE as usize].soft == u64::MAX)
 }
 
-/// Writes ranges of the task's memory, back to back, to `file` at `offset`.
-pub(crate) fn write(puppet: &mut Puppet<'_>, file: &File, offset: u64, ranges: &[Range<u64>]) -> Result<()> {
-    let lent = Lent::lend(puppet, file)?;
-    let written = lent.write(puppet, offset, ranges);
-    lent.take_back(puppet).and(written)
+/// Has the task write its memory, by one thread for each share where it can have so many. More than one to a
+/// file would wait for each other.
+pub(crate) fn write(speaker: &mut Puppet<'_>, shares: &[Share<'_>]) -> Result<()> {
+    with_hands(speaker, shares.len().saturating_sub(1), |writers| {
+        let Some((speaker, _)) = writers.split_first_mut() else { return Ok(()) };
+        let lent = Lent::lend(speaker, shares)?;
+        let mut work: Vec<Work<'_>> =
+            lent.0.iter().zip(shares).map(|(number, share)| Work::of(*number, share)).collect();
+        let written = work.chunks_mut(writers.len()).try_for_each(|some| write_together(writers, some));
+        let Some((speaker, _)) = writers.split_first_mut() else { return written };
+        lent.take_back(speaker).and(written)
+    })
 }
 
-/// A descriptor of ours in the task's table, for as long as the writing takes.
-struct Lent {
+fn write_together(writers: &mut [&mut Puppet<'_>], work: &mut [Work<'_>]) -> Result<()> {
+    while work.iter().any(|work| !work.left.is_empty()) {
+        let planned = writers.iter().zip(&mut *work).map(|(writer, work)| work.plan(writer.batch()));
+        let (batches, planned): (Vec<_>, Vec<_>) = planned.unzip();
+        let answers = run_together(writers, batches)?;
+        for (((writer, work), answers), writes) in writers.iter().zip(&*work).zip(answers).zip(planned) {
+            writes.into_iter().try_for_each(|write| work.complete(writer, answers.get(write.call), write))?;
+        }
+    }
+    Ok(())
+}
+
+/// A share that is being worked on.
+struct Work<'f> {
+    /// Of the file, in the task.
     number: RawFd,
+    file: &'f File,
+    offset: u64,
+    /// In reverse order: the next one is last.
+    left: Vec<Range<u64>>,
 }
 
-impl Lent {
-    fn lend(puppet: &mut Puppet<'_>, file: &File) -> Result<Self> {
-        let mut batch = puppet.batch();
-        let pair = batch.output(8);
-        let kind = (libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC) as u64;
-        let made = batch.call(sys::socketpair, &[libc::AF_UNIX as u64, kind, 0, pair.addr]);
-        let answers = puppet.run(batch)?;
-        answers.get(made)?;
-        let number = |at: usize| {
-            let bytes = answers.bytes(&pair).get(at..at + 4).and_then(|b| b.try_into().ok());
-            bytes.map_or(-1, i32::from_ne_bytes)
-        };
-        let (near, far) = (number(0), number(4));
-        let received = Self::receive(puppet, file, near, far);
-        let mut batch = puppet.batch();
-        batch.call(sys::close, &[near as u64]);
-        batch.call(sys::close, &[far as u64]);
-        puppet.run(batch)?.check()?;
-        received.map(|number| Self { number })
+/// One write in a batch.
+struct Write {
+    call: Call,
+    piece: Range<u64>,
+    offset: u64,
+}
+
+impl<'f> Work<'f> {
+    fn of(number: RawFd, share: &Share<'f>) -> Self {
+        let left = share.ranges.iter().rev().cloned().collect();
+        Self { number, file: share.file, offset: share.offset, left }
     }
 
-    fn receive(puppet: &mut Puppet<'_>, file: &File, near: RawFd, far: RawFd) -> Result<RawFd> {
-        let pid = puppet.tracee().tid();
-        let pidfd = pidfd::open(puppet.tgid()).call("pidfd_open")?;
-        let ours = pidfd::get_fd(pidfd.as_fd(), near).call("pidfd_getfd")?;
-        let rights = [file.as_raw_fd()];
-        let message = [IoSlice::new(b"f")];
-        sendmsg::<()>(
-            ours.as_raw_fd(),
-            &message,
-            &[ControlMessage::ScmRights(&rights)],
-            MsgFlags::empty(),
-            None,
-        )
-        .call("sendmsg")?;
-        let mut batch = puppet.batch();
-        let byte = batch.output(16);
-        let vector = batch.input_words(&[byte.addr, 1]);
-        let control = batch.output(24);
-        let header = batch.input_words(&[0, 0, vector, 1, control.addr, 24, 0]);
-        let got = batch.call(sys::recvmsg, &[far as u64, header, libc::MSG_CMSG_CLOEXEC as u64]);
-        let answers = puppet.run(batch)?;
-        answers.get(got)?;
-        let number = answers
-            .bytes(&control)
-            .get(16..20)
-            .and_then(|b| b.try_into().ok())
-            .map_or(-1, i32::from_ne_bytes);
-        let own = (Pid::from(std::process::id()), file.as_raw_fd());
-        match kcmp_file((pid, number), own) {
-            Ok(std::cmp::Ordering::Equal) => Ok(number),
-            _ => Err(Error::new(ErrorKind::Kernel, "a descriptor did not arrive").of(pid)),
-        }
-    }
-
-    fn write(&self, puppet: &mut Puppet<'_>, mut offset: u64, ranges: &[Range<u64>]) -> Result<()> {
-        let pieces = ranges.iter().flat_map(|range| {
-            let end = range.end;
-            range.clone().step_by(WRITE as usize).map(move |start| start..(start + WRITE).min(end))
-        });
-        let mut pieces = pieces.peekable();
-        while pieces.peek().is_some() {
-            let mut batch = puppet.batch();
-            let (mut calls, mut len) = (Vec::new(), 0);
-            while len < BATCH && !batch.is_nearly_full() {
-                let Some(piece) = pieces.next() else { break };
-                let size = piece.end - piece.start;
-                batch.about(Subject::Vma { start: piece.start, end: piece.end, what: String::new() });
-                let call = batch.call(sys::pwrite64, &[self.number as u64, piece.start, size, offset]);
-                calls.push((call, piece, offset));
-                offset += size;
-                len += size;
+    /// As much of it as goes into one batch.
+    fn plan(&mut self, mut batch: Batch) -> (Batch, Vec<Write>) {
+        let (mut writes, mut len) = (Vec::new(), 0);
+        while len < BATCH && !batch.is_nearly_full() {
+            let Some(range) = self.left.pop() else { break };
+            let piece = range.start..range.end.min(range.start + WRITE);
+            if piece.end < range.end {
+                self.left.push(piece.end..range.end);
             }
-            let answers = puppet.run(batch)?;
-            for (call, piece, at) in calls {
-                self.complete(puppet, answers.get(call), piece, at)?;
-            }
+            let (size, offset) = (piece.end - piece.start, self.offset);
+            batch.about(Subject::Vma { start: piece.start, end: piece.end, what: String::new() });
+            let call = batch.call(sys::pwrite64, &[self.number as u64, piece.start, size, offset]);
+            writes.push(Write { call, piece, offset });
+            self.offset += size;
+            len += size;
         }
-        Ok(())
+        (batch, writes)
     }
 
     /// What the task may not read itself, or what a full disk cut short, is written from outside.
-    fn complete(&self, puppet: &Puppet<'_>, wrote: Result<u64>, piece: Range<u64>, at: u64) -> Result<()> {
+    fn complete(&self, puppet: &Puppet<'_>, wrote: Result<u64>, write: Write) -> Result<()> {
+        let Write { piece, offset, .. } = write;
         let done = match wrote {
             Ok(done) => done,
             Err(error) if error.raw_errno() == Some(nix::errno::Errno::EFAULT) => 0,
@@ -132,14 +119,85 @@ impl Lent {
             return Ok(());
         }
         let rest = puppet.memory().read_vec(piece.start + done, (piece.end - piece.start - done) as usize)?;
-        let pidfd = pidfd::open(puppet.tgid()).call("pidfd_open")?;
-        let file = File::from(pidfd::get_fd(pidfd.as_fd(), self.number).call("pidfd_getfd")?);
-        std::os::unix::fs::FileExt::write_all_at(&file, &rest, at + done).call("pwrite")
+        self.file.write_all_at(&rest, offset + done).call("pwrite")
+    }
+}
+
+/// Descriptors of ours in the task's table, for as long as the writing takes.
+struct Lent(Vec<RawFd>);
+
+impl Lent {
+    /// Should we die, the task closes again what it has been given. The numbers are known in advance: the kernel
+    /// takes the lowest that are free, and nobody else of the process runs.
+    fn lend(puppet: &mut Puppet<'_>, shares: &[Share<'_>]) -> Result<Self> {
+        let tid = puppet.tracee().tid();
+        let numbers = free_numbers(tid, shares.len() + 2)?;
+        let (pair, lent) = numbers.split_at(2);
+        let (&[near, far], lent) = (pair, lent.to_vec()) else { return Err(surprise(tid)) };
+        puppet.if_we_die(closes(pair));
+        let mut batch = puppet.batch();
+        let got = batch.output(8);
+        let kind = (libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC) as u64;
+        let made = batch.call(sys::socketpair, &[libc::AF_UNIX as u64, kind, 0, got.addr]);
+        let answers = puppet.run(batch)?;
+        answers.get(made)?;
+        let expected: Vec<u8> = pair.iter().flat_map(|number| number.to_ne_bytes()).collect();
+        if answers.bytes(&got) != expected {
+            return Err(surprise(tid));
+        }
+        let sent = send(puppet, near, shares);
+        puppet.if_we_die(closes(&lent));
+        let mut batch = puppet.batch();
+        let byte = batch.output(16);
+        let vector = batch.input_words(&[byte.addr, 1]);
+        let space = 16 + (4 * shares.len()).next_multiple_of(8);
+        let control = batch.output(space);
+        let header = batch.input_words(&[0, 0, vector, 1, control.addr, space as u64, 0]);
+        let flags = (libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT) as u64;
+        let received = batch.call(sys::recvmsg, &[far as u64, header, flags]);
+        close(&mut batch, pair);
+        let answers = puppet.run(batch)?;
+        sent.and(answers.get(received))?;
+        let own = Pid::from(std::process::id());
+        let arrived = lent.iter().zip(shares).all(|(number, share)| {
+            kcmp_file((tid, *number), (own, share.file.as_raw_fd())) == Ok(std::cmp::Ordering::Equal)
+        });
+        if arrived { Ok(Self(lent)) } else { Err(surprise(tid)) }
     }
 
     fn take_back(self, puppet: &mut Puppet<'_>) -> Result<()> {
+        puppet.if_we_die(Vec::new());
         let mut batch = puppet.batch();
-        batch.call(sys::close, &[self.number as u64]);
+        close(&mut batch, &self.0);
         puppet.run(batch)?.check()
     }
+}
+
+fn surprise(tid: Pid) -> Error {
+    Error::new(ErrorKind::Kernel, "descriptors did not arrive where they were expected").of(tid)
+}
+
+fn close(batch: &mut Batch, numbers: &[RawFd]) {
+    for number in numbers {
+        batch.call(sys::close, &[*number as u64]);
+    }
+}
+
+fn closes(numbers: &[RawFd]) -> Vec<LastWill> {
+    numbers.iter().map(|number| LastWill(sys::close, [*number as u64])).collect()
+}
+
+/// The lowest numbers that are free in a task's table.
+fn free_numbers(tid: Pid, count: usize) -> Result<Vec<RawFd>> {
+    let taken: BTreeSet<RawFd> = open_fds(tid)?.into_iter().collect();
+    Ok((0..).filter(|number| !taken.contains(number)).take(count).collect())
+}
+
+fn send(puppet: &Puppet<'_>, near: RawFd, shares: &[Share<'_>]) -> Result<()> {
+    let pidfd = pidfd::open(puppet.tgid()).call("pidfd_open")?;
+    let ours = pidfd::get_fd(pidfd.as_fd(), near).call("pidfd_getfd")?;
+    let rights: Vec<RawFd> = shares.iter().map(|share| share.file.as_raw_fd()).collect();
+    let message = [IoSlice::new(b"f")];
+    let control = [ControlMessage::ScmRights(&rights)];
+    sendmsg::<()>(ours.as_raw_fd(), &message, &control, MsgFlags::empty(), None).call("sendmsg").map(drop)
 }

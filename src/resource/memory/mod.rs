@@ -3,11 +3,16 @@
 
 mod build;
 pub(crate) mod inside;
+mod keys;
 mod layout;
+mod locks;
 mod pages;
+mod policy;
 mod shared;
+mod sysv;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use nix::sys::stat::{lstat, stat};
 
@@ -18,13 +23,18 @@ use crate::image::{Bytes, Decode, Encode, Record, Tag};
 use crate::proc::smaps::{self, Mapping, VmFlags};
 use crate::proc::{Device, read};
 use crate::resource::Report;
-use crate::resource::fds::FileRef;
-use crate::tracee::{Answers, Batch, Call, Memory, Springboard, sys};
+use crate::resource::fds::{FileRef, Ghosts, Reason};
+use crate::tracee::{Answers, Batch, Call, Memory, Puppet, Springboard, sys};
+
+use keys::Keys;
+use locks::FutureLocks;
+use policy::RangePolicy;
 
 pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared};
 pub(crate) use layout::Layout;
 pub(crate) use pages::{PageWriter, Run, Segments};
-pub(crate) use shared::{SharedObject, SharedObjects};
+pub(crate) use shared::{Origin, SharedObject, SharedObjects};
+pub(crate) use sysv::Made;
 
 bitflags::bitflags! {
     /// What a mapping has been asked to do, by mmap(2), madvise(2) and mlock(2). Part of the image format.
@@ -44,13 +54,17 @@ bitflags::bitflags! {
         const RANDOM = 1 << 10;
         const LOCKED = 1 << 11;
         const LOCK_ON_FAULT = 1 << 12;
-        /// A shared mapping of a file that was opened for writing.
-        const MAY_WRITE = 1 << 13;
+        /// A shared mapping of what was opened or attached for writing: a seal may forbid that it is made writable.
+        const FOR_WRITING = 1 << 13;
+        /// mseal(2).
+        const SEALED = 1 << 14;
+        /// MAP_DROPPABLE.
+        const DROPPABLE = 1 << 15;
     }
 }
 
 /// smaps flags and the traits that stand for them.
-const TRAITS: [(VmFlags, Traits); 14] = [
+const TRAITS: [(VmFlags, Traits); 16] = [
     (VmFlags::GROWS_DOWN, Traits::GROWS_DOWN),
     (VmFlags::NO_RESERVE, Traits::NO_RESERVE),
     (VmFlags::ACCOUNT, Traits::ACCOUNT),
@@ -64,7 +78,9 @@ const TRAITS: [(VmFlags, Traits); 14] = [
     (VmFlags::RAND_READ, Traits::RANDOM),
     (VmFlags::LOCKED, Traits::LOCKED),
     (VmFlags::LOCK_ON_FAULT, Traits::LOCK_ON_FAULT),
-    (VmFlags::MAY_WRITE, Traits::MAY_WRITE),
+    (VmFlags::SHARED, Traits::FOR_WRITING),
+    (VmFlags::SEALED, Traits::SEALED),
+    (VmFlags::DROPPABLE, Traits::DROPPABLE),
 ];
 
 /// What a mapping is of.
@@ -74,7 +90,7 @@ pub(crate) enum Backing {
     Anonymous { name: Option<Bytes> },
     /// A file, by its index in [`AddressSpace::files`].
     File { index: u32, shared: bool },
-    /// Shared anonymous memory: the owner of the section of its [`SharedObject`].
+    /// Shared memory that is no file: the owner of the section of its [`SharedObject`].
     Shared { object: u32 },
     /// The kernel's own: vdso and vvar, by name.
     Special { name: Bytes },
@@ -88,6 +104,8 @@ pub(crate) struct Vma {
     /// PROT_READ | PROT_WRITE | PROT_EXEC.
     pub(crate) prot: u32,
     pub(crate) traits: u32,
+    /// Its protection key.
+    pub(crate) key: u8,
     pub(crate) offset: u64,
     pub(crate) backing: Backing,
 }
@@ -108,6 +126,10 @@ impl Vma {
     /// Does the process have pages of its own in it?
     pub(crate) fn is_private(&self) -> bool {
         matches!(self.backing, Backing::Anonymous { .. } | Backing::File { shared: false, .. })
+    }
+
+    pub(crate) fn is_execute_only(&self) -> bool {
+        self.prot == libc::PROT_EXEC as u32
     }
 
     pub(crate) fn is_anonymous(&self) -> bool {
@@ -131,6 +153,9 @@ pub(crate) struct AddressSpace {
     pub(crate) vdso: u32,
     /// Guard regions: where any access is a fault, without a mapping of their own.
     pub(crate) guards: Vec<(u64, u64)>,
+    pub(crate) policies: Vec<RangePolicy>,
+    pub(crate) keys: Keys,
+    pub(crate) future_locks: FutureLocks,
 }
 
 impl Record for AddressSpace {
@@ -152,10 +177,22 @@ pub(crate) fn outlines(pid: Pid) -> Result<Vec<Mapping>> {
 /// What describing an address space asks the process itself.
 pub(crate) struct Asked {
     brk: Call,
+    keys: Vec<Call>,
+    locks: (u64, Call),
+    policies: Vec<RangePolicy>,
 }
 
 pub(crate) fn ask(batch: &mut Batch) -> Asked {
-    Asked { brk: batch.call(sys::brk, &[0]) }
+    let brk = batch.call(sys::brk, &[0]);
+    Asked { brk, keys: keys::ask(batch), locks: locks::ask(batch), policies: Vec::new() }
+}
+
+impl Asked {
+    /// What has to be asked about each mapping.
+    pub(crate) fn ask_of_each(&mut self, puppet: &mut Puppet<'_>, mappings: &[Mapping]) -> Result<()> {
+        self.policies = policy::ask(puppet, mappings)?;
+        Ok(())
+    }
 }
 
 /// Describes an address space, but for its pages. `None` when something in it is refused.
@@ -164,25 +201,40 @@ pub(crate) fn describe(
     mappings: &[Mapping],
     (asked, answers): (&Asked, &Answers),
     memory: &Memory,
-    objects: &mut SharedObjects,
+    (objects, ghosts): (&mut SharedObjects, &mut Ghosts),
     report: &mut Report,
 ) -> Result<Option<AddressSpace>> {
     let mut files = Files::default();
     let mut vmas = Vec::with_capacity(mappings.len());
     let mut refused = false;
     for mapping in mappings.iter().filter(|mapping| mapping.name != b"[vsyscall]") {
-        match classify(process.speaker(), mapping, &mut files, objects) {
+        match classify(process.speaker(), mapping, &mut files, objects, ghosts)? {
             Ok(backing) => vmas.push(vma(mapping, backing)),
             Err(reason) => {
                 refused = true;
-                report.refuse(Refusal::new(process.pid, subject(mapping), reason));
+                report.refuse(reason.refusal(process.pid, subject(mapping)));
             }
         }
     }
-    let executable = match executable(process.speaker())? {
+    for policy in &asked.policies {
+        let of_it = vmas.iter().find(|vma| vma.start == policy.range().start);
+        if let Some(vma) = of_it.filter(|vma| !vma.is_anonymous()) {
+            let reason = "a memory policy (mbind) of memory that others can share is not supported";
+            report.refuse(Refusal::new(process.pid, vma.subject(), reason));
+            refused = true;
+        }
+    }
+    let keys = match Keys::describe(&asked.keys, answers, &vmas) {
+        Ok(keys) => keys,
+        Err(reason) => {
+            report.attribute(process.pid, "protection keys", reason);
+            return Ok(None);
+        }
+    };
+    let executable = match executable(process.speaker(), ghosts)? {
         Ok(executable) => executable,
         Err(reason) => {
-            report.attribute(process.pid, "executable", reason);
+            report.refuse(reason.refusal(process.pid, Subject::Attribute("executable")));
             return Ok(None);
         }
     };
@@ -195,13 +247,22 @@ pub(crate) fn describe(
         runs: Vec::new(),
         vdso: vdso_sum(memory, mappings)?,
         guards: Vec::new(),
+        policies: asked.policies.clone(),
+        keys,
+        future_locks: FutureLocks::describe(asked.locks, answers, process.speaker())?,
     };
     Ok((!refused).then_some(space))
 }
 
+/// Where the vdso is.
+pub(crate) fn vdso(mappings: &[Mapping]) -> Option<Range<u64>> {
+    let vdso = mappings.iter().find(|mapping| mapping.name == b"[vdso]");
+    vdso.map(|mapping| mapping.start..mapping.end)
+}
+
 /// A checksum of the vdso, but for its end, which may hold our springboard.
 pub(crate) fn vdso_sum(memory: &Memory, mappings: &[Mapping]) -> Result<u32> {
-    let Some(vdso) = mappings.iter().find(|mapping| mapping.name == b"[vdso]") else { return Ok(0) };
+    let Some(vdso) = vdso(mappings) else { return Ok(0) };
     let text = (vdso.end - vdso.start).saturating_sub(Springboard::ROOM);
     let text = memory.read_vec(vdso.start, text as usize)?;
     Ok(crc32fast::hash(&text))
@@ -215,14 +276,15 @@ fn subject(mapping: &Mapping) -> Subject {
 fn vma(mapping: &Mapping, backing: Backing) -> Vma {
     let set = TRAITS.iter().filter(|(flag, _)| mapping.flags.contains(*flag));
     let mut traits = set.fold(Traits::empty(), |traits, (_, one)| traits | *one);
-    if !matches!(backing, Backing::File { shared: true, .. }) {
-        traits -= Traits::MAY_WRITE;
+    if !matches!(backing, Backing::File { shared: true, .. } | Backing::Shared { .. }) {
+        traits -= Traits::FOR_WRITING;
     }
     Vma {
         start: mapping.start,
         end: mapping.end,
         prot: mapping.prot.bits(),
         traits: traits.bits(),
+        key: mapping.protection_key as u8,
         offset: mapping.offset,
         backing,
     }
@@ -242,14 +304,17 @@ impl Files {
         &mut self,
         pid: Pid,
         mapping: &Mapping,
-    ) -> std::result::Result<u32, std::borrow::Cow<'static, str>> {
+        ghosts: &mut Ghosts,
+    ) -> Result<std::result::Result<u32, Reason>> {
         let key = (mapping.name.clone(), mapping.device, mapping.inode);
         if let Some(index) = self.seen.get(&key).filter(|_| !mapping.deleted) {
-            return Ok(*index);
+            return Ok(Ok(*index));
         }
-        let index = self.index(mapped_file(pid, mapping)?);
-        self.seen.insert(key, index);
-        Ok(index)
+        Ok(mapped_file(pid, mapping, ghosts)?.map(|file| {
+            let index = self.index(file);
+            self.seen.insert(key, index);
+            index
+        }))
     }
 
     fn index(&mut self, file: FileRef) -> u32 {
@@ -261,26 +326,49 @@ impl Files {
     }
 }
 
-type Classified = std::result::Result<Backing, std::borrow::Cow<'static, str>>;
+type Classified = std::result::Result<Backing, Reason>;
 
-fn classify(pid: Pid, mapping: &Mapping, files: &mut Files, objects: &mut SharedObjects) -> Classified {
+fn classify(
+    pid: Pid,
+    mapping: &Mapping,
+    files: &mut Files,
+    objects: &mut SharedObjects,
+    ghosts: &mut Ghosts,
+) -> Result<Classified> {
+    let named = match without_file(pid, mapping, objects) {
+        Some(classified) => return Ok(classified),
+        None => files.of(pid, mapping, ghosts)?,
+    };
+    Ok(named.map(|index| Backing::File { index, shared: mapping.shared }))
+}
+
+/// What is not of a file.
+fn without_file(pid: Pid, mapping: &Mapping, objects: &mut SharedObjects) -> Option<Classified> {
     let name = mapping.name.as_slice();
     if matches!(name, b"[vdso]" | b"[vvar]" | b"[vvar_vclock]") {
-        return Ok(Backing::Special { name: name.to_vec().into() });
+        let reason = "the kernel's own mappings are sealed here: they could not be moved to their places";
+        return Some(match mapping.flags.contains(VmFlags::SEALED) {
+            true => Err(reason.into()),
+            false => Ok(Backing::Special { name: name.to_vec().into() }),
+        });
     }
     if let Some(reason) = unsupported(mapping) {
-        return Err(reason.into());
+        return Some(Err(reason.into()));
     }
     if mapping.inode == 0 && mapping.device == Default::default() {
-        return anonymous(name);
+        return Some(anonymous(name));
     }
-    if mapping.shared && mapping.deleted && name == b"/dev/zero" {
-        return Ok(Backing::Shared { object: objects.number(pid, mapping) });
+    let nameless = name == b"/dev/zero" || name.starts_with(b"/SYSV");
+    if mapping.shared && mapping.deleted && nameless && objects.has_no_file(mapping) {
+        let object = objects.number(pid, mapping);
+        return Some(object.map(|object| Backing::Shared { object }).map_err(Reason::from));
     }
-    if name.starts_with(b"/memfd:") || name.starts_with(b"/SYSV") || name.starts_with(b"anon_inode:") {
-        return Err("memory of this kind (memfd, System V, anonymous inode) is not supported yet".into());
+    match name.starts_with(b"anon_inode:") || matches!(name, b"/[aio]" | b"/secretmem") {
+        true => {
+            Some(Err("memory of this kind (io_uring, AIO ring, memfd_secret ...) is not supported".into()))
+        }
+        false => None,
     }
-    Ok(Backing::File { index: files.of(pid, mapping)?, shared: mapping.shared })
 }
 
 fn anonymous(name: &[u8]) -> Classified {
@@ -303,36 +391,50 @@ fn unsupported(mapping: &Mapping) -> Option<&'static str> {
         (VmFlags::UFFD_MISSING, "memory watched by userfaultfd is not supported"),
         (VmFlags::UFFD_WP, "memory watched by userfaultfd is not supported"),
         (VmFlags::UFFD_MINOR, "memory watched by userfaultfd is not supported"),
-        (VmFlags::SEALED, "sealed mappings (mseal) are not supported yet"),
-        (VmFlags::DROPPABLE, "droppable memory is not supported yet"),
+        (VmFlags::DROPPABLE | VmFlags::LOCKED, "droppable memory that is locked is not supported"),
         (VmFlags::SHADOW_STACK, "shadow stacks are not supported"),
         (VmFlags::SYNC, "MAP_SYNC is not supported"),
     ];
     let flagged = reasons.iter().find(|(flag, _)| mapping.flags.contains(*flag)).map(|(_, reason)| *reason);
     flagged
         .or((!mapping.unknown_flags.is_empty()).then_some("it has properties (VmFlags) that are not known"))
-        .or((mapping.protection_key != 0).then_some("protection keys are not supported yet"))
 }
 
-fn mapped_file(pid: Pid, mapping: &Mapping) -> std::result::Result<FileRef, std::borrow::Cow<'static, str>> {
+fn mapped_file(
+    pid: Pid,
+    mapping: &Mapping,
+    ghosts: &mut Ghosts,
+) -> Result<std::result::Result<FileRef, Reason>> {
     use std::os::unix::ffi::OsStrExt;
-    if mapping.deleted {
-        return Err("the mapped file has been deleted".into());
-    }
-    let path = std::ffi::OsStr::from_bytes(&mapping.name);
-    let named = lstat(path).map_err(|_| "the mapped file can no longer be found by its name")?;
-    let device = (nix::sys::stat::major(named.st_dev) as u32, nix::sys::stat::minor(named.st_dev) as u32);
-    let same = named.st_ino == mapping.inode && device == (mapping.device.major, mapping.device.minor);
-    // Some file systems show another device in maps than in stat(2): then the mapping itself is looked at.
+    let name = mapping.raw_name();
     let way = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
-    let actual = if same { Ok(named) } else { stat(way.as_str()) };
-    let actual = actual.map_err(|_| "the mapped file is not the one that its name leads to")?;
-    FileRef::describe(&mapping.name, &actual).map_err(Into::into)
+    let named = lstat(std::ffi::OsStr::from_bytes(&name)).ok().filter(|named| {
+        let device = (nix::sys::stat::major(named.st_dev) as u32, nix::sys::stat::minor(named.st_dev) as u32);
+        named.st_ino == mapping.inode && device == (mapping.device.major, mapping.device.minor)
+    });
+    // Some file systems show another device in maps than in stat(2): then the mapping itself is looked at.
+    let actual = match named {
+        Some(named) => named,
+        None => match stat(way.as_str()) {
+            Ok(actual) => actual,
+            Err(_) => {
+                let why = "the mapped file has no name any more: it can only be looked at with \
+                           CAP_CHECKPOINT_RESTORE in the initial user namespace";
+                return Ok(Err(why.into()));
+            }
+        },
+    };
+    let file = FileRef::describe(&name, &actual, &way, ghosts)?;
+    if let (Ok(file), true) = (&file, mapping.flags.contains(VmFlags::SHARED)) {
+        ghosts.note_mapping(file, pid, mapping.flags.contains(VmFlags::MAY_WRITE));
+    }
+    Ok(file)
 }
 
-fn executable(pid: Pid) -> Result<std::result::Result<FileRef, &'static str>> {
-    let stat = stat(format!("/proc/{pid}/exe").as_str()).call("stat").of(pid)?;
-    Ok(FileRef::describe(&read::link(pid, "exe")?, &stat))
+fn executable(pid: Pid, ghosts: &mut Ghosts) -> Result<std::result::Result<FileRef, Reason>> {
+    let way = format!("/proc/{pid}/exe");
+    let stat = stat(way.as_str()).call("stat").of(pid)?;
+    FileRef::describe(&read::link(pid, "exe")?, &stat, &way, ghosts)
 }
 
 impl AddressSpace {
@@ -357,6 +459,18 @@ impl AddressSpace {
                 return bad("a mapping of a file that is not listed");
             }
             end = vma.end;
+        }
+        if !self.guards.iter().all(|(start, end)| {
+            start < end
+                && self.vma_at(*start).is_some_and(|vma| *end <= vma.end && page(*start) && page(*end))
+        }) {
+            return bad("guard regions outside of its mappings");
+        }
+        if !self.policies.iter().all(|policy| policy.is_possible(self)) {
+            return bad("memory policies outside of its mappings");
+        }
+        if !self.keys.is_possible(&self.vmas) {
+            return bad("impossible protection keys");
         }
         self.check_runs()
     }

@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use nix::errno::Errno;
 
 use super::AddressSpace;
+use super::inside::Share;
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 use crate::hooks::Progress;
@@ -39,6 +40,9 @@ const BUFFER: usize = 512 * 1024;
 /// From this size on it pays that the task writes its pages itself.
 pub(crate) const LARGE: u64 = 4 * 1024 * 1024;
 
+/// Another writer pays from this size on.
+const SHARE: u64 = 16 * 1024 * 1024;
+
 /// How many pages were looked at and stored.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
@@ -47,21 +51,29 @@ pub(crate) struct Counts {
     pub(crate) written: u64,
 }
 
+/// A segment that is being written, and how far it is.
+struct Lane {
+    segment: Segment,
+    offset: u64,
+}
+
 /// Writes pages into the segments of an image.
 pub(crate) struct PageWriter<'h> {
-    segment: Option<Segment>,
-    offset: u64,
+    /// One for each writer; the first is everybody's.
+    lanes: Vec<Lane>,
+    writers: usize,
     buffer: Vec<u8>,
     pub(crate) counts: Counts,
     progress: &'h mut dyn FnMut(Progress) -> Result<()>,
 }
 
-/// Writes ranges of a task's memory to a file from inside the task: file, offset in it, ranges.
-pub(crate) type FromInside<'p> = &'p mut dyn FnMut(&File, u64, &[Range<u64>]) -> Result<()>;
+/// Writes a task's memory from inside the task.
+pub(crate) type FromInside<'p> = &'p mut dyn FnMut(&[Share<'_>]) -> Result<()>;
 
 impl<'h> PageWriter<'h> {
-    pub(crate) fn new(progress: &'h mut dyn FnMut(Progress) -> Result<()>) -> Self {
-        Self { segment: None, offset: 0, buffer: Vec::new(), counts: Counts::default(), progress }
+    /// At most so many `writers` at the same time.
+    pub(crate) fn new(writers: usize, progress: &'h mut dyn FnMut(Progress) -> Result<()>) -> Self {
+        Self { lanes: Vec::new(), writers, buffer: Vec::new(), counts: Counts::default(), progress }
     }
 
     /// Stores the pages that a process has of its own.
@@ -97,16 +109,21 @@ impl<'h> PageWriter<'h> {
         image: &mut ImageWriter,
     ) -> Result<Vec<Run>> {
         let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-        let (index, start) = self.reserve(total, image)?;
-        let mut at = start;
-        let runs = ranges.iter().map(|range| {
-            let run = Run { addr: range.start, len: range.end - range.start, segment: index, offset: at };
-            at += run.len;
-            run
-        });
-        let runs: Vec<Run> = runs.collect();
-        let Some(segment) = &self.segment else { return Err(no_segment()) };
-        inside(&segment.file, start, ranges)?;
+        let parts = divide(ranges, (total / SHARE).clamp(1, self.writers as u64));
+        let (mut runs, mut starts) = (Vec::new(), Vec::new());
+        for (number, part) in parts.iter().enumerate() {
+            let len = part.iter().map(|range| range.end - range.start).sum();
+            let (segment, start) = self.reserve(number, len, image)?;
+            starts.push(start);
+            let mut offset = start;
+            for range in part {
+                runs.push(Run { addr: range.start, len: range.end - range.start, segment, offset });
+                offset += range.end - range.start;
+            }
+        }
+        let lanes = self.lanes.iter().zip(starts).zip(parts);
+        let shares = lanes.map(|((lane, offset), ranges)| Share { file: &lane.segment.file, offset, ranges });
+        inside(&shares.collect::<Vec<_>>())?;
         self.account(total)?;
         Ok(runs)
     }
@@ -127,6 +144,33 @@ impl<'h> PageWriter<'h> {
             Ok(())
         };
         self.write_ranges(ranges, source, |_| true, image)
+    }
+
+    /// Copies the data of a file, which may end within a page. Are zeroes that were written data?
+    pub(crate) fn copy_data(
+        &mut self,
+        file: &File,
+        data: &[Range<u64>],
+        zeroes: bool,
+        image: &mut ImageWriter,
+    ) -> Result<Vec<Run>> {
+        let mut pages: Vec<Range<u64>> = Vec::new();
+        for range in data {
+            let range = range.start & !(PAGE - 1)..range.end.next_multiple_of(PAGE);
+            match pages.last_mut() {
+                Some(last) if range.start <= last.end => last.end = range.end,
+                _ => pages.push(range),
+            }
+        }
+        let source = |ranges: &[Range<u64>], mut buffer: &mut [u8]| {
+            for range in ranges {
+                let (head, rest) = buffer.split_at_mut((range.end - range.start) as usize);
+                read_at_most(file, head, range.start)?;
+                buffer = rest;
+            }
+            Ok(())
+        };
+        self.write_ranges(&pages, source, |_| !zeroes, image)
     }
 
     /// Copies a range of memory, but for its pages of zeroes.
@@ -174,7 +218,7 @@ impl<'h> PageWriter<'h> {
         runs: &mut Vec<Run>,
         image: &mut ImageWriter,
     ) -> Result<()> {
-        let start = self.offset;
+        let start = self.lanes.first().map_or(0, |lane| lane.offset);
         let addresses = group.iter().flat_map(|range| range.clone().step_by(PAGE as usize));
         let (mut kept, mut taken) = (0, 0);
         let mut addresses_kept = Vec::new();
@@ -194,8 +238,8 @@ impl<'h> PageWriter<'h> {
         if kept == 0 {
             return Ok(());
         }
-        let (index, _) = self.reserve(kept as u64, image)?;
-        let Some(segment) = &self.segment else { return Err(no_segment()) };
+        let (index, _) = self.reserve(0, kept as u64, image)?;
+        let Some(Lane { segment, .. }) = self.lanes.first() else { return Err(no_segment()) };
         segment.file.write_all_at(buffer.get(..kept).unwrap_or_default(), start).call("pwrite")?;
         runs.extend(addresses_kept.into_iter().map(|(addr, offset)| Run {
             addr,
@@ -206,13 +250,14 @@ impl<'h> PageWriter<'h> {
         self.account(kept as u64)
     }
 
-    fn reserve(&mut self, len: u64, image: &mut ImageWriter) -> Result<(u16, u64)> {
-        if self.segment.is_none() {
-            self.segment = Some(image.segment()?);
+    /// Room at the end of a lane: its segment, and where in it.
+    fn reserve(&mut self, lane: usize, len: u64, image: &mut ImageWriter) -> Result<(u16, u64)> {
+        while self.lanes.len() <= lane {
+            self.lanes.push(Lane { segment: image.segment()?, offset: 0 });
         }
-        let start = self.offset;
-        self.offset += len;
-        let Some(segment) = &self.segment else { return Err(no_segment()) };
+        let Some(Lane { segment, offset }) = self.lanes.get_mut(lane) else { return Err(no_segment()) };
+        let start = *offset;
+        *offset += len;
         if len >= LARGE {
             preallocate(&segment.file, start, len)?;
         }
@@ -225,13 +270,34 @@ impl<'h> PageWriter<'h> {
     }
 }
 
+/// Fills a buffer from a file, with zeroes behind its end.
+fn read_at_most(file: &File, mut buffer: &mut [u8], mut offset: u64) -> Result<()> {
+    while !buffer.is_empty() {
+        match file.read_at(buffer, offset).call("pread")? {
+            0 => buffer.fill(0),
+            read => {
+                offset += read as u64;
+                buffer = buffer.get_mut(read..).unwrap_or_default();
+                continue;
+            }
+        }
+        break;
+    }
+    Ok(())
+}
+
 fn no_segment() -> Error {
     Error::new(ErrorKind::Kernel, "no page segment is open")
 }
 
-/// Writing into blocks that exist is faster, and a full disk is found out at once.
+/// Writing into blocks that exist is faster, and a full disk is found out at once. But tmpfs fills what it
+/// allocates with zeroes, which costs more than it gains.
 fn preallocate(file: &File, start: u64, len: u64) -> Result<()> {
     use nix::fcntl::{FallocateFlags, fallocate};
+    use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+    if fstatfs(file).call("fstatfs")?.filesystem_type() == TMPFS_MAGIC {
+        return Ok(());
+    }
     match fallocate(file.as_fd(), FallocateFlags::FALLOC_FL_KEEP_SIZE, start as i64, len as i64) {
         Err(errno @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG)) => Err(Error::call("fallocate", errno)),
         _ => Ok(()),
@@ -256,6 +322,28 @@ fn join(pages: Vec<Run>, ranges: &[Range<u64>]) -> Vec<Run> {
         }
     }
     runs
+}
+
+/// Divides ranges into at most so many parts of about the same size.
+fn divide(ranges: &[Range<u64>], parts: u64) -> Vec<Vec<Range<u64>>> {
+    let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    let most = total.div_ceil(parts.max(1)).next_multiple_of(PAGE);
+    let mut divided = vec![Vec::new()];
+    let mut room = most;
+    for range in ranges {
+        let mut range = range.clone();
+        while range.start < range.end {
+            if room == 0 {
+                divided.push(Vec::new());
+                room = most;
+            }
+            let piece = range.start..range.end.min(range.start + room);
+            room -= piece.end - piece.start;
+            range.start = piece.end;
+            divided.last_mut().into_iter().for_each(|part| part.push(piece.clone()));
+        }
+    }
+    divided
 }
 
 fn split(range: Range<u64>, most: u64) -> impl Iterator<Item = Range<u64>> {
@@ -290,7 +378,7 @@ impl Populated {
     fn query(space: &AddressSpace, pagemap: &File, any: Page) -> Result<Self> {
         let mut found = Self::default();
         let (Some(first), Some(last)) = (space.vmas.first(), space.vmas.last()) else { return Ok(found) };
-        let mut vmas = space.vmas.iter().filter(|vma| vma.is_private()).peekable();
+        let mut vmas = space.vmas.iter().peekable();
         let query = Query { any, none: Page::FILE | Page::PFNZERO };
         let take = |range: Range<u64>, page: Page| {
             let mut at = range.start;
@@ -299,8 +387,9 @@ impl Populated {
                 let Some(vma) = vmas.peek() else { return };
                 let piece = at.max(vma.start)..range.end.min(vma.end);
                 at = vma.end;
-                if piece.start < piece.end {
-                    found.add(piece, page.contains(Page::GUARD), vma.start);
+                let guard = page.contains(Page::GUARD);
+                if piece.start < piece.end && (guard || vma.is_private()) {
+                    found.add(piece, guard, vma.start);
                 }
             }
         };
@@ -379,5 +468,22 @@ impl Segments<'_> {
             fill(&parts)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_even_and_whole() {
+        const P: u64 = PAGE;
+        let one = [0..10 * P];
+        assert_eq!(divide(&one, 1), [vec![0..10 * P]]);
+        assert_eq!(divide(&one, 3), [vec![0..4 * P], vec![4 * P..8 * P], vec![8 * P..10 * P]]);
+        let several = [0..P, 5 * P..8 * P, 9 * P..10 * P];
+        assert_eq!(divide(&several, 2), [vec![0..P, 5 * P..7 * P], vec![7 * P..8 * P, 9 * P..10 * P]]);
+        assert_eq!(divide(&several, 99).len(), 5);
+        assert_eq!(divide(&[], 2), [vec![]]);
     }
 }

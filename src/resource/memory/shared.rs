@@ -1,64 +1,90 @@
-//! Shared anonymous memory: one object, mapped by relatives. It has no name by which another process could
-//! map it, so on restore the root of the tree makes it before it has children, who inherit it.
+//! Shared memory that is no file: anonymous, or of System V. On restore the root of the tree has it before it
+//! has children, who inherit it: anonymous memory has no name by which another process could map it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
+use nix::sys::stat::{major, minor};
 use nix::unistd::{Whence, lseek};
 
+use super::sysv::Segment;
 use super::{PageWriter, Run};
 use crate::Pid;
 use crate::error::{NameCall, Result};
 use crate::image::{Decode, Encode, ImageWriter, Owner, Record, Records, Tag};
 use crate::proc::Device;
 use crate::proc::smaps::{Mapping, VmFlags};
-use crate::sys::PAGE;
+use crate::sys::{PAGE, sysv};
 use crate::tracee::Memory;
 
 /// One object; the addresses of its runs are offsets in it.
 #[derive(Encode, Decode, Debug)]
 pub(crate) struct SharedObject {
+    /// In whole pages.
     pub(crate) size: u64,
-    /// MAP_NORESERVE.
-    pub(crate) no_reserve: bool,
+    pub(crate) origin: Origin,
     pub(crate) runs: Vec<Run>,
+}
+
+/// How shared memory came about.
+#[derive(Encode, Decode, Debug, Clone, Copy)]
+pub(crate) enum Origin {
+    /// By mmap(2), with MAP_NORESERVE or not.
+    Anonymous { no_reserve: bool },
+    /// By shmget(2).
+    SystemV(Segment),
 }
 
 impl Record for SharedObject {
     const TAG: Tag = Tag::new(b"SHMO");
     const VERSION: u16 = 1;
-    const NAME: &'static str = "shared anonymous memory";
+    const NAME: &'static str = "shared memory";
 }
 
-/// Checkpoint: the objects seen so far, by device and inode.
-#[derive(Default)]
-pub(crate) struct SharedObjects(BTreeMap<(Device, u64), Seen>);
+/// Checkpoint: the objects seen so far, by inode: all are on one internal device.
+pub(crate) struct SharedObjects {
+    device: Device,
+    seen: BTreeMap<u64, Seen>,
+}
 
 struct Seen {
     number: u32,
-    no_reserve: bool,
+    origin: Origin,
     /// Where it is mapped: process, address, range of the object.
     places: Vec<(Pid, u64, Range<u64>)>,
 }
 
 impl SharedObjects {
-    /// The number of the object that this mapping is of.
-    pub(super) fn number(&mut self, pid: Pid, mapping: &Mapping) -> u32 {
-        let next = self.0.len() as u32 + 1;
-        let no_reserve = mapping.flags.contains(VmFlags::NO_RESERVE);
-        let seen = self.0.entry((mapping.device, mapping.inode)).or_insert(Seen {
-            number: next,
-            no_reserve,
-            places: Vec::new(),
-        });
-        seen.places.push((
-            pid,
-            mapping.start,
-            mapping.offset..mapping.offset + (mapping.end - mapping.start),
-        ));
-        seen.number
+    pub(crate) fn new() -> Result<Self> {
+        let device = sysv::memory_device().call("memfd_create")?;
+        let device = Device { major: major(device) as u32, minor: minor(device) as u32 };
+        Ok(Self { device, seen: BTreeMap::new() })
+    }
+
+    /// Is it memory without a file, whatever it is called?
+    pub(super) fn has_no_file(&self, mapping: &Mapping) -> bool {
+        mapping.device == self.device
+    }
+
+    /// The number of the object that this mapping is of, or why it cannot be restored.
+    pub(super) fn number(&mut self, pid: Pid, mapping: &Mapping) -> std::result::Result<u32, &'static str> {
+        let next = self.seen.len() as u32 + 1;
+        let seen = match self.seen.entry(mapping.inode) {
+            Entry::Occupied(seen) => seen.into_mut(),
+            Entry::Vacant(slot) => {
+                let origin = match mapping.name.starts_with(b"/SYSV") {
+                    true => Origin::SystemV(Segment::describe(&mapping.name, mapping.inode)?),
+                    false => Origin::Anonymous { no_reserve: mapping.flags.contains(VmFlags::NO_RESERVE) },
+                };
+                slot.insert(Seen { number: next, origin, places: Vec::new() })
+            }
+        };
+        let range = mapping.offset..mapping.offset + (mapping.end - mapping.start);
+        seen.places.push((pid, mapping.start, range));
+        Ok(seen.number)
     }
 
     /// Writes every object once, however many processes map it.
@@ -69,7 +95,7 @@ impl SharedObjects {
         image: &mut ImageWriter,
         records: &mut Records,
     ) -> Result<()> {
-        for seen in self.0.values() {
+        for seen in self.seen.values() {
             let object = seen.write(&memory, pages, image)?;
             records.put(Owner(seen.number), &object)?;
         }
@@ -89,15 +115,17 @@ impl Seen {
         let file = self.places.iter().find_map(|(pid, at, range)| {
             File::open(format!("/proc/{pid}/map_files/{at:x}-{:x}", at + (range.end - range.start))).ok()
         });
-        let size = match &file {
-            Some(file) => file.metadata().call("fstat")?.size().next_multiple_of(PAGE).max(mapped),
-            None => mapped,
+        let whole = match (&file, &self.origin) {
+            (_, Origin::SystemV(segment)) => segment.size,
+            (Some(file), _) => file.metadata().call("fstat")?.size(),
+            (None, _) => mapped,
         };
+        let size = whole.next_multiple_of(PAGE).max(mapped);
         let runs = match file {
             Some(file) => pages.copy_file(&file, &populated(&file, size)?, image)?,
             None => self.read_mapped(memory, pages, image)?,
         };
-        Ok(SharedObject { size, no_reserve: self.no_reserve, runs })
+        Ok(SharedObject { size, origin: self.origin, runs })
     }
 
     /// Without the file: what any process has mapped of it, once.

@@ -61,12 +61,16 @@ impl State for Actions {
     }
 
     fn build(&self, _: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
-        // What the calling process ignores (SIGPIPE, in most Rust programs) the new task ignores too. And making
-        // the dead children has left a SIGCHLD behind: setting the default discards it.
+        // Making the dead children has left their exit signals behind: ignoring a signal discards it.
+        const SIG_IGN: u64 = 1;
+        let ignore = batch.input_words(&[SIG_IGN, 0, 0, 0]);
+        // And what the calling process ignores (SIGPIPE, in most Rust programs) the new task ignores too.
         let default = batch.input_words(&[0; 4]);
         for signal in signals() {
+            batch.call(sys::rt_sigaction, &[signal as u64, ignore, 0, MASK_SIZE]);
             batch.call(sys::rt_sigaction, &[signal as u64, default, 0, MASK_SIZE]);
         }
+        // Processes that share their actions all set the same.
         for (signal, action) in &self.0 {
             let action = batch.input_words(&[action.handler, action.flags, action.restorer, action.mask]);
             batch.call(sys::rt_sigaction, &[*signal as u64, action, 0, MASK_SIZE]);

@@ -1,6 +1,7 @@
 //! What a task is: its place in the tree, its registers, its name, and what it is blocked in.
 
 pub(crate) mod attributes;
+pub(crate) mod births;
 pub(crate) mod blocked;
 pub(crate) mod cgroup;
 pub(crate) mod cpu;

@@ -3,7 +3,8 @@
 //! A session is only entered by being born into it, and a process group only while it has a member. Where who
 //! passed them on has gone, a *stand-in* takes its place: a task with the number of the missing leader, or with
 //! any number, that bears the orphans and ends. The kernel hands them to the nearest ancestor that is a child
-//! subreaper, and the one that is to have them is made the only one for that moment.
+//! subreaper, and the one that is to have them is made the only one for that moment. (What tasks have in common
+//! comes on top of it: see [`super::births`].)
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -19,13 +20,29 @@ pub(crate) enum Actor {
     Nameless(usize),
 }
 
+/// By which task, with which flags of clone(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Birth {
+    pub(crate) by: Actor,
+    pub(crate) flags: u64,
+}
+
 /// One step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     Bear {
         parent: Actor,
         child: Actor,
+        birth: Birth,
     },
+    /// A thread that differs from its process.
+    Spawn {
+        process: u32,
+        tid: u32,
+        birth: Birth,
+    },
+    /// unshare(2) with these flags.
+    Unshare(Actor, u64),
     StartSession(Actor),
     JoinGroup(Actor, u32),
     /// A stand-in ends, and `parent` waits for it. Its children go to this ancestor.
@@ -279,7 +296,7 @@ impl<'t> Planner<'t> {
     }
 
     fn bear(&mut self, parent: Actor, child: Actor) {
-        self.steps.push(Step::Bear { parent, child });
+        self.steps.push(Step::Bear { parent, child, birth: Birth { by: parent, flags: 0 } });
         let group = self.group.get(&parent).copied().unwrap_or(0);
         self.group.insert(child, group);
     }
@@ -336,7 +353,11 @@ mod tests {
     }
 
     fn bear(parent: u32, child: u32) -> Step {
-        Bear { parent: Number(parent), child: Number(child) }
+        bear_any(Number(parent), Number(child))
+    }
+
+    fn bear_any(parent: Actor, child: Actor) -> Step {
+        Bear { parent, child, birth: Birth { by: parent, flags: 0 } }
     }
 
     #[test]
@@ -380,8 +401,8 @@ mod tests {
             StartSession(Number(10)),
             bear(10, 20),
             StartSession(Number(20)),
-            Bear { parent: Number(20), child: Nameless(0) },
-            Bear { parent: Nameless(0), child: Number(30) },
+            bear_any(Number(20), Nameless(0)),
+            bear_any(Nameless(0), Number(30)),
             Retire { stand_in: Nameless(0), parent: Number(20), heir: Some(10) },
         ];
         assert_eq!(plan.steps, steps);

@@ -1,147 +1,361 @@
-//! What tasks share beyond what their kind implies: CLONE_VM, CLONE_FILES, CLONE_FS, CLONE_SIGHAND between
-//! processes, or threads that have stopped sharing.
+//! Which tasks have one kernel object in common: an address space (CLONE_VM), signal actions (CLONE_SIGHAND), an fd
+//! table (CLONE_FILES), or working directory, root and umask (CLONE_FS).
+//!
+//! Processes have one of their own each, and the threads of a process share them, unless they say otherwise: by
+//! clone(2) for processes, by unshare(2) for the last two of a thread. kcmp(2) tells, and puts all tasks into an
+//! order in which those that share are neighbours.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::plan::{Actor, Step};
 use super::tree::Tree;
 use crate::Pid;
-use crate::error::{NameCall, Result};
+use crate::error::{Error, ErrorKind, NameCall, Result};
 use crate::freeze::{Frozen, Process};
-use crate::image::{Decode, Encode, Record, Tag};
+use crate::image::{Decode, Encode, Image, Owner, Record, Records, Tag};
+use crate::proc::read;
 use crate::resource::Report;
 use crate::sys::{Compare, kcmp};
 
-/// What a process shares with its parent, by the number of the first process that has it: that one's records are
-/// those of all.
-#[derive(Encode, Decode, Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// A kind of object that tasks can share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Memory,
+    Actions,
+    Files,
+    Places,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Kind; 4] = [Kind::Memory, Kind::Actions, Kind::Files, Kind::Places];
+    /// What a single task can leave by unshare(2).
+    pub(crate) const OF_THREADS: [Kind; 2] = [Kind::Files, Kind::Places];
+
+    /// The flag of clone(2), and of unshare(2).
+    pub(crate) fn flag(self) -> u64 {
+        let flag = match self {
+            Kind::Memory => libc::CLONE_VM,
+            Kind::Actions => libc::CLONE_SIGHAND,
+            Kind::Files => libc::CLONE_FILES,
+            Kind::Places => libc::CLONE_FS,
+        };
+        flag as u64
+    }
+
+    fn compare(self) -> Compare {
+        match self {
+            Kind::Memory => Compare::Vm,
+            Kind::Actions => Compare::Sighand,
+            Kind::Files => Compare::Files,
+            Kind::Places => Compare::Fs,
+        }
+    }
+
+    /// What a refusal calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Memory => "shared address space (CLONE_VM)",
+            Kind::Actions => "shared signal actions (CLONE_SIGHAND)",
+            Kind::Files => "shared fd table (CLONE_FILES)",
+            Kind::Places => "shared working directory (CLONE_FS)",
+        }
+    }
+}
+
+/// What a task has, by the number of the first task that has it, whose records are those of all. A process goes by
+/// its pid, a thread that differs from its process by its tid.
+#[derive(Encode, Decode, Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sharing {
-    pub(crate) files: Option<u32>,
-    pub(crate) places: Option<u32>,
+    memory: u32,
+    actions: u32,
+    files: u32,
+    places: u32,
 }
 
 impl Record for Sharing {
     const TAG: Tag = Tag::new(b"SHAR");
     const VERSION: u16 = 1;
-    const NAME: &'static str = "sharing between processes";
+    const NAME: &'static str = "sharing between tasks";
 }
 
 impl Sharing {
-    /// The flags of the clone(2) that makes this child of that parent. None: it cannot share with this one.
-    pub(crate) fn clone_flags(child: (u32, Self), parent: (u32, Self)) -> Option<u64> {
-        let flag = |flag: i32, child: Option<u32>, parents: Option<u32>| match child {
-            None => Some(0),
-            Some(first) => (parents.unwrap_or(parent.0) == first).then_some(flag as u64),
-        };
-        let files = flag(libc::CLONE_FILES, child.1.files, parent.1.files)?;
-        let places = flag(libc::CLONE_FS, child.1.places, parent.1.places)?;
-        Some(files | places)
+    /// Of a process that shares nothing.
+    pub(crate) fn alone(pid: u32) -> Self {
+        Self { memory: pid, actions: pid, files: pid, places: pid }
     }
-}
 
-const REFUSED_BETWEEN_PROCESSES: [(Compare, &str); 2] = [
-    (Compare::Vm, "shared address space (CLONE_VM)"),
-    (Compare::Sighand, "shared signal actions (CLONE_SIGHAND)"),
-];
-
-const REFUSED_BETWEEN_THREADS: [(Compare, &str); 2] =
-    [(Compare::Files, "fd table of its own"), (Compare::Fs, "working directory of its own")];
-
-/// What processes share with their parents. Refuses everything else that tasks share, or do not.
-pub(crate) fn describe(frozen: &Frozen, tree: &Tree, report: &mut Report) -> Result<BTreeMap<u32, Sharing>> {
-    for (what, name) in REFUSED_BETWEEN_PROCESSES {
-        for group in groups(frozen, what)? {
-            for process in group.iter().skip(1) {
-                let reason = format!("it shares it with process {}: not supported yet", group[0].pid);
-                report.attribute(process.pid, name, reason);
-            }
+    pub(crate) fn get(&self, kind: Kind) -> u32 {
+        match kind {
+            Kind::Memory => self.memory,
+            Kind::Actions => self.actions,
+            Kind::Files => self.files,
+            Kind::Places => self.places,
         }
     }
-    // By whom a process is going to be made.
-    let plan = tree.plan().ok();
-    let steps = plan.iter().flat_map(|plan| &plan.steps);
-    let births: BTreeMap<u32, u32> = steps
-        .filter_map(|step| match step {
-            Step::Bear { parent: Actor::Number(parent), child: Actor::Number(child) } => {
-                Some((*child, *parent))
-            }
-            _ => None,
-        })
-        .collect();
-    let mut sharing: BTreeMap<u32, Sharing> = BTreeMap::new();
-    for (what, name) in [(Compare::Files, "shared fd table"), (Compare::Fs, "shared working directory")] {
-        for group in groups(frozen, what)? {
-            let pids: BTreeSet<u32> = group.iter().map(|process| process.pid.get()).collect();
-            let first = group[0].pid.get();
-            for process in group.iter().skip(1) {
-                if !births.get(&process.pid.get()).is_some_and(|parent| pids.contains(parent)) {
-                    let reason = format!("it shares it with process {first}, but not with its parent");
-                    report.attribute(process.pid, name, reason);
-                }
-                let own = sharing.entry(process.pid.get()).or_default();
-                match what {
-                    Compare::Files => own.files = Some(first),
-                    _ => own.places = Some(first),
-                }
-            }
+
+    pub(crate) fn set(&mut self, kind: Kind, first: u32) {
+        match kind {
+            Kind::Memory => self.memory = first,
+            Kind::Actions => self.actions = first,
+            Kind::Files => self.files = first,
+            Kind::Places => self.places = first,
         }
     }
-    between_threads(frozen, report)?;
-    Ok(sharing)
 }
 
-/// The processes that have one of these in common, parents before their children; at least two in a group.
-fn groups(frozen: &Frozen, what: Compare) -> Result<Vec<Vec<&Process>>> {
-    let mut order: Vec<usize> = (0..frozen.processes.len()).collect();
-    let mut failed = None;
-    let speaker = |index: usize| frozen.processes.get(index).map_or(Pid::from(0), Process::speaker);
-    let mut compare = |a: usize, b: usize| {
-        kcmp(speaker(a), speaker(b), what).unwrap_or_else(|errno| {
-            failed = Some(errno);
-            Ordering::Equal
-        })
-    };
-    // The sort is stable.
-    order.sort_by(|a, b| compare(*a, *b));
-    let groups: Vec<Vec<&Process>> = order
-        .chunk_by(|a, b| compare(*a, *b) == Ordering::Equal)
-        .filter(|group| group.len() > 1)
-        .map(|group| group.iter().filter_map(|index| frozen.processes.get(*index)).collect())
-        .collect();
-    failed.map_or(Ok(()), Err).call("kcmp")?;
-    Ok(groups)
+/// All that is shared, or not, otherwise than usual.
+#[derive(Debug, Default)]
+pub(crate) struct Shares {
+    processes: BTreeMap<u32, Sharing>,
+    /// The threads that differ from their processes, by the numbers of both.
+    threads: BTreeMap<(u32, u32), Sharing>,
 }
 
-fn between_threads(frozen: &Frozen, report: &mut Report) -> Result<()> {
+impl Shares {
+    /// Asks the kernel about a stopped tree. Refuses what it shares with others.
+    pub(crate) fn find(frozen: &Frozen, report: &mut Report) -> Result<Self> {
+        let mut shares = Self::default();
+        let processes: Vec<Seat> = frozen.processes.iter().map(Seat::of).collect();
+        let memory = Sorted::of(Kind::Memory, processes.clone())?;
+        for group in memory.groups()? {
+            shares.put(Kind::Memory, &group);
+            // Only who shares memory can share these.
+            let actions = Sorted::of(Kind::Actions, group)?;
+            actions.groups()?.iter().for_each(|group| shares.put(Kind::Actions, group));
+        }
+        let (mut own, mut all) = (BTreeSet::new(), vec![memory]);
+        for kind in Kind::OF_THREADS {
+            let threads = own_seats(frozen, kind).call("kcmp")?;
+            threads.iter().for_each(|seat| shares.put(kind, &[*seat]));
+            own.extend(threads.iter().map(|seat| (kind, seat.number)));
+            let sorted = Sorted::of(kind, processes.iter().chain(&threads).copied().collect())?;
+            sorted.groups()?.iter().for_each(|group| shares.put(kind, group));
+            all.push(sorted);
+        }
+        let known: BTreeSet<Pid> = frozen.processes.iter().map(|process| process.pid).collect();
+        for other in read::processes()?.into_iter().filter(|pid| !known.contains(pid)) {
+            for (sorted, seat) in all.iter().filter_map(|sorted| Some((sorted, sorted.find(other)?))) {
+                let reason = format!("process {other} outside of the tree shares it");
+                report.attribute(seat.tid, sorted.kind.name(), reason);
+            }
+        }
+        for ((process, tid), sharing) in &mut shares.threads {
+            let of_process = shares.processes.get(process).copied().unwrap_or(Sharing::alone(*process));
+            let follows = Kind::ALL.into_iter().filter(|kind| !own.contains(&(*kind, *tid)));
+            follows.for_each(|kind| sharing.set(kind, of_process.get(kind)));
+        }
+        Ok(shares)
+    }
+
+    /// These have one of this kind.
+    fn put(&mut self, kind: Kind, group: &[Seat]) {
+        let Some(first) = group.first().map(|seat| seat.number) else { return };
+        for seat in group {
+            let alone = Sharing::alone(seat.process);
+            let sharing = match seat.number == seat.process {
+                true => self.processes.entry(seat.process).or_insert(alone),
+                false => self.threads.entry((seat.process, seat.number)).or_insert(alone),
+            };
+            sharing.set(kind, first);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(processes: BTreeMap<u32, Sharing>, threads: BTreeMap<(u32, u32), Sharing>) -> Self {
+        Self { processes, threads }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.processes.is_empty() && self.threads.is_empty()
+    }
+
+    pub(crate) fn process(&self, pid: u32) -> Sharing {
+        self.processes.get(&pid).copied().unwrap_or(Sharing::alone(pid))
+    }
+
+    /// Of a thread that differs from its process.
+    pub(crate) fn thread(&self, process: u32, tid: u32) -> Option<Sharing> {
+        self.threads.get(&(process, tid)).copied()
+    }
+
+    /// The threads of a process that differ from it.
+    pub(crate) fn threads(&self, process: u32) -> impl Iterator<Item = (u32, Sharing)> + '_ {
+        let range = (process, 0)..=(process, u32::MAX);
+        self.threads.range(range).map(|((_, tid), sharing)| (*tid, *sharing))
+    }
+
+    /// The threads of a stopped process that can have something of their own, the first one for all others.
+    pub(crate) fn seats(&self, process: &Process) -> impl Iterator<Item = (Pid, Sharing)> + '_ {
+        let pid = process.pid.get();
+        let threads = self.threads(pid).map(|(tid, sharing)| (Pid::from(tid), sharing));
+        std::iter::once((process.speaker(), self.process(pid))).chain(threads)
+    }
+
+    /// The tasks (as process and number) that share at least one object in another way than usual.
+    pub(crate) fn all(&self) -> impl Iterator<Item = ((u32, u32), Sharing)> + '_ {
+        let processes = self.processes.iter().map(|(pid, sharing)| ((*pid, *pid), *sharing));
+        processes.chain(self.threads.iter().map(|(task, sharing)| (*task, *sharing)))
+    }
+
+    pub(crate) fn write(&self, records: &mut Records) -> Result<()> {
+        self.all().try_for_each(|((_, number), sharing)| records.put(Owner(number), &sharing))
+    }
+
+    /// Reads and checks those of an image.
+    pub(crate) fn load(image: &Image, tree: &Tree) -> Result<Self> {
+        let mut processes: BTreeMap<u32, u32> = BTreeMap::new();
+        for record in &tree.processes {
+            let living = !record.threads().is_empty();
+            let tasks = record.threads().iter().copied().chain(living.then_some(record.pid));
+            processes.extend(tasks.map(|tid| (tid, record.pid)));
+        }
+        let mut shares = Self::default();
+        for owner in image.owners::<Sharing>() {
+            let sharing: Sharing = image.require(owner)?;
+            match processes.get(&owner.0) {
+                Some(process) if *process == owner.0 => drop(shares.processes.insert(owner.0, sharing)),
+                Some(process) => drop(shares.threads.insert((*process, owner.0), sharing)),
+                None => return Err(bad("a task that is not there shares something").of(Pid::from(owner.0))),
+            }
+        }
+        shares.check(&processes)?;
+        Ok(shares)
+    }
+
+    /// Those that are named have what they are named for, and what goes together goes together.
+    fn check(&self, processes: &BTreeMap<u32, u32>) -> Result<()> {
+        for ((process, number), sharing) in self.all() {
+            let image = |why| Err(bad(why).of(Pid::from(number)));
+            for kind in Kind::ALL {
+                let first = sharing.get(kind);
+                let named = match processes.get(&first) {
+                    Some(home) if *home == first => Some(self.process(first)),
+                    Some(home) if Kind::OF_THREADS.contains(&kind) => self.thread(*home, first),
+                    _ => None,
+                };
+                if named.is_none_or(|named| named.get(kind) != first) {
+                    return image("it shares with a task that has nothing to share");
+                }
+                if !Kind::OF_THREADS.contains(&kind) && first != self.process(process).get(kind) {
+                    return image("a thread with memory of its own");
+                }
+            }
+            if self.process(sharing.actions).memory != sharing.memory {
+                return image("shared signal actions without shared memory");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn bad(why: &'static str) -> Error {
+    Error::new(ErrorKind::Image, why)
+}
+
+/// A process, or a thread that has something of its own.
+#[derive(Clone, Copy)]
+struct Seat {
+    process: u32,
+    number: u32,
+    /// The task that is asked for it.
+    tid: Pid,
+}
+
+impl Seat {
+    fn of(process: &Process) -> Self {
+        let pid = process.pid.get();
+        Self { process: pid, number: pid, tid: process.speaker() }
+    }
+}
+
+/// Seats in kcmp(2)'s order: those that have an object of this kind in common are neighbours, the first comes first.
+struct Sorted {
+    kind: Kind,
+    seats: Vec<Seat>,
+}
+
+impl Sorted {
+    fn of(kind: Kind, mut seats: Vec<Seat>) -> Result<Self> {
+        let mut failed = None;
+        // The sort is stable.
+        seats.sort_by(|a, b| {
+            kcmp(a.tid, b.tid, kind.compare()).unwrap_or_else(|errno| {
+                failed = Some(errno);
+                Ordering::Equal
+            })
+        });
+        failed.map_or(Ok(Self { kind, seats }), Err).call("kcmp")
+    }
+
+    /// Those of at least two.
+    fn groups(&self) -> Result<Vec<Vec<Seat>>> {
+        let mut failed = None;
+        let groups = self.seats.chunk_by(|a, b| {
+            let order = kcmp(a.tid, b.tid, self.kind.compare());
+            order.unwrap_or_else(|errno| {
+                failed = Some(errno);
+                Ordering::Equal
+            }) == Ordering::Equal
+        });
+        let groups = groups.filter(|group| group.len() > 1).map(<[Seat]>::to_vec).collect();
+        failed.map_or(Ok(groups), Err).call("kcmp")
+    }
+
+    /// Who has this process's object, as far as that can be seen.
+    fn find(&self, pid: Pid) -> Option<Seat> {
+        let mut seen = true;
+        let found = self.seats.binary_search_by(|seat| {
+            kcmp(seat.tid, pid, self.kind.compare()).unwrap_or_else(|_| {
+                seen = false;
+                Ordering::Less
+            })
+        });
+        found.ok().filter(|_| seen).and_then(|index| self.seats.get(index)).copied()
+    }
+}
+
+/// The threads that do not have what the first of their process has.
+fn own_seats(frozen: &Frozen, kind: Kind) -> nix::Result<Vec<Seat>> {
+    let mut own = Vec::new();
     for process in &frozen.processes {
-        let mut threads = process.threads.iter().map(|thread| thread.tid());
-        let Some(first) = threads.next() else { continue };
-        for tid in threads {
-            for (what, name) in REFUSED_BETWEEN_THREADS {
-                if kcmp(first, tid, what).call("kcmp")? != Ordering::Equal {
-                    report.attribute(tid, name, "threads that do not share it are not supported yet");
-                }
+        let first = process.speaker();
+        for thread in process.threads.iter().skip(1) {
+            if kcmp(first, thread.tid(), kind.compare())? != Ordering::Equal {
+                own.push(Seat { tid: thread.tid(), number: thread.tid().get(), ..Seat::of(process) });
             }
         }
     }
-    Ok(())
+    Ok(own)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Processes 10 and 20, and a thread of the first.
+    fn check(processes: &[(u32, [u32; 4])], threads: &[((u32, u32), [u32; 4])]) -> Result<()> {
+        let sharing = |[memory, actions, files, places]: [u32; 4]| Sharing { memory, actions, files, places };
+        let processes = processes.iter().map(|(pid, all)| (*pid, sharing(*all))).collect();
+        let threads = threads.iter().map(|(task, all)| (*task, sharing(*all))).collect();
+        Shares::of(processes, threads).check(&BTreeMap::from([(10, 10), (11, 10), (20, 20)]))
+    }
+
     #[test]
-    fn flags() {
-        let sharing = |files, places| Sharing { files, places };
-        let none = Sharing::default();
-        assert_eq!(Sharing::clone_flags((11, none), (10, none)), Some(0));
-        let files = libc::CLONE_FILES as u64;
-        assert_eq!(Sharing::clone_flags((11, sharing(Some(10), None)), (10, none)), Some(files));
-        let places = libc::CLONE_FS as u64;
-        let (child, parent) = ((12, sharing(Some(10), Some(11))), (11, sharing(Some(10), None)));
-        assert_eq!(Sharing::clone_flags(child, parent), Some(files | places));
-        assert_eq!(Sharing::clone_flags((12, sharing(Some(10), None)), (11, none)), None);
+    fn what_goes_together() {
+        check(&[(20, [10, 10, 20, 10])], &[]).unwrap();
+        check(&[(20, [20, 20, 11, 10])], &[((10, 11), [10, 10, 11, 10])]).unwrap();
+    }
+
+    #[test]
+    fn hostile_sharing() {
+        // With nobody, with a thread that has nothing of its own, with somebody who has another's.
+        check(&[(20, [20, 20, 30, 20])], &[]).unwrap_err();
+        check(&[(20, [20, 20, 11, 20])], &[]).unwrap_err();
+        check(&[(20, [20, 20, 11, 20])], &[((10, 11), [10, 10, 10, 11])]).unwrap_err();
+        check(&[(10, [20, 10, 10, 10]), (20, [10, 20, 20, 20])], &[]).unwrap_err();
+        // Actions without memory, memory of a thread.
+        check(&[(20, [20, 10, 20, 20])], &[]).unwrap_err();
+        check(&[], &[((10, 11), [11, 10, 10, 10])]).unwrap_err();
+        check(&[(10, [11, 10, 10, 10])], &[((10, 11), [11, 10, 11, 10])]).unwrap_err();
     }
 }

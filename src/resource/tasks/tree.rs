@@ -70,6 +70,11 @@ impl Tree {
         let mut processes: Vec<_> = living.collect();
         processes.extend(frozen.zombies.iter().map(Self::dead));
         let tree = Self { processes };
+        if let Some(root) = tree.processes.first().filter(|root| root.exit_signal != libc::SIGCHLD as u32) {
+            let reason =
+                format!("its parent, which is not in the tree, gets signal {} for it", root.exit_signal);
+            report.attribute(root.pid(), "exit signal", reason);
+        }
         let planned = tree.plan().and_then(|plan| none_outside(&tree, &plan));
         if let Err(reason) = planned {
             let pid = reason.pid().unwrap_or(Pid::from(tree.processes.first().map_or(0, |root| root.pid)));

@@ -18,18 +18,27 @@ const REGISTERS: Program = Program::C("registers");
 const SIGNALS: Program = Program::C("signals");
 const BLOCKED: Program = Program::C("blocked");
 const TASKS: Program = Program::C("tasks");
+const SHARING: Program = Program::C("sharing");
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "crash_of_dump_counter", test: || dump(COUNTER, ""), programs: &[COUNTER] },
+    // So large that the target is given more threads to write it.
+    Case { name: "crash_of_dump_large", test: || dump(COUNTER, "48"), programs: &[COUNTER] },
     Case { name: "crash_of_dump_registers", test: || dump(REGISTERS, "spin512"), programs: &[REGISTERS] },
     Case { name: "crash_of_dump_threads", test: || dump(TASKS, "threads"), programs: &[TASKS] },
     Case { name: "crash_of_dump_pending", test: || dump(SIGNALS, "pending_others"), programs: &[SIGNALS] },
     Case { name: "crash_of_dump_altstack", test: || dump(SIGNALS, "altstack"), programs: &[SIGNALS] },
     Case { name: "crash_of_dump_poll", test: || dump(BLOCKED, "poll"), programs: &[BLOCKED] },
     Case { name: "crash_of_dump_tree", test: || dump(TASKS, "sessions"), programs: &[TASKS] },
+    Case { name: "crash_of_dump_sharing", test: || dump_in(30, SHARING, "living"), programs: &[SHARING] },
     Case { name: "crash_of_restore_counter", test: || restore(COUNTER, ""), programs: &[COUNTER] },
     Case { name: "crash_of_restore_threads", test: || restore(TASKS, "threads"), programs: &[TASKS] },
     Case { name: "crash_of_restore_tree", test: || restore(TASKS, "sessions"), programs: &[TASKS] },
+    Case {
+        name: "crash_of_restore_sharing",
+        test: || restore_in(10, SHARING, "mixes"),
+        programs: &[SHARING],
+    },
 ];
 
 const ROUNDS: u32 = 70;
@@ -50,14 +59,18 @@ fn measure(role: &str, pid: u32, image: &Path) -> Result<Duration, String> {
     Ok(started.elapsed())
 }
 
-/// The target runs on, or is stopped and goes on after SIGCONT.
 fn dump(program: Program, part: &str) -> Outcome {
+    dump_in(ROUNDS, program, part)
+}
+
+/// The target runs on, or is stopped and goes on after SIGCONT.
+fn dump_in(rounds: u32, program: Program, part: &str) -> Outcome {
     let target = Target::start(program, &[part])?;
     std::thread::sleep(Duration::from_millis(60));
     let all: BTreeSet<u32> = view::tree(target.pid);
     let (mut dice, mut stopped) = (Dice::new(), 0);
     let whole = measure("dump", target.pid, target.image())?;
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         interrupted("dump", target.pid, target.image(), whole, &mut dice)?;
         let alive = view::tree(target.pid);
         ensure(alive == all && all.iter().all(|pid| view::state(*pid) != 'Z'), || {
@@ -66,7 +79,7 @@ fn dump(program: Program, part: &str) -> Outcome {
         })?;
         stopped += continue_stopped(&all)?;
     }
-    println!("stopped {stopped} times in {ROUNDS} rounds of {whole:?}");
+    println!("stopped {stopped} times in {rounds} rounds of {whole:?}");
     // A task that was in the middle of a batch stops at its end, perhaps only now.
     std::thread::sleep(Duration::from_millis(50));
     continue_stopped(&all)?;
@@ -101,8 +114,12 @@ fn settled(all: &BTreeSet<u32>) -> BTreeSet<u32> {
     }
 }
 
-/// Nothing of the target is there, or all of it, and that is right.
 fn restore(program: Program, part: &str) -> Outcome {
+    restore_in(ROUNDS, program, part)
+}
+
+/// Nothing of the target is there, or all of it, and that is right.
+fn restore_in(rounds: u32, program: Program, part: &str) -> Outcome {
     let target = Target::start(program, &[part])?;
     std::thread::sleep(Duration::from_millis(60));
     let all = view::tree(target.pid);
@@ -119,7 +136,7 @@ fn restore(program: Program, part: &str) -> Outcome {
         nothing_left()
     };
     end()?;
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         interrupted("restore", target.pid, target.image(), whole, &mut dice)?;
         let left = settled(&all);
         if left.is_empty() {
@@ -139,7 +156,7 @@ fn restore(program: Program, part: &str) -> Outcome {
         complete += 1;
         end()?;
     }
-    println!("complete {complete} times in {ROUNDS} rounds of {whole:?}");
+    println!("complete {complete} times in {rounds} rounds of {whole:?}");
     // The image is as good as it was.
     let status = helper("restore", target.pid, target.image())?.wait().map_err(|e| e.to_string())?;
     ensure(status.success(), || status.to_string())?;

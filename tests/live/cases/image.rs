@@ -14,6 +14,7 @@ use crate::{Outcome, view};
 const COUNTER: Program = Program::StaticC("counter");
 const FILES: Program = Program::C("mappings");
 const FDS: Program = Program::C("fds");
+const LOCKS: Program = Program::C("locks");
 const TASKS: Program = Program::C("tasks");
 
 pub(super) const CASES: &[Case] = &[
@@ -53,6 +54,8 @@ pub(super) const CASES: &[Case] = &[
         programs: &[FDS],
     },
     Case { name: "restore_without_cwd", test: || changed(FDS, "places", "inside", remove), programs: &[FDS] },
+    Case { name: "restore_when_lock_is_taken", test: lock_taken, programs: &[LOCKS] },
+    Case { name: "restore_without_system_v_segment", test: lost_segment, programs: &[FILES] },
     Case { name: "restore_with_other_contents", test: other_contents, programs: &[FDS] },
 ];
 
@@ -201,6 +204,32 @@ fn changed(program: Program, part: &str, file: &str, change: Change) -> Outcome 
     expect_conflict(&target)
 }
 
+/// Somebody has taken a lock that a description had, or one that a process had.
+fn lock_taken() -> Outcome {
+    let target = dumped(LOCKS, "")?;
+    let open = |name: &str| fs::OpenOptions::new().write(true).open(target.dir().join(name)).map_err(text);
+    for (name, by_range) in [("whole", false), ("posix", true)] {
+        let file = open(name)?;
+        if by_range {
+            let all = nix::libc::flock {
+                l_type: nix::libc::F_WRLCK as i16,
+                l_whence: 0,
+                l_start: 0,
+                l_len: 0,
+                l_pid: 0,
+            };
+            nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&all)).map_err(|e| e.to_string())?;
+            expect_conflict(&target)?;
+        } else {
+            let how = nix::fcntl::FlockArg::LockSharedNonblock;
+            let lock = nix::fcntl::Flock::lock(file, how).map_err(|(_, e)| e.to_string())?;
+            expect_conflict(&target)?;
+            drop(lock);
+        }
+    }
+    restore_after_all(target)
+}
+
 /// By option, files may change in any way but their type.
 fn other_contents() -> Outcome {
     let target = dumped(FDS, "devices")?;
@@ -209,6 +238,24 @@ fn other_contents() -> Outcome {
     Restore::from(target.image()).file_validation(FileValidation::Type).run().map_err(|e| e.to_string())?;
     target.go()?;
     target.verdict()
+}
+
+/// A segment that is still there is attached, one that has gone is made again, another one is not touched.
+fn lost_segment() -> Outcome {
+    let ipcrm = |way: &str| {
+        let removed = Command::new("ipcrm").arg(way).status().map_err(|e| format!("skip: ipcrm: {e}"))?;
+        ensure(removed.success(), || removed.to_string())
+    };
+    let target = dumped(FILES, "sysv")?;
+    ipcrm("--all=shm")?;
+    let thief = "import ctypes; exit(ctypes.CDLL(None).shmget(0x5eed, 4096, 0o1000) < 0)";
+    let made = Command::new("python3").args(["-c", thief]).status().map_err(|e| format!("skip: {e}"))?;
+    ensure(made.success(), || made.to_string())?;
+    expect_conflict(&target)?;
+    ipcrm("--all=shm")?;
+    restore_after_all(target)?;
+    let left = fs::read_to_string("/proc/sysvipc/shm").map_err(text)?;
+    ensure(left.lines().count() == 1, || left)
 }
 
 fn text(error: std::io::Error) -> String {

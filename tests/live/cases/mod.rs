@@ -2,6 +2,7 @@
 
 mod crash;
 pub(crate) mod criu;
+mod external;
 mod host;
 mod image;
 mod real;
@@ -23,7 +24,9 @@ pub(crate) struct Case {
 }
 
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
-    [refusal::CASES, image::CASES, crash::CASES, host::CASES, real::CASES].into_iter().flatten()
+    [refusal::CASES, image::CASES, crash::CASES, host::CASES, external::CASES, real::CASES]
+        .into_iter()
+        .flatten()
 }
 
 const HELPER: &str = "CRYOSLEEP_HELPER";

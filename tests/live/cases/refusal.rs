@@ -14,6 +14,7 @@ const COUNTER: Program = Program::StaticC("counter");
 const NUMA: Program = Program::C("numa");
 const SECCOMP: Program = Program::C("seccomp");
 const TASKS: Program = Program::C("tasks");
+const SHARING: Program = Program::C("sharing");
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "refusal_names_all", test: names_all, programs: &[REFUSED] },
@@ -23,6 +24,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "refusal_of_seccomp_listener", test: seccomp_listener, programs: &[SECCOMP] },
     Case { name: "refusal_of_seccomp_without_privilege", test: seccomp_unprivileged, programs: &[SECCOMP] },
     Case { name: "refusal_of_mapping_policy", test: mapping_policy, programs: &[NUMA] },
+    Case { name: "refusal_of_impossible_sharing", test: impossible_sharing, programs: &[SHARING] },
     Case { name: "stop_after_dump", test: stop_after_dump, programs: &[TASKS] },
 ];
 
@@ -40,13 +42,21 @@ fn names_all() -> Outcome {
         let text = error.to_string();
         ensure(error.kind() == ErrorKind::Unsupported, || text.clone())?;
         ensure(error.refusals().len() == report.refusals().len(), || format!("{error}\n{report:?}"))?;
-        for (pid, what) in
-            [(target.pid, "socket"), (target.pid, "eventfd"), (target.pid, "timerfd"), (child, "inotify")]
-        {
+        let expected = target.file("expected").unwrap_or_default();
+        // fd NUMBER WORDS
+        let expected = expected.lines().filter_map(|line| {
+            let (fd, words) = line.strip_prefix("fd ")?.split_once(' ')?;
+            Some((target.pid, format!("fd {fd} ("), words.to_owned()))
+        });
+        for (pid, fd, words) in expected.chain([(child, "fd ".into(), "sockets".into())]) {
             let named = report.refusals().iter().any(|refusal| {
-                refusal.pid.get() == pid && refusal.to_string().contains(what) && text.contains(what)
+                let said = refusal.to_string();
+                refusal.pid.get() == pid
+                    && said.contains(&fd)
+                    && said.contains(&words)
+                    && text.contains(&said)
             });
-            ensure(named, || format!("{what} of {pid} is not named in: {error}\n{report:?}"))?;
+            ensure(named, || format!("{fd}{words}) of {pid} is not named in: {error}\n{report:?}"))?;
         }
     }
     ensure(!target.image().join("manifest").exists(), || "there is an image".into())?;
@@ -100,6 +110,23 @@ fn seccomp_listener() -> Outcome {
 
 fn mapping_policy() -> Outcome {
     is_refused(NUMA, "mapping", &["mapping", "memory policy", "mbind"])
+}
+
+/// As a whole, and for a part of it that shares with what is outside and has an unusual exit signal.
+fn impossible_sharing() -> Outcome {
+    let target = Target::start(SHARING, &["impossible"])?;
+    let below = target.file("below").and_then(|pid| pid.parse().ok()).unwrap_or(0);
+    for (pid, words) in
+        [(target.pid, &["CLONE_VM", "order"][..]), (below, &["CLONE_VM", "outside", "exit signal"])]
+    {
+        let error = match Checkpoint::of(pid).write_to(target.image()) {
+            Ok(_) => return Err("it was dumped".into()),
+            Err(error) => error.to_string(),
+        };
+        ensure(words.iter().all(|word| error.contains(word)), || error)?;
+    }
+    target.go()?;
+    target.verdict()
 }
 
 /// The checkpoint is refused in these words, and the target goes on.

@@ -1,0 +1,745 @@
+//! Files that are open or mapped though they have no name any more. The image holds all of such a file; on
+//! restore it is made again where it was, and loses its name when everything that needs it has it open.
+//!
+//! A memfd is such a file too: it has never had a name, and has its seals instead.
+//!
+//! The name that /proc shows of it is that of the original if nobody has taken it meanwhile; otherwise the
+//! file is made by another name beside it, and that is what /proc shows.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{
+    AT_FDCWD, AtFlags, FcntlArg, OFlag, OpenHow, ResolveFlag, SealFlag, fcntl, open, openat, openat2,
+};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::{
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstat, fstatat, mknodat, utimensat,
+};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, UnlinkatFlags, Whence, chown, ftruncate, geteuid, lseek, unlinkat};
+
+use super::FileRef;
+use super::path::{Reason, TMPFILE};
+use crate::Pid;
+use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
+use crate::image::{Bytes, Decode, Encode, Image, ImageWriter, Owner, Record, Records, Tag};
+use crate::proc::fdinfo;
+use crate::resource::Report;
+use crate::resource::memory::{PageWriter, Run, Segments};
+use crate::sys::sysv::memory_device;
+use crate::sys::{PAGE, xattr};
+
+/// A file without a name, but for its contents a copy of its inode.
+#[derive(Encode, Decode, Debug)]
+pub(crate) struct Ghost {
+    /// The name that it had last.
+    path: Bytes,
+    birth: Birth,
+    /// Type and permissions.
+    mode: u32,
+    user: u32,
+    group: u32,
+    size: u64,
+    accessed: Time,
+    modified: Time,
+    /// Extended attributes: names and values.
+    attributes: Vec<(Bytes, Bytes)>,
+    /// Where its data is; their addresses are offsets in the file. The rest is holes.
+    runs: Vec<Run>,
+}
+
+impl Record for Ghost {
+    const TAG: Tag = Tag::new(b"GHST");
+    const VERSION: u16 = 1;
+    const NAME: &'static str = "unlinked file";
+}
+
+/// How it came about.
+#[derive(Encode, Decode, Debug, Clone, Copy, PartialEq, Eq)]
+enum Birth {
+    /// By a name, which was removed.
+    Named,
+    /// By O_TMPFILE; the flags of the description that this call made, unless it has been closed.
+    Nameless { flags: Option<i32> },
+    /// By memfd_create(2); its seals, and whether it was mapped before they came, by which it can still be written to.
+    Memory { seals: i32, mapped_first: bool },
+}
+
+/// Seconds and nanoseconds.
+#[derive(Encode, Decode, Debug, Clone, Copy)]
+struct Time(i64, i64);
+
+impl From<Time> for TimeSpec {
+    fn from(Time(seconds, nanoseconds): Time) -> Self {
+        TimeSpec::new(seconds, nanoseconds)
+    }
+}
+
+const DELETED: &[u8] = b" (deleted)";
+
+/// Checkpoint: the unlinked files found so far, by device and inode.
+#[derive(Debug, Default)]
+pub(crate) struct Ghosts {
+    limit: u64,
+    known: BTreeMap<(u64, u64), Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    number: u32,
+    ghost: Ghost,
+    /// Of a regular file: opened for reading, and where its data is.
+    contents: Option<(File, Vec<Range<u64>>)>,
+    /// Who has mapped a memfd for writing, though it may be forbidden now; and who has after it was forbidden.
+    mapped: (Option<Pid>, Option<Pid>),
+}
+
+impl Ghosts {
+    /// `limit`: how many bytes of data one file may have.
+    pub(crate) fn new(limit: u64) -> Self {
+        Self { limit, known: BTreeMap::new() }
+    }
+
+    /// The number of the file without a link that `name` ("/path (deleted)") and `stat` are of. It can be
+    /// opened by `way`: some link of /proc.
+    pub(super) fn number(
+        &mut self,
+        name: &[u8],
+        stat: &FileStat,
+        way: &str,
+    ) -> Result<std::result::Result<u32, Reason>> {
+        if let Some(seen) = self.known.get(&(stat.st_dev, stat.st_ino)) {
+            return Ok(Ok(seen.number));
+        }
+        let number = self.known.len() as u32 + 1;
+        Ok(match Seen::look(number, name, stat, way, self.limit)? {
+            Ok(seen) => {
+                self.known.insert((stat.st_dev, stat.st_ino), seen);
+                Ok(number)
+            }
+            Err(reason) => Err(reason),
+        })
+    }
+
+    /// A description of the file has these flags.
+    pub(super) fn note_flags(&mut self, stat: &FileStat, flags: OFlag) {
+        let seen = self.known.get_mut(&(stat.st_dev, stat.st_ino));
+        if let Some(seen) = seen.filter(|_| flags.contains(TMPFILE)) {
+            seen.ghost.birth = Birth::Nameless { flags: Some(flags.bits()) };
+        }
+    }
+
+    /// This process has it mapped, shared and from a descriptor for writing. Can the mapping be made writable?
+    pub(crate) fn note_mapping(&mut self, file: &FileRef, pid: Pid, may_write: bool) {
+        let FileRef::Ghost(number) = file else { return };
+        let Some(seen) = self.known.values_mut().find(|seen| seen.number == *number) else { return };
+        let slot = if may_write { &mut seen.mapped.0 } else { &mut seen.mapped.1 };
+        slot.get_or_insert(pid);
+    }
+
+    /// What can only be said when all mappings are known.
+    pub(super) fn finish(&mut self, report: &mut Report) {
+        for seen in self.known.values_mut() {
+            let Birth::Memory { seals, mapped_first } = &mut seen.ghost.birth else { continue };
+            if *seals & libc::F_SEAL_FUTURE_WRITE == 0 {
+                continue;
+            }
+            *mapped_first = seen.mapped.0.is_some();
+            if let (Some(_), Some(pid)) = seen.mapped {
+                let reason = "it was mapped both before and after it was sealed (F_SEAL_FUTURE_WRITE)";
+                report.refuse(Refusal::new(pid, seen.ghost.subject(), reason));
+            }
+        }
+    }
+
+    /// Writes every file once, however many descriptions and mappings it has.
+    pub(crate) fn write(
+        self,
+        pages: &mut PageWriter<'_>,
+        image: &mut ImageWriter,
+        records: &mut Records,
+    ) -> Result<()> {
+        self.known.into_values().try_for_each(|Seen { number, mut ghost, contents, .. }| {
+            if let Some((file, data)) = contents {
+                // Zeroes that were written to a file are no hole; memory does not know the difference.
+                let zeroes = !matches!(ghost.birth, Birth::Memory { .. });
+                ghost.runs = pages.copy_data(&file, &data, zeroes, image).about(|| ghost.subject())?;
+            }
+            records.put(Owner(number), &ghost)
+        })
+    }
+}
+
+impl Seen {
+    fn look(
+        number: u32,
+        name: &[u8],
+        stat: &FileStat,
+        way: &str,
+        limit: u64,
+    ) -> Result<std::result::Result<Self, Reason>> {
+        let path = name.strip_suffix(DELETED).unwrap_or(name);
+        let kind = stat.st_mode & SFlag::S_IFMT.bits();
+        if kind != SFlag::S_IFREG.bits() && kind != SFlag::S_IFIFO.bits() {
+            return Ok(Err("its name no longer exists: of deleted files, only regular ones and fifos \
+                           are supported"
+                .into()));
+        }
+        let birth = match birth(path, stat, way)? {
+            Ok(birth) => birth,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let mut contents = None;
+        if kind == SFlag::S_IFREG.bits() {
+            let file = open_quietly(way)?;
+            let data = data_of(&file, stat.st_size as u64)?;
+            let held: u64 = data.iter().map(|range| range.end - range.start).sum();
+            // There is nothing else than memory that could have more of it.
+            if held > limit && fstatfs(&file).call("fstatfs")?.filesystem_type() != TMPFS_MAGIC {
+                return Ok(Err(Reason::from(format!(
+                    "it was deleted, and holds {held} bytes: more than the limit of {limit}"
+                ))
+                .hint("Checkpoint::ghost_limit() is how much of a deleted file an image may hold")));
+            }
+            contents = Some((file, data));
+        }
+        let ghost = Ghost {
+            path: path.to_vec().into(),
+            birth,
+            mode: stat.st_mode,
+            user: stat.st_uid,
+            group: stat.st_gid,
+            size: if contents.is_some() { stat.st_size as u64 } else { 0 },
+            accessed: Time(stat.st_atime, stat.st_atime_nsec),
+            modified: Time(stat.st_mtime, stat.st_mtime_nsec),
+            attributes: attributes_of(way)?,
+            runs: Vec::new(),
+        };
+        Ok(Ok(Self { number, ghost, contents, mapped: (None, None) }))
+    }
+}
+
+/// How the file came about, if it can be made again.
+fn birth(path: &[u8], stat: &FileStat, way: &str) -> Result<std::result::Result<Birth, Reason>> {
+    if path.starts_with(MEMFD) {
+        if stat.st_dev != memory_device().call("memfd_create")? {
+            return Ok(Err("a memfd of huge pages is not supported yet".into()));
+        }
+        let seals = fcntl(&open_quietly(way)?, FcntlArg::F_GET_SEALS).call("fcntl(F_GET_SEALS)")?;
+        return Ok(match seals & !KNOWN_SEALS {
+            0 => Ok(Birth::Memory { seals, mapped_first: false }),
+            _ => Err("it has seals that are not known".into()),
+        });
+    }
+    let handle = open(way, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")?;
+    if !is_beside(&handle, path)? {
+        return Ok(Err("it was deleted, and so was the directory that it was in".into()));
+    }
+    let nameless = path.ends_with(format!("/#{}", stat.st_ino).as_bytes());
+    Ok(Ok(if nameless { Birth::Nameless { flags: None } } else { Birth::Named }))
+}
+
+/// How the name of a memfd begins in /proc.
+const MEMFD: &[u8] = b"/memfd:";
+
+const F_SEAL_EXEC: i32 = 0x20;
+const KNOWN_SEALS: i32 = libc::F_SEAL_SEAL
+    | libc::F_SEAL_SHRINK
+    | libc::F_SEAL_GROW
+    | libc::F_SEAL_WRITE
+    | libc::F_SEAL_FUTURE_WRITE
+    | F_SEAL_EXEC;
+
+/// Opens for reading, without a trace in the time of the last access where that is permitted.
+fn open_quietly(way: &str) -> Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    match open(way, flags | OFlag::O_NOATIME, Mode::empty()) {
+        Err(Errno::EPERM) => open(way, flags, Mode::empty()),
+        opened => opened,
+    }
+    .map(File::from)
+    .call("open")
+}
+
+/// Is the directory in which the file was still there? Or is something else there now, or over it?
+fn is_beside(file: impl AsFd, path: &[u8]) -> Result<bool> {
+    let directory = match split(path).and_then(|(parent, _)| open_directory(parent)) {
+        Ok(directory) => directory,
+        Err(error) => match error.raw_errno() {
+            Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(false),
+            None => return Ok(false), // it never had a name in the file system
+            Some(_) => return Err(error),
+        },
+    };
+    Ok(mount_of(file)? == mount_of(directory)?)
+}
+
+fn mount_of(file: impl AsFd) -> Result<u32> {
+    let path = format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd());
+    let text = std::fs::read(path).call("read")?;
+    let info = fdinfo::parse(&text);
+    let info = info.map_err(|error| Error::new(ErrorKind::Kernel, "fdinfo").with_source(error))?;
+    Ok(info.mnt_id)
+}
+
+fn attributes_of(way: &str) -> Result<Vec<(Bytes, Bytes)>> {
+    let way = c_string(way.as_bytes())?;
+    let names = match xattr::list(&way) {
+        Err(Errno::EOPNOTSUPP) => Vec::new(),
+        names => names.call("listxattr")?,
+    };
+    let value = |name: Vec<u8>| {
+        let value = xattr::get(&way, &c_string(&name)?).call("getxattr")?;
+        Ok((name.into(), value.into()))
+    };
+    names.into_iter().map(value).collect()
+}
+
+fn c_string(bytes: &[u8]) -> Result<CString> {
+    CString::new(bytes)
+        .map_err(|error| Error::new(ErrorKind::Image, "a name with a zero byte").with_source(error))
+}
+
+/// The parts of a file that are not holes.
+fn data_of(file: &File, size: u64) -> Result<Vec<Range<u64>>> {
+    let mut data = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let start = match lseek(file, at as i64, Whence::SeekData) {
+            Ok(start) => start as u64,
+            Err(Errno::ENXIO) => break,
+            Err(errno) => return Err(Error::call("lseek(SEEK_DATA)", errno)),
+        };
+        at = (lseek(file, start as i64, Whence::SeekHole).call("lseek(SEEK_HOLE)")? as u64).min(size);
+        if at <= start {
+            break; // it became shorter meanwhile
+        }
+        data.push(start..at);
+    }
+    Ok(data)
+}
+
+/// Directory and last component of a path.
+fn split(path: &[u8]) -> Result<(&Path, &OsStr)> {
+    let path = Path::new(OsStr::from_bytes(path));
+    let bad = || Error::new(ErrorKind::Image, "not an absolute path").about(Subject::Path(path.into()));
+    match (path.is_absolute(), path.parent(), path.file_name()) {
+        (true, Some(parent), Some(name)) => Ok((parent, name)),
+        _ => Err(bad()),
+    }
+}
+
+/// Opens a directory that is to be written to, not through any symbolic link.
+fn open_directory(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    openat2(AT_FDCWD, path, how).call("openat2").about(|| Subject::Path(path.into()))
+}
+
+impl Ghost {
+    fn subject(&self) -> Subject {
+        Subject::Path(PathBuf::from(OsStr::from_bytes(&[&*self.path, DELETED].concat())))
+    }
+
+    fn kind(&self) -> SFlag {
+        SFlag::from_bits_truncate(self.mode & SFlag::S_IFMT.bits())
+    }
+
+    /// An image is not trusted.
+    fn check(&self, image: &Image) -> Result<()> {
+        let bad = |why| Err(Error::new(ErrorKind::Image, why));
+        if !matches!(self.kind(), SFlag::S_IFREG | SFlag::S_IFIFO) {
+            return bad("an unlinked file of an impossible type");
+        }
+        if i64::try_from(self.size).is_err() || (self.kind() == SFlag::S_IFIFO && self.size > 0) {
+            return bad("an unlinked file of an impossible size");
+        }
+        let end = self.size.next_multiple_of(PAGE);
+        let inside = |run: &Run| run.addr.checked_add(run.len).is_some_and(|last| last <= end);
+        if !self.runs.iter().all(inside) {
+            return bad("data beyond the end of an unlinked file");
+        }
+        match self.birth {
+            Birth::Memory { seals, .. } if !self.path.starts_with(MEMFD) || seals & !KNOWN_SEALS != 0 => {
+                return bad("an impossible memfd");
+            }
+            Birth::Memory { .. } => {}
+            Birth::Named | Birth::Nameless { .. } => drop(split(&self.path)?),
+        }
+        Segments(image).check(&self.runs)
+    }
+
+    /// Makes it, with a name where it has to have one for now.
+    fn make(self, image: &Image) -> Result<Made> {
+        let (file, entry) = match self.birth {
+            Birth::Memory { seals, .. } => (self.make_memory(seals)?, None),
+            Birth::Nameless { flags } => (self.make_nameless(&self.directory()?, flags)?, None),
+            Birth::Named => {
+                let directory = self.directory()?;
+                let (name, file) = self.make_entry(&directory, split(&self.path)?.1)?;
+                (file, Some((directory, name)))
+            }
+        };
+        let made = Made { entry, file, ghost: self };
+        made.fill(image)?;
+        Ok(made)
+    }
+
+    fn directory(&self) -> Result<OwnedFd> {
+        open_directory(split(&self.path)?.0)
+            .map_err(|error| error.with_kind(ErrorKind::Conflict))
+            .hint("the directory of a deleted file must be there, for the file to be made again")
+    }
+
+    fn make_memory(&self, seals: i32) -> Result<OwnedFd> {
+        const MFD_NOEXEC_SEAL: u32 = 8;
+        const MFD_EXEC: u32 = 16;
+        let name = c_string(self.path.strip_prefix(MEMFD).unwrap_or_default())?;
+        // Where vm.memfd_noexec asks for it; a kernel that does not know of it (before 6.3) has none of these flags.
+        let never_executable = seals & F_SEAL_EXEC != 0 && self.mode & 0o111 == 0;
+        let more = MFdFlags::from_bits_retain(if never_executable { MFD_NOEXEC_SEAL } else { MFD_EXEC });
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let made = match memfd_create(&*name, flags | more) {
+            Err(Errno::EINVAL) => memfd_create(&*name, flags),
+            made => made,
+        };
+        let made = made.call("memfd_create")?;
+        let way = format!("/proc/self/fd/{}", made.as_raw_fd());
+        open(way.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")
+    }
+
+    /// By its own name, or by one that nobody has.
+    fn make_entry(&self, directory: &OwnedFd, name: &OsStr) -> Result<(OsString, OwnedFd)> {
+        const TRIES: u32 = 100;
+        let other = |number| OsString::from(format!(".cryosleep-{}-{number}", std::process::id()));
+        for name in std::iter::once(name.to_owned()).chain((0..TRIES).map(other)) {
+            match self.create(directory, &name) {
+                Err(error) if error.raw_errno() == Some(Errno::EEXIST) => {}
+                created => return Ok((name, created?)),
+            }
+        }
+        Err(Error::new(ErrorKind::Conflict, "no name is free in the directory of a deleted file"))
+    }
+
+    /// A handle of a new file: nobody who may write to the directory can make us take another for it.
+    fn create(&self, directory: &OwnedFd, name: &OsStr) -> Result<OwnedFd> {
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        if self.kind() == SFlag::S_IFIFO {
+            mknodat(directory, name, SFlag::S_IFIFO, mode, 0).call("mknodat")?;
+            let made = openat(directory, name, HANDLE, Mode::empty()).call("openat")?;
+            let stat = fstat(&made).call("fstat")?;
+            let own = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFIFO.bits()
+                && (stat.st_nlink, stat.st_uid) == (1, geteuid().as_raw());
+            return if own { Ok(made) } else { Err(taken()) };
+        }
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let made = openat(directory, name, flags, mode).call("openat")?;
+        let way = format!("/proc/self/fd/{}", made.as_raw_fd());
+        open(way.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")
+    }
+
+    /// The description of that call is that of the original, if there still was one.
+    fn make_nameless(&self, directory: &OwnedFd, flags: Option<i32>) -> Result<OwnedFd> {
+        let flags = OFlag::from_bits_retain(flags.unwrap_or(libc::O_RDWR));
+        let at_birth = OFlag::O_ACCMODE | OFlag::O_NOFOLLOW | OFlag::O_SYNC | OFlag::O_DSYNC;
+        let flags = flags & at_birth | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
+        openat(directory, ".", flags, Mode::S_IRUSR | Mode::S_IWUSR).call("openat(O_TMPFILE)")
+    }
+}
+
+fn taken() -> Error {
+    Error::new(ErrorKind::Conflict, "another file has taken its place meanwhile")
+}
+
+/// What is held of a file whose name is to go: no more than that it exists.
+const HANDLE: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// An unlinked file that has been made again. Dropping it removes the name that it may still have.
+struct Made {
+    /// Its name for now, and the directory that it is in.
+    entry: Option<(OwnedFd, OsString)>,
+    file: OwnedFd,
+    ghost: Ghost,
+}
+
+impl Made {
+    fn way(&self) -> String {
+        format!("/proc/self/fd/{}", self.file.as_raw_fd())
+    }
+
+    fn fill(&self, image: &Image) -> Result<()> {
+        let ghost = &self.ghost;
+        let way = self.way();
+        if ghost.kind() == SFlag::S_IFREG {
+            let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+            let file = File::from(open(way.as_str(), flags, Mode::empty()).call("open")?);
+            ftruncate(&file, ghost.size as i64).call("ftruncate")?;
+            Segments(image).each(&ghost.runs, |pieces| {
+                pieces.iter().try_for_each(|(offset, bytes)| {
+                    let length = bytes.len().min(ghost.size.saturating_sub(*offset) as usize);
+                    file.write_all_at(bytes.get(..length).unwrap_or_default(), *offset).call("pwrite")
+                })
+            })?;
+        }
+        let (user, group) = (Uid::from_raw(ghost.user), Gid::from_raw(ghost.group));
+        chown(way.as_str(), Some(user), Some(group)).call("chown")?;
+        let way = c_string(way.as_bytes())?;
+        ghost
+            .attributes
+            .iter()
+            .try_for_each(|(name, value)| xattr::set(&way, &c_string(name)?, value).call("setxattr"))
+    }
+
+    /// A description of it.
+    fn open(&self, flags: OFlag) -> Result<OwnedFd> {
+        if flags.contains(TMPFILE) {
+            let Birth::Nameless { flags: Some(_) } = self.ghost.birth else {
+                return Err(Error::new(ErrorKind::Image, "O_TMPFILE on a file that was not made by it"));
+            };
+            return self.file.try_clone().call("fcntl");
+        }
+        let flags = flags | OFlag::O_CLOEXEC;
+        let Some((directory, entry)) = &self.entry else {
+            return open(self.way().as_str(), flags, Mode::empty()).call("open");
+        };
+        let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let opened = openat2(directory, entry.as_os_str(), how).call("openat2")?;
+        let (is, should) = (fstat(&opened).call("fstat")?, fstat(&self.file).call("fstat")?);
+        if (is.st_dev, is.st_ino) != (should.st_dev, should.st_ino) {
+            return Err(taken());
+        }
+        Ok(opened)
+    }
+
+    /// Nothing more will be opened: it becomes what it was.
+    fn finish(&mut self) -> Result<()> {
+        let way = self.way();
+        let follow = FchmodatFlags::FollowSymlink;
+        let mode = Mode::from_bits_truncate(self.ghost.mode);
+        fchmodat(AT_FDCWD, way.as_str(), mode, follow).call("fchmodat")?;
+        let (accessed, modified) = (self.ghost.accessed.into(), self.ghost.modified.into());
+        let follow = UtimensatFlags::FollowSymlink;
+        utimensat(AT_FDCWD, way.as_str(), &accessed, &modified, follow).call("utimensat")?;
+        match self.ghost.birth {
+            Birth::Memory { seals, mapped_first: false } => self.seal(seals),
+            Birth::Memory { mapped_first: true, .. } => Ok(()),
+            Birth::Named | Birth::Nameless { .. } => self.unlink(),
+        }
+    }
+
+    /// Everything is mapped that was mapped before it was sealed.
+    fn finish_mapped(&self) -> Result<()> {
+        match self.ghost.birth {
+            Birth::Memory { seals, mapped_first: true } => self.seal(seals),
+            _ => Ok(()),
+        }
+    }
+
+    fn seal(&self, seals: i32) -> Result<()> {
+        let file = open(self.way().as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).call("open")?;
+        let seals = FcntlArg::F_ADD_SEALS(SealFlag::from_bits_retain(seals));
+        fcntl(file, seals).call("fcntl(F_ADD_SEALS)").map(drop)
+    }
+
+    fn unlink(&mut self) -> Result<()> {
+        let Some((directory, entry)) = self.entry.take() else { return Ok(()) };
+        let named = fstatat(&directory, entry.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW).call("fstatat")?;
+        let own = fstat(&self.file).call("fstat")?;
+        if (named.st_dev, named.st_ino) != (own.st_dev, own.st_ino) {
+            return Err(taken());
+        }
+        unlinkat(&directory, entry.as_os_str(), UnlinkatFlags::NoRemoveDir).call("unlinkat")
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        // On the way out of another error.
+        let _ = self.unlink();
+    }
+}
+
+/// Restore: all unlinked files, made again.
+#[derive(Default)]
+pub(crate) struct Revived(BTreeMap<u32, Made>);
+
+impl Revived {
+    pub(crate) fn make(image: &Image) -> Result<Self> {
+        let numbers = || image.owners::<Ghost>();
+        // All are checked before the first is made.
+        for owner in numbers() {
+            let ghost: Ghost = image.require(owner)?;
+            ghost.check(image).about(|| ghost.subject())?;
+        }
+        let mut made = BTreeMap::new();
+        for owner in numbers() {
+            let ghost: Ghost = image.require(owner)?;
+            let subject = ghost.subject();
+            made.insert(owner.0, ghost.make(image).about(|| subject)?);
+        }
+        Ok(Self(made))
+    }
+
+    pub(super) fn open(&self, number: u32, flags: OFlag) -> Result<OwnedFd> {
+        let made = self.0.get(&number);
+        let made = made.ok_or_else(|| {
+            Error::new(ErrorKind::Image, "a file that is missing").about(subject_of(number))
+        })?;
+        made.open(flags).about(|| made.ghost.subject())
+    }
+
+    /// All memory is mapped.
+    pub(super) fn finish_mapped(&self) -> Result<()> {
+        self.0.values().try_for_each(|made| made.finish_mapped().about(|| made.ghost.subject()))
+    }
+
+    /// Takes their names away: everything that was to be opened is open.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        self.0.values_mut().try_for_each(|made| {
+            let subject = made.ghost.subject();
+            made.finish().about(|| subject)
+        })
+    }
+}
+
+/// What errors call a file of which no more is known.
+pub(super) fn subject_of(number: u32) -> Subject {
+    Subject::Section(format!("{} {number}", Ghost::NAME))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::tests::{Scratch, make, probe, refused};
+    use super::super::{Collector, FilePolicy, FileRef, Finder};
+    use super::*;
+
+    fn ghost(path: &Path) -> Ghost {
+        Ghost {
+            path: path.as_os_str().as_bytes().to_vec().into(),
+            birth: Birth::Named,
+            mode: libc::S_IFREG | 0o640,
+            user: geteuid().as_raw(),
+            group: nix::unistd::getegid().as_raw(),
+            size: 5000,
+            accessed: Time(1, 2),
+            modified: Time(3, 4),
+            attributes: Vec::new(),
+            runs: vec![Run { addr: 0, len: PAGE, segment: 0, offset: 0 }],
+        }
+    }
+
+    fn image(scratch: &Scratch, ghost: &Ghost) -> Image {
+        scratch.image(|records| records.put(Owner(1), ghost).unwrap())
+    }
+
+    #[test]
+    fn hostile_ghosts() {
+        let scratch = Scratch::new();
+        let good = || ghost(&scratch.path("file"));
+        make(&image(&scratch, &good())).unwrap();
+        let run = |addr, len, offset| vec![Run { addr, len, segment: 0, offset }];
+        for (what, wrong) in [
+            ("relative", Ghost { path: b"file".to_vec().into(), ..good() }),
+            ("root", Ghost { path: b"/".to_vec().into(), ..good() }),
+            (
+                "zero byte",
+                Ghost { attributes: vec![(b"user.\0".to_vec().into(), Bytes::default())], ..good() },
+            ),
+            ("directory", Ghost { mode: libc::S_IFDIR | 0o755, ..good() }),
+            ("device", Ghost { mode: libc::S_IFCHR | 0o666, ..good() }),
+            ("size", Ghost { size: 1 << 63, ..good() }),
+            ("end", Ghost { runs: run(2 * PAGE, PAGE, 0), ..good() }),
+            ("overflow", Ghost { runs: run(u64::MAX, PAGE, 0), ..good() }),
+            ("segment", Ghost { runs: run(0, PAGE, 1), ..good() }),
+            ("no segment", Ghost { runs: vec![Run { segment: 9, ..good().runs[0] }], ..good() }),
+            ("fifo", Ghost { mode: libc::S_IFIFO | 0o600, ..good() }),
+        ] {
+            let said = refused(&image(&scratch, &wrong), ErrorKind::Image);
+            assert!(scratch.names().is_empty(), "{what}: {said}: {:?}", scratch.names());
+        }
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_or_leads_elsewhere() {
+        let scratch = Scratch::new();
+        std::os::unix::fs::symlink(scratch.path(""), scratch.path("link")).unwrap();
+        for path in ["none/file", "link/file", "link/../none/file"] {
+            refused(&image(&scratch, &ghost(&scratch.path(path))), ErrorKind::Conflict);
+        }
+        assert_eq!(scratch.names(), ["link"]);
+    }
+
+    /// Neither the name of another file nor a name of ours is left.
+    #[test]
+    fn a_name_that_is_taken() {
+        let scratch = Scratch::new();
+        std::fs::write(scratch.path("file"), "other").unwrap();
+        make(&image(&scratch, &ghost(&scratch.path("file")))).unwrap();
+        assert_eq!(std::fs::read(scratch.path("file")).unwrap(), b"other");
+        assert_eq!(scratch.names(), ["file"]);
+    }
+
+    #[test]
+    fn a_file_that_is_missing() {
+        let error = Finder::of_nothing().open(&FileRef::Ghost(7), OFlag::O_RDONLY).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Image);
+    }
+
+    #[test]
+    fn the_limit_names_size_and_option() {
+        let scratch = Scratch::new();
+        let file = scratch.file("file");
+        file.write_all_at(&[1; 5000], 1 << 20).unwrap();
+        std::fs::remove_file(scratch.path("file")).unwrap();
+        let describe = |ghost_limit| {
+            let mut collector = Collector::of_policy(&FilePolicy { ghost_limit, ..FilePolicy::default() });
+            collector.file(&probe(&file)).unwrap()
+        };
+        let refusal = describe(4999).unwrap_err();
+        assert!(refusal.reason.contains("5000 bytes") && refusal.reason.contains("4999"), "{refusal}");
+        assert!(refusal.hint.unwrap().contains("Checkpoint::ghost_limit"));
+        assert_eq!(describe(5000).unwrap(), FileRef::Ghost(1));
+    }
+
+    #[test]
+    fn gone_with_its_directory_or_still_linked() {
+        let scratch = Scratch::new();
+        let describe = |file: &File| {
+            let mut collector = Collector::of_policy(&FilePolicy::default());
+            collector.file(&probe(file)).unwrap()
+        };
+        std::fs::create_dir(scratch.path("dir")).unwrap();
+        let file = scratch.file("dir/file");
+        std::fs::remove_dir_all(scratch.path("dir")).unwrap();
+        assert!(describe(&file).unwrap_err().reason.contains("directory"));
+        let linked = scratch.file("linked");
+        std::fs::hard_link(scratch.path("linked"), scratch.path("other")).unwrap();
+        std::fs::remove_file(scratch.path("linked")).unwrap();
+        assert!(describe(&linked).unwrap_err().reason.contains("other names"));
+    }
+
+    #[test]
+    fn permissions_and_times_come_last() {
+        let scratch = Scratch::new();
+        let image = image(&scratch, &Ghost { mode: libc::S_IFREG | 0o4, ..ghost(&scratch.path("file")) });
+        let mut revived = Revived::make(&image).unwrap();
+        let file = File::from(revived.open(1, OFlag::O_RDWR).unwrap());
+        revived.finish().unwrap();
+        let now = file.metadata().unwrap();
+        assert_eq!(now.permissions().mode() & 0o7777, 0o4);
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!((now.atime(), now.atime_nsec(), now.mtime(), now.mtime_nsec()), (1, 2, 3, 4));
+        assert_eq!((now.nlink(), now.size()), (0, 5000));
+    }
+}

@@ -1,0 +1,120 @@
+//! Images that contradict themselves are refused before anything is made of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::table::Slot;
+use super::{Builder, FdTable, FileRef, FileValidation, Finder, Inherited, Probe};
+use crate::Pid;
+use crate::error::{ErrorKind, Result};
+use crate::image::{Image, ImageWriter, ManifestInfo, Records};
+
+/// A directory for one test, gone with it.
+pub(super) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(super) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("cryosleep-fds-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        // No symbolic link leads to it.
+        let path = std::env::temp_dir().canonicalize().unwrap().join(name);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Opened anew.
+    pub(super) fn file(&self, name: &str) -> fs::File {
+        fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(self.path(name))
+            .unwrap()
+    }
+
+    pub(super) fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.0).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name != "image").collect()
+    }
+
+    /// An image with these records and one page segment of 4096 bytes.
+    pub(super) fn image(&self, put: impl FnOnce(&mut Records)) -> Image {
+        let mut writer = ImageWriter::create(&self.path("image")).unwrap();
+        writer.segment().unwrap().file.set_len(4096).unwrap();
+        let mut records = Records::new().unwrap();
+        put(&mut records);
+        writer.finish(records, ManifestInfo { root: Pid::from(1) }).unwrap();
+        Image::open(&self.path("image")).unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Makes all files of an image.
+pub(super) fn make(image: &Image) -> Result<()> {
+    let finder = Finder::new(image, FileValidation::Size)?;
+    Builder::new(image, finder, Inherited::default(), Default::default()).make_all()
+}
+
+pub(super) fn refused(image: &Image, kind: ErrorKind) -> String {
+    let error = make(image).unwrap_err();
+    assert_eq!(error.kind(), kind, "{error}");
+    error.to_string()
+}
+
+/// One slot of our own, as if it were of a task.
+pub(super) fn probe(file: &fs::File) -> Probe {
+    use std::os::fd::AsRawFd;
+    Probe::new(Pid::from(std::process::id()), file.as_raw_fd(), file.try_clone().unwrap().into()).unwrap()
+}
+
+#[test]
+fn slots_in_order_and_their_locks() {
+    let slot = |fd| Slot { fd, close_on_exec: false, description: 1 };
+    let table =
+        |fds: &[i32]| FdTable { slots: fds.iter().copied().map(slot).collect(), ..FdTable::default() };
+    table(&[0, 3, 7]).check().unwrap();
+    for wrong in [&[3, 0][..], &[1, 1], &[-1, 0]] {
+        assert_eq!(table(wrong).check().unwrap_err().kind(), ErrorKind::Image);
+    }
+    let locked = |fd, start, last| FdTable {
+        locks: vec![super::locks::PosixLock::new(fd, start, last)],
+        ..table(&[0, 3])
+    };
+    locked(3, 5, Some(9)).check().unwrap();
+    for wrong in [locked(2, 5, None), locked(3, 5, Some(4)), locked(0, u64::MAX, None)] {
+        assert_eq!(wrong.check().unwrap_err().kind(), ErrorKind::Image);
+    }
+}
+
+/// What a path leads to must be what it is said to be, with nothing in between.
+#[test]
+fn paths_that_lead_elsewhere() {
+    let scratch = Scratch::new();
+    fs::write(scratch.path("file"), "").unwrap();
+    std::os::unix::fs::symlink(scratch.path("file"), scratch.path("link")).unwrap();
+    fs::create_dir(scratch.path("dir")).unwrap();
+    let named = |path: &Path| FileRef::of_test(path, libc::S_IFREG);
+    let finder = Finder::of_nothing();
+    let open = |path: &Path| finder.open(&named(path), nix::fcntl::OFlag::O_RDONLY);
+    open(&scratch.path("file")).unwrap();
+    for wrong in ["dir/../file", "link", "dir", "none", "file/x"] {
+        assert_eq!(open(&scratch.path(wrong)).unwrap_err().kind(), ErrorKind::Conflict, "{wrong}");
+    }
+    open(Path::new("file")).unwrap_err();
+    // A fifo must not be waited for.
+    fs::remove_file(scratch.path("file")).unwrap();
+    nix::unistd::mkfifo(&scratch.path("file"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert_eq!(open(&scratch.path("file")).unwrap_err().kind(), ErrorKind::Conflict);
+}
