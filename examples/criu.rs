@@ -8,7 +8,9 @@
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::io::{Seek, SeekFrom};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Mutex;
@@ -16,8 +18,10 @@ use std::time::Duration;
 
 use cryosleep::check::{Feature, Features, Need};
 use cryosleep::{
-    AfterDump, Checkpoint, Event, Exit, FileValidation, Hooks, OuterSession, Pid, Restore, Restored,
+    AfterDump, Checkpoint, Event, Exit, External, FileValidation, Hooks, OuterPipes, OuterSession, Pid,
+    Restore, Restored,
 };
+use nix::libc;
 use tracing::{error, info};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -62,6 +66,8 @@ struct Settings {
     shell_job: bool,
     detached: bool,
     features: Vec<String>,
+    ghost_limit: Option<u64>,
+    inherited: Vec<(External, OwnedFd)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -132,15 +138,16 @@ const OPTIONS: &[Opt] = &[
     Opt(BOTH, 'j', "shell-job", Flag(|s| turn_on(&mut s.shell_job))),
     Opt(BOTH, ' ', "file-validation", Takes(|_, v| file_validation(v))),
     Opt(RESTORE, 'd', "restore-detached", Flag(|s| turn_on(&mut s.detached))),
+    Opt(RESTORE, ' ', "inherit-fd", Takes(|s, v| add(&mut s.inherited, inherited(v)?))),
+    Opt(DUMP, ' ', "ghost-limit", Takes(|s, v| set(&mut s.ghost_limit, size(v)?))),
+    Opt(BOTH, 'l', "file-locks", Flag(|_| Ok(()))), // they always come back
     Opt(CHECK, ' ', "feature", Takes(|s, v| add(&mut s.features, v.into()))),
     Opt(RESTORE, 'S', "restore-sibling", NotYet),
     Opt(RESTORE, 's', "leave-stopped", NotYet),
     Opt(RESTORE, 'r', "root", NotYet),
-    Opt(RESTORE, ' ', "inherit-fd", NotYet),
     Opt(RESTORE, ' ', "join-ns", NotYet),
     Opt(DUMP, ' ', "freeze-cgroup", NotYet),
     Opt(DUMP, ' ', "skip-in-flight", NotYet),
-    Opt(DUMP, ' ', "ghost-limit", NotYet),
     Opt(DUMP, ' ', "network-lock", NotYet),
     Opt(DUMP, ' ', "track-mem", NotYet),
     Opt(DUMP, ' ', "prev-images-dir", NotYet),
@@ -152,7 +159,6 @@ const OPTIONS: &[Opt] = &[
     Opt(DUMP, ' ', "force-irmap", NotYet),
     Opt(DUMP, ' ', "enable-fs", NotYet),
     Opt(DUMP, ' ', "cpu-cap", NotYet),
-    Opt(BOTH, 'l', "file-locks", NotYet),
     Opt(BOTH, ' ', "tcp-established", NotYet),
     Opt(BOTH, ' ', "tcp-close", NotYet),
     Opt(BOTH, ' ', "ext-unix-sk", NotYet),
@@ -187,6 +193,58 @@ fn file_validation(how: &str) -> Result<()> {
         "filesize" => Ok(()),
         other => Err(format!("{other} is not supported yet").into()),
     }
+}
+
+/// A number of bytes, or of kilobytes, megabytes, gigabytes.
+fn size(text: &str) -> Result<u64> {
+    let number = text.trim_end_matches(['K', 'M', 'G']);
+    let factor = match text.strip_prefix(number) {
+        Some("K") => 1 << 10,
+        Some("M") => 1 << 20,
+        Some("G") => 1 << 30,
+        Some("") => 1,
+        _ => return Err("not a size".into()),
+    };
+    number.parse::<u64>()?.checked_mul(factor).ok_or_else(|| "too large".into())
+}
+
+/// `fd[N]:KEY`, where the key is `pipe:[INODE]` or a path (which drivers write without the slash at its start).
+fn inherited(text: &str) -> Result<(External, OwnedFd)> {
+    let (number, key) =
+        text.strip_prefix("fd[").and_then(|rest| rest.split_once("]:")).ok_or("not fd[N]:KEY")?;
+    let pipe = key.strip_prefix("pipe:[").and_then(|rest| rest.strip_suffix(']'));
+    let key = match pipe {
+        Some(inode) => External::Pipe(inode.parse()?),
+        None if key.contains(":[") || key.starts_with("tty[") || key.starts_with("file[") => {
+            return Err(format!("{key} is not supported yet").into());
+        }
+        None => External::File(Path::new("/").join(key)),
+    };
+    Ok((key, descriptor(number.parse()?)?))
+}
+
+/// What a descriptor of ours is of, opened again in the same way.
+fn descriptor(number: u32) -> Result<OwnedFd> {
+    let failed = |error| format!("descriptor {number}: {error}");
+    let info = procfs_line(&format!("/proc/self/fdinfo/{number}"), "flags:").map_err(failed)?;
+    let flags = i32::from_str_radix(&info, 8)?;
+    let opened = OpenOptions::new()
+        .read(flags & libc::O_ACCMODE != libc::O_WRONLY)
+        .write(flags & libc::O_ACCMODE != libc::O_RDONLY)
+        .custom_flags(flags & (libc::O_APPEND | libc::O_NONBLOCK))
+        .open(format!("/proc/self/fd/{number}"));
+    let mut opened = opened.map_err(failed)?;
+    let position = procfs_line(&format!("/proc/self/fdinfo/{number}"), "pos:").map_err(failed)?.parse()?;
+    if position > 0 {
+        opened.seek(SeekFrom::Start(position))?;
+    }
+    Ok(opened.into())
+}
+
+fn procfs_line(file: &str, name: &str) -> std::io::Result<String> {
+    let text = fs::read_to_string(file)?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    Ok(line.trim().to_owned())
 }
 
 /// The words of a command line, of which an option may take one more.
@@ -339,7 +397,12 @@ impl Settings {
         let tree = self.tree.ok_or("option --tree is missing: the pid of the root of the tree")?;
         let images = self.images()?;
         let mut stages = Stages { settings: self, images: &images };
-        let mut checkpoint = Checkpoint::of(tree).after(self.after).hooks(&mut stages);
+        // A driver supplies the ends of pipes that are its own: --inherit-fd.
+        let mut checkpoint =
+            Checkpoint::of(tree).after(self.after).outer_pipes(OuterPipes::External).hooks(&mut stages);
+        if let Some(limit) = self.ghost_limit {
+            checkpoint = checkpoint.ghost_limit(limit);
+        }
         if let Some(limit) = self.time_limit {
             checkpoint = checkpoint.time_limit(limit);
         }
@@ -354,6 +417,9 @@ impl Settings {
         let mut stages = Stages { settings: self, images: &images };
         let session = if self.shell_job { OuterSession::Inherit } else { OuterSession::Same };
         let restore = Restore::from(&images).outer_session(session).file_validation(FileValidation::Size);
+        let restore = self.inherited.iter().try_fold(restore, |restore, (key, file)| {
+            Ok::<_, Failure>(restore.inherit(key.clone(), file.try_clone()?))
+        })?;
         let restored = restore.hooks(&mut stages).run()?;
         info!(pid = restored.pid().get(), stats = ?restored.stats, "restored");
         self.tell_status()?;

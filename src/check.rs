@@ -19,16 +19,19 @@
 //! only sleeps and is gone when [`Features::probe`] returns. That child sends no SIGCHLD when it ends; while
 //! it is traced a `waitpid(-1)` of the host can see it stop or end, as it can see any task of the library's.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::inotify::{InitFlags, Inotify};
 
 use crate::Pid;
 use crate::proc::status;
-use crate::sys::{self, pagemap, pidfd, probe, ptrace};
+use crate::sys::{self, file, pagemap, pidfd, probe, ptrace};
 use crate::tracee::{CloneArgs, Dummy, Tracee};
 
 /// What a feature is good for.
@@ -304,6 +307,33 @@ features! {
             Ok(sys::kcmp_file(place, place).map(drop)?)
         },
     }
+    /// Which file an epoll instance watches (kcmp(2) KCMP_EPOLL_TFD).
+    KcmpEpoll {
+        name: "kcmp_epoll", criu: Some("kcmp_epoll"), since: (4, 13), need: Optional,
+        source: "kcmp(2)",
+        hint: "without it (CONFIG_KCMP) a checkpoint of a target with epoll fails",
+        ask: |things| kcmp_epoll(things.own),
+    }
+    /// Expirations of a timerfd that have not been read can be set (TFD_IOC_SET_TICKS).
+    TimerfdTicks {
+        name: "timerfd", criu: Some("timerfd"), since: (3, 17), need: Optional,
+        source: "timerfd_create(2)",
+        hint: "without it (CONFIG_CHECKPOINT_RESTORE) a timerfd with unread expirations is not restored",
+        ask: |_| {
+            let timer = file::timerfd(libc::CLOCK_MONOTONIC)?;
+            Ok(file::set_ticks(timer.as_fd(), 1)?)
+        },
+    }
+    /// The number of an inotify watch can be chosen (INOTIFY_IOC_SETNEXTWD).
+    InotifyNumbers {
+        name: "inotify_numbers", criu: None, since: (4, 16), need: Optional,
+        source: "linux/inotify.h",
+        hint: "without it (CONFIG_CHECKPOINT_RESTORE) inotify watches are not restored",
+        ask: |_| {
+            let inotify = OwnedFd::from(Inotify::init(InitFlags::IN_CLOEXEC)?);
+            Ok(file::set_next_watch(inotify.as_fd(), 7)?)
+        },
+    }
     /// A descriptor that refers to a process (pidfd_open(2)).
     Pidfd {
         name: "pidfd", criu: None, since: (5, 3), need: Both,
@@ -399,6 +429,19 @@ features! {
         hint: "without it an ordinary user cannot restore; look at user.max_user_namespaces, kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns",
         ask: |_| {
             let flags = (libc::CLONE_NEWUSER | libc::CLONE_NEWPID) as u64;
+            match Dummy::spawn(CloneArgs { flags, ..CloneArgs::default() }) {
+                Err(errno @ Errno::ENOSPC) => Err(No { reason: Reason::Setting, errno: Some(errno) }),
+                made => Ok(made.map(drop)?),
+            }
+        },
+    }
+    /// A pid namespace can be made ([`Pids::NewNamespace`](crate::Pids::NewNamespace)).
+    PidNamespaces {
+        name: "pidns", criu: None, since: (3, 8), need: Optional,
+        source: "pid_namespaces(7)",
+        hint: "without it (CAP_SYS_ADMIN, CONFIG_PID_NS) a tree is only restored where its numbers are free; look at user.max_pid_namespaces, too",
+        ask: |_| {
+            let flags = libc::CLONE_NEWPID as u64;
             match Dummy::spawn(CloneArgs { flags, ..CloneArgs::default() }) {
                 Err(errno @ Errno::ENOSPC) => Err(No { reason: Reason::Setting, errno: Some(errno) }),
                 made => Ok(made.map(drop)?),
@@ -644,6 +687,18 @@ fn pagemap_scan(things: &Things, any: pagemap::Page) -> Answer {
     let page = (&raw const variable) as u64 & !(sys::PAGE - 1);
     let query = pagemap::Query { any, none: pagemap::Page::empty() };
     Ok(pagemap::scan(things.pagemap()?, page..page + sys::PAGE, query, |_, _| ())?)
+}
+
+/// An instance that watches another one is asked about that.
+fn kcmp_epoll(own: Pid) -> Answer {
+    let new = || Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
+    let (watching, watched) = (new()?, new()?);
+    watching.add(&watched.0, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+    let target = watched.0.as_raw_fd();
+    match file::kcmp_epoll((own, target), (own, watching.0.as_raw_fd()), (target, 0))? {
+        Ordering::Equal => Ok(()),
+        _ => Err(Reason::Kernel.into()),
+    }
 }
 
 /// Lets a child end, and asks how it ended after it has been reaped.

@@ -248,6 +248,10 @@ impl<'h> Checkpoint<'h> {
         on_own_thread(move || {
             let frozen = freeze_program(self.root, self.time_limit).in_phase(Phase::Freeze)?;
             let mut report = Report::default();
+            unsupported::nested(&frozen, &mut report).in_phase(Phase::Collect)?;
+            if !report.0.is_empty() {
+                return Ok(Preflight(report.0));
+            }
             let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
             let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
             let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
@@ -272,6 +276,10 @@ impl<'h> Checkpoint<'h> {
         self.tell(Event::Frozen { root }).in_phase(Phase::Freeze)?;
 
         let mut report = Report::default();
+        unsupported::nested(&frozen, &mut report).in_phase(Phase::Collect)?;
+        if !report.0.is_empty() {
+            return Err(Error::unsupported(report.0).in_phase(Phase::Collect));
+        }
         let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
         let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
         let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
@@ -309,6 +317,7 @@ impl<'h> Checkpoint<'h> {
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
         let Described { mut records, spaces, shared, ghosts, sleeps } = described;
+        let root = borrowed.first().map_or(self.root, |root| Pid::from(root.process.number));
         let mut image = ImageWriter::create(dir)?.durability(self.durability);
         let started = Instant::now();
         let hooks = &mut self.hooks;
@@ -320,7 +329,7 @@ impl<'h> Checkpoint<'h> {
         let owners = borrowed.iter().filter(|process| process.owns_memory);
         for (mut space, process) in spaces.into_iter().zip(owners) {
             process.write_pages(&mut space, &mut pages, &mut image).of(process.process.pid)?;
-            records.put(Owner(process.process.pid.get()), &space)?;
+            records.put(Owner(process.process.number), &space)?;
         }
         shared.write(Memory::open, &mut pages, &mut image, &mut records)?;
         ghosts.write(&mut pages, &mut image, &mut records)?;
@@ -328,7 +337,7 @@ impl<'h> Checkpoint<'h> {
         stats.pages_scanned = pages.counts.scanned;
         stats.pages_zero = pages.counts.zero;
         stats.pages_written = pages.counts.written;
-        stats.bytes_written = image.finish(records, ManifestInfo { root: self.root })?.bytes;
+        stats.bytes_written = image.finish(records, ManifestInfo { root })?.bytes;
         Ok(sleeps)
     }
 }
@@ -450,7 +459,7 @@ impl<'f> Borrowed<'f> {
         let mut owners = BTreeMap::new();
         for process in &frozen.processes {
             unsupported::check(process, report)?;
-            let owner = shares.process(process.pid.get()).get(Kind::Memory);
+            let owner = shares.process(process.number).get(Kind::Memory);
             let first = owners.get(&owner).and_then(|index: &usize| all.get(*index));
             let borrowed = Self::borrow(process, first).of(process.pid)?;
             owners.entry(owner).or_insert(all.len());
@@ -502,8 +511,9 @@ impl<'f> Borrowed<'f> {
     fn puppet<'p>(&'p self, thread: &'p Thread) -> Result<Option<Puppet<'p>>> {
         let Some(Tools { scratch, .. }) = self.tools.as_deref().copied() else { return Ok(None) };
         let saved = Saved::of(&thread.tracee)?;
-        let Process { pid, status, .. } = self.process;
-        Puppet::borrow(&thread.tracee, *pid, &self.memory, scratch, &saved, status.sig_cgt).map(Some)
+        let Process { status, .. } = self.process;
+        let ids = self.process.ids();
+        Puppet::borrow(&thread.tracee, ids, &self.memory, scratch, &saved, status.sig_cgt).map(Some)
     }
 
     fn write_pages(
@@ -545,7 +555,7 @@ impl<'f> Borrowed<'f> {
     }
 
     /// Asks it about those of its children that are stopped.
-    fn stops_of(&self, frozen: &Frozen) -> Result<Vec<(Pid, JobStop)>> {
+    fn stops_of(&self, frozen: &Frozen) -> Result<Vec<(u32, JobStop)>> {
         let Some(speaker) = self.process.threads.first() else { return Ok(Vec::new()) };
         let own = |child: &&Process| child.stat.ppid == self.process.pid.get() && child.is_stopped();
         let stopped: Vec<&Process> = frozen.processes.iter().filter(own).collect();
@@ -565,7 +575,7 @@ impl<'f> Borrowed<'f> {
     }
 
     /// Makes the process wait for children of its own that have been killed.
-    fn wait_for(&self, children: &[Pid]) -> Result<()> {
+    fn wait_for(&self, children: &[u32]) -> Result<()> {
         let Some(speaker) = self.process.threads.first().filter(|_| !children.is_empty()) else {
             return Ok(());
         };
@@ -574,7 +584,7 @@ impl<'f> Borrowed<'f> {
             let mut batch = puppet.batch();
             let options = (libc::WNOHANG | libc::__WALL) as u64;
             some.iter().for_each(|child| {
-                batch.call(sys::wait4, &[u64::from(child.get()), 0, options, 0]);
+                batch.call(sys::wait4, &[u64::from(*child), 0, options, 0]);
             });
             // One that ignores SIGCHLD has none to wait for: that is as well.
             puppet.run(batch)?;
@@ -587,9 +597,9 @@ impl<'f> Borrowed<'f> {
             return Ok(());
         };
         let Tools { springboard, scratch } = *tools;
-        let (pid, tracee) = (self.process.pid, &speaker.tracee);
+        let (number, tracee) = (self.process.number, &speaker.tracee);
         let queued =
-            pending::queue_continues(&self.continues, (springboard, scratch), pid, tracee, &self.memory);
+            pending::queue_continues(&self.continues, (springboard, scratch), number, tracee, &self.memory);
         let last = Arc::into_inner(tools);
         queued.and(last.map_or(Ok(()), |tools| tools.remove(speaker, &self.memory)))
     }
@@ -631,7 +641,7 @@ impl Described {
         described.records.put(Owner::IMAGE, &Processor::here())?;
         births::check(&tree, shares, report)?;
         shares.write(&mut described.records)?;
-        let mut files = Collector::new(&tree, policy);
+        let mut files = Collector::new(frozen, &tree, policy);
         for process in borrowed {
             described.process(process, &mut files.ghosts, report).of(process.process.pid)?;
             for (tid, sharing) in shares.seats(process.process) {
@@ -646,7 +656,7 @@ impl Described {
                 }
             }
             for (child, stop) in process.stops_of(frozen)? {
-                described.records.put(Owner(child.get()), &stop)?;
+                described.records.put(Owner(child), &stop)?;
             }
         }
         described.ghosts = files.finish(report, &mut described.records)?;
@@ -655,9 +665,9 @@ impl Described {
 
     fn process(&mut self, borrowed: &Borrowed<'_>, ghosts: &mut Ghosts, report: &mut Report) -> Result<()> {
         let process = borrowed.process;
-        self.records.put(Owner(process.pid.get()), &Membership::of(process.speaker())?)?;
+        self.records.put(Owner(process.number), &Membership::of(process.speaker())?)?;
         if let Some(leader) = DeadLeader::describe(process)? {
-            self.records.put(Owner(process.pid.get()), &leader)?;
+            self.records.put(Owner(process.number), &leader)?;
         }
         let Some((speaker, others)) = process.threads.split_first() else { return Ok(()) };
         for (space, answers) in self.threads(borrowed, std::slice::from_ref(speaker), report)? {
@@ -705,7 +715,7 @@ impl Described {
     fn sleep(&mut self, view: View<'_>, memory: &Memory, report: &mut Report) -> Result<()> {
         match Blocked::describe(view.tid(), &view.saved.regs, view.thread.sleeper, memory) {
             Ok(Some(sleep)) => {
-                self.records.put(Owner(view.tid().get()), &sleep)?;
+                self.records.put(Owner(view.number()), &sleep)?;
                 self.sleeps.push((view.tid(), sleep));
             }
             Ok(None) => {}
@@ -772,9 +782,9 @@ impl<'s> Asking<'s> {
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
         let space = (speaks && borrowed.owns_memory).then(|| memory::ask(&mut batch));
-        let Process { pid, status, .. } = view.process;
-        let tracee = &seen.thread.tracee;
-        let puppet = Puppet::borrow(tracee, *pid, &borrowed.memory, scratch, view.saved, status.sig_cgt)?;
+        let (tracee, caught) = (view.tracee(), view.process.status.sig_cgt);
+        let ids = view.process.ids();
+        let puppet = Puppet::borrow(tracee, ids, &borrowed.memory, scratch, view.saved, caught)?;
         Ok((Self { puppet, states, space, pending }, batch))
     }
 

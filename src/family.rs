@@ -15,11 +15,15 @@ use crate::resource::tasks::plan::{Actor, Birth, Plan, Step};
 use crate::resource::tasks::tree::{Life, ProcessRecord, Tree};
 use crate::sys::pidfd;
 use crate::sys::ptrace::{Resume, SigMask};
-use crate::tracee::{Blank, CloneArgs, Ending, Memory, Puppet, Scratch, Seed, Stop, StubFile, Tracee, sys};
+use crate::tracee::{
+    Birthplace, Blank, CloneArgs, Ending, Ids, Memory, Puppet, Scratch, Seed, Stop, StubFile, Tracee, sys,
+};
 
 /// One process that is being restored.
 pub(crate) struct Member {
     pub(crate) pid: Pid,
+    /// By which it knows itself, and the image knows it.
+    pub(crate) number: u32,
     /// The leader is first.
     pub(crate) threads: Vec<Tracee>,
     pub(crate) memory: Memory,
@@ -33,9 +37,9 @@ pub(crate) struct Member {
 
 impl Member {
     fn new(threads: Vec<Tracee>, memory: Memory, scratch: Scratch) -> Result<Self> {
-        let pid = threads.first().ok_or_else(no_root)?.tid();
-        let ending = Ending::QUIET;
-        Ok(Self { pid, threads, memory, to_be_stopped: false, scratch, ending, dead: false })
+        let leader = threads.first().ok_or_else(no_root)?;
+        let (pid, number, ending) = (leader.tid(), leader.number(), Ending::QUIET);
+        Ok(Self { pid, number, threads, memory, to_be_stopped: false, scratch, ending, dead: false })
     }
 
     /// From now on signals may be pending, none of which may be taken for the end of a batch.
@@ -60,12 +64,13 @@ impl Member {
     fn puppet_in(&self, scratch: Scratch, thread: usize) -> Result<Puppet<'_>> {
         let gone = || Error::new(ErrorKind::TaskGone, "no such thread").of(self.pid);
         let thread = self.threads.get(thread).ok_or_else(gone)?;
-        Puppet::own(thread, self.pid, &self.memory, scratch, self.ending)
+        let ids = Ids { pid: self.pid, number: self.number };
+        Puppet::own(thread, ids, &self.memory, scratch, self.ending)
     }
 
     /// The same of the thread with this number.
     pub(crate) fn puppet_of(&self, tid: u32) -> Result<Puppet<'_>> {
-        let index = self.threads.iter().position(|thread| thread.tid().get() == tid);
+        let index = self.threads.iter().position(|thread| thread.number() == tid);
         self.puppet(index.unwrap_or(usize::MAX))
     }
 
@@ -109,7 +114,7 @@ impl Member {
         for (call, number) in calls.into_iter().zip(numbers) {
             answers.get(call).map_err(|error| crate::tracee::explain_clone(error, Pid::from(*number)))?;
         }
-        Ok(born)
+        Ok(born.into_iter().zip(numbers).map(|(child, number)| child.known_as(*number)).collect())
     }
 
     /// Its leader ends by a call at this address, as it had ended; the other threads remain.
@@ -211,9 +216,9 @@ pub(crate) struct Family {
 
 impl Family {
     /// Makes the process that will be the root: from the thread that is to be its parent.
-    pub(crate) fn seed(workshop: Workshop, tree: &Tree, channel: &Channel) -> Result<Seed> {
+    pub(crate) fn seed(workshop: Workshop, place: Birthplace<'_>, channel: &Channel) -> Result<Seed> {
         let (base, room) = workshop.stub();
-        Seed::plant(&StubFile::new(base, room)?, tree.root()?.pid(), channel.gift())
+        Seed::plant(&StubFile::new(base, room)?, place, channel.gift())
     }
 
     /// The root, blank: from the thread that traces the whole family.
@@ -236,6 +241,28 @@ impl Family {
         suspended.map(|()| family)
     }
 
+    /// What we call the process that knows itself by this number.
+    pub(crate) fn pid_of(&self, number: u32) -> Result<Pid> {
+        let member = self.members.iter().find(|member| member.number == number);
+        member.map(|member| member.pid).ok_or_else(no_root)
+    }
+
+    /// What we call all tasks, by the numbers by which they know themselves.
+    pub(crate) fn pids(&self) -> BTreeMap<u32, Pid> {
+        let leaders = self.members.iter().map(|member| (member.number, member.pid));
+        let threads = self.members.iter().flat_map(|member| &member.threads);
+        leaders.chain(threads.map(|thread| (thread.number(), thread.tid()))).collect()
+    }
+
+    /// Whoever has restored may ignore SIGCHLD, and what is ignored is inherited: then nobody could be waited for.
+    pub(crate) fn mind_children(&self) -> Result<()> {
+        let mut puppet = self.members.first().ok_or_else(no_root)?.puppet(0)?;
+        let mut batch = puppet.batch();
+        let default = batch.input_words(&[0; 4]);
+        batch.call(sys::rt_sigaction, &[libc::SIGCHLD as u64, default, 0, 8]);
+        puppet.run(batch)?.check()
+    }
+
     /// Lets the root make what all are going to have.
     pub(crate) fn prepare(&mut self, work: impl FnOnce(&mut Puppet<'_>) -> Result<Vec<Made>>) -> Result<()> {
         let root = self.members.first().ok_or_else(no_root)?;
@@ -253,8 +280,7 @@ impl Family {
 
     /// Makes all processes of the tree, in their sessions and groups; the dead die.
     pub(crate) fn grow(&mut self, tree: &Tree, plan: &Plan, outer_group: Option<u32>) -> Result<()> {
-        let own = nix::unistd::getpgrp().as_raw() as u32;
-        if let Some(group) = outer_group.filter(|group| *group != own) {
+        if let Some(group) = outer_group {
             // Before it has children, who are in it too.
             let root = Actor::Number(tree.root()?.pid);
             self.call(root, sys::setpgid, &[0, u64::from(group)])
@@ -283,7 +309,7 @@ impl Family {
     }
 
     fn member(&mut self, pid: u32) -> Result<&mut Member> {
-        self.members.iter_mut().find(|member| member.pid.get() == pid).ok_or_else(no_root)
+        self.members.iter_mut().find(|member| member.number == pid).ok_or_else(no_root)
     }
 
     fn number(&self, actor: Actor) -> Result<u32> {
@@ -303,9 +329,9 @@ impl Family {
 
     /// The process of a task, and which of its threads that is.
     fn task(&self, who: Actor) -> Result<(&Member, usize)> {
-        let tid = Pid::from(self.number(who)?);
-        let leads = self.members.iter().find(|member| member.pid == tid).map(|member| (member, 0));
-        let thread = |member: &Member| member.threads.iter().position(|thread| thread.tid() == tid);
+        let number = self.number(who)?;
+        let leads = self.members.iter().find(|member| member.number == number).map(|member| (member, 0));
+        let thread = |member: &Member| member.threads.iter().position(|thread| thread.number() == number);
         let threads = || self.members.iter().find_map(|member| Some((member, thread(member)?)));
         leads.or_else(threads).ok_or_else(no_root)
     }
@@ -322,7 +348,7 @@ impl Family {
             }
             Actor::Nameless(index) => {
                 let threads = bear_nameless(midwife, thread, birth.flags, tree)?;
-                let number = threads.first().map_or(0, |thread| thread.tid().get());
+                let number = threads.first().map_or(0, Tracee::number);
                 self.nameless.insert(index, number);
                 threads
             }
@@ -343,7 +369,7 @@ impl Family {
         let leader = member.leader()?;
         crate::tracee::last_call(leader, member.scratch.syscall(), sys::exit_group, [0; 6], 0)?;
         leader.wait_death(true)?;
-        self.members.retain(|member| member.pid.get() != pid);
+        self.members.retain(|member| member.number != pid);
         if let Some(heir) = heir {
             self.call(Actor::Number(heir), sys::prctl, &subreaper(0))?;
         }
@@ -356,14 +382,14 @@ impl Family {
 
     /// Stops those that were, and makes their parents take note where they had.
     pub(crate) fn stop(&self, tree: &Tree, stops: &BTreeMap<u32, JobStop>) -> Result<()> {
-        let of = |pid: u32| self.members.iter().find(|member| member.pid.get() == pid).ok_or_else(no_root);
+        let of = |pid: u32| self.members.iter().find(|member| member.number == pid).ok_or_else(no_root);
         for record in &tree.processes {
             let Some(stop) = stops.get(&record.pid) else { continue };
             of(record.pid)?.stop(stop.signal).of(record.pid())?;
             if stop.seen {
                 let mut puppet = of(record.parent)?.puppet(0)?;
                 let mut batch = puppet.batch();
-                job_stop::take_note(record.pid(), &mut batch);
+                job_stop::take_note(record.pid, &mut batch);
                 puppet.run(batch)?.check()?;
             }
         }
@@ -390,8 +416,33 @@ impl Family {
         leader.wait_death(true)
     }
 
-    /// Lets all of them run.
-    pub(crate) fn release(mut self) -> Result<OwnedFd> {
+    /// Makes the first process, which is none of the tree's, process 1 of the namespace that the tree is in.
+    pub(crate) fn start_init(&self, workshop: &Workshop, root: u32) -> Result<()> {
+        let member = self.members.first().ok_or_else(no_root)?;
+        {
+            let mut puppet = member.puppet(0)?;
+            let mut batch = puppet.batch();
+            let name = batch.input(b"cryosleep-init\0");
+            batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
+            let top = batch.input(b"/\0");
+            batch.call(sys::chdir, &[top]);
+            batch.call(sys::close_range, &[0, u64::from(u32::MAX), 0]);
+            batch.call(sys::prctl, &[libc::PR_SET_PDEATHSIG as u64, 0]);
+            puppet.run(batch)?.check()?;
+        }
+        let leader = member.leader()?;
+        let (stub, _) = workshop.stub();
+        let mut regs = leader.regs()?;
+        regs.enter_init(stub, workshop.code()..workshop.range().end, root);
+        leader.set_regs(&regs)?;
+        leader.set_sigmask(SigMask(0))
+    }
+
+    /// Lets all of them run. `root` is the number of the tree's root.
+    pub(crate) fn release(mut self, root: u32) -> Result<Released> {
+        let pid = self.pid_of(root)?;
+        let init = self.members.first().filter(|first| first.pid != pid).map(|first| first.pid);
+        let inner = init.map(|_| pidfd::open(pid).call("pidfd_open").of(pid)).transpose()?;
         for member in self.members() {
             if member.to_be_stopped {
                 nix::sys::signal::kill(member.pid.nix(), nix::sys::signal::Signal::SIGSTOP)
@@ -403,8 +454,21 @@ impl Family {
             member.threads.iter().try_for_each(Tracee::detach)?;
         }
         self.made.drain(..).for_each(Made::keep);
-        self.pidfd.take().ok_or_else(no_root)
+        let seed = self.pidfd.take().ok_or_else(no_root)?;
+        Ok(match inner {
+            None => Released { pid, pidfd: seed, init: None },
+            Some(pidfd) => Released { pid, pidfd, init: init.map(|init| (init, seed)) },
+        })
     }
+}
+
+/// The tree runs.
+pub(crate) struct Released {
+    /// Its root.
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: OwnedFd,
+    /// The process 1 that had to be made for it.
+    pub(crate) init: Option<(Pid, OwnedFd)>,
 }
 
 /// A child with a number that nobody else is going to need.

@@ -12,7 +12,7 @@ use crate::proc::status::{self, Status};
 use crate::resource::tasks::blocked::{Clocks, Sleeper};
 use crate::resource::tasks::seccomp::{self, Suspended};
 use crate::sys;
-use crate::tracee::{Stop, Tracee};
+use crate::tracee::{Ids, Stop, Tracee};
 
 /// How long a task may keep the others waiting before everything is released and tried again: a vfork
 /// parent, for one, cannot stop before its child goes on.
@@ -38,6 +38,8 @@ impl Thread {
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) pid: Pid,
+    /// By which it knows itself, in its own pid namespace.
+    pub(crate) number: u32,
     /// The living threads; the leader, if it lives, is first.
     pub(crate) threads: Vec<Thread>,
     pub(crate) stat: Stat,
@@ -46,6 +48,10 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    pub(crate) fn ids(&self) -> Ids {
+        Ids { pid: self.pid, number: self.number }
+    }
+
     /// Ends it.
     pub(crate) fn kill(&self) -> Result<()> {
         match nix::sys::signal::kill(self.pid.nix(), nix::sys::signal::Signal::SIGKILL) {
@@ -73,7 +79,8 @@ impl Process {
 
     /// Whose records tell what a thread has: its own if that differs from what its process has.
     pub(crate) fn owner_for(&self, tid: Pid) -> Owner {
-        Owner(if tid == self.speaker() { self.pid.get() } else { tid.get() })
+        let mut threads = self.threads.iter().skip(1);
+        Owner(threads.find(|thread| thread.tid() == tid).map_or(self.number, |thread| thread.tracee.number()))
     }
 
     /// It is in a job-control stop.
@@ -91,7 +98,9 @@ impl Process {
 #[derive(Debug)]
 pub(crate) struct Zombie {
     pub(crate) pid: Pid,
+    pub(crate) number: u32,
     pub(crate) stat: Stat,
+    pub(crate) status: Status,
 }
 
 /// A stopped tree. Dropping it lets all of it run on as if nothing had happened.
@@ -109,11 +118,16 @@ impl Drop for Frozen {
 }
 
 impl Frozen {
-    /// The children of a process that are in the tree, living or dead.
-    pub(crate) fn children_of(&self, parent: Pid) -> Vec<Pid> {
-        let living = self.processes.iter().map(|process| (process.pid, process.stat.ppid));
-        let dead = self.zombies.iter().map(|zombie| (zombie.pid, zombie.stat.ppid));
-        living.chain(dead).filter(|(_, ppid)| *ppid == parent.get()).map(|(pid, _)| pid).collect()
+    /// The children of a process that are in the tree, living or dead, as it knows them.
+    pub(crate) fn children_of(&self, parent: Pid) -> Vec<u32> {
+        let living = self.processes.iter().map(|process| (process.number, process.stat.ppid));
+        let dead = self.zombies.iter().map(|zombie| (zombie.number, zombie.stat.ppid));
+        living.chain(dead).filter(|(_, ppid)| *ppid == parent.get()).map(|(number, _)| number).collect()
+    }
+
+    /// The root of the tree.
+    pub(crate) fn root(&self) -> Result<&Process> {
+        self.processes.first().ok_or_else(|| Error::new(ErrorKind::TaskGone, "it has ended"))
     }
 
     /// Leaves all of it stopped, as job control does.
@@ -292,11 +306,14 @@ impl Freezing {
                     // The one thing that is the leader's own.
                     stat.exit_signal = read::parsed(*pid, "stat", stat::parse)?.exit_signal;
                 }
-                Ok((stat, read::parsed(speaker, "status", status::parse)?, seccomp::suspend(&threads)?))
+                let status = read::parsed(speaker, "status", status::parse)?;
+                number_threads(&mut threads, &status)?;
+                Ok((stat, status, seccomp::suspend(&threads)?))
             });
             match described {
                 Ok((stat, status, seccomp)) => {
-                    frozen.processes.push(Process { pid: *pid, threads, stat, status, seccomp });
+                    let number = own(&status.ns_tgid, *pid);
+                    frozen.processes.push(Process { pid: *pid, number, threads, stat, status, seccomp });
                 }
                 Err(error) => {
                     // Back into the guard with it: the error must not leave it stopped.
@@ -308,13 +325,32 @@ impl Freezing {
         }
         for pid in std::mem::take(&mut self.zombies) {
             let stat = read::parsed(pid, "stat", stat::parse)?;
-            frozen.zombies.push(Zombie { pid, stat });
+            let status = read::parsed(pid, "status", status::parse)?;
+            frozen.zombies.push(Zombie { pid, number: own(&status.ns_tgid, pid), stat, status });
         }
         if frozen.processes.first().is_none_or(|first| first.pid != root) {
             return Err(Error::new(ErrorKind::TaskGone, "it has ended").of(root));
         }
         Ok(frozen)
     }
+}
+
+/// The last of a task's numbers, which is that of its own pid namespace.
+fn own(numbers: &[u32], pid: Pid) -> u32 {
+    numbers.last().copied().unwrap_or(pid.get())
+}
+
+/// Finds out by which numbers the threads of a process know themselves. `of_one` is the status of one of them.
+fn number_threads(threads: &mut [Thread], of_one: &Status) -> Result<()> {
+    if of_one.ns_pid.len() < 2 {
+        return Ok(()); // in the namespace of this /proc
+    }
+    for thread in threads {
+        let tid = thread.tid();
+        let status = read::parsed(tid, "status", status::parse)?;
+        thread.tracee = Tracee::attached(tid).known_as(own(&status.ns_pid, tid));
+    }
+    Ok(())
 }
 
 /// Takes hold of one thread and tells it to stop. `None` when there is nothing (left) to hold.

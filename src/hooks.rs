@@ -37,7 +37,7 @@ pub enum Event {
     },
     /// Restore: the image is verified; no task exists yet.
     PreRestore {
-        /// The pid that the root will have.
+        /// The pid that the root will have for itself.
         root: Pid,
     },
     /// Restore: everything is rebuilt, and nothing runs yet: the last moment at which an error undoes all.

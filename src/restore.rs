@@ -10,7 +10,7 @@ use tracing::{debug, info_span};
 use crate::arch::Regs;
 use crate::checkpoint::{on_own_thread, sleep_precisely};
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Result, Subject};
-use crate::family::{Family, Member};
+use crate::family::{Family, Member, Released};
 use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
 use crate::proc::smaps::Mapping;
@@ -27,13 +27,14 @@ use crate::resource::tasks::cgroup::{Cgroups, Membership};
 use crate::resource::tasks::cpu::{CpuCheck, Processor};
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::JobStop;
+use crate::resource::tasks::pids::Pids;
 use crate::resource::tasks::plan::Plan;
 use crate::resource::tasks::registers::Registers;
 use crate::resource::tasks::sharing::{Kind, Shares, Sharing};
 use crate::resource::tasks::tree::{Life, Tree};
 use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
 use crate::sys::wait::Ended;
-use crate::tracee::{Batch, Puppet, Scratch, Seed, Tracee, call_at, run_together, sys};
+use crate::tracee::{Batch, Birthplace, Puppet, Scratch, Seed, Tracee, call_at, run_together, sys};
 use crate::{Pid, sys as system};
 
 /// What a tree that was part of a session without leading it is restored into.
@@ -68,6 +69,7 @@ pub enum OuterSession {
 #[must_use = "nothing happens before run()"]
 pub struct Restore<'h> {
     dir: PathBuf,
+    pids: Pids,
     session: OuterSession,
     validation: FileValidation,
     cgroups: Cgroups,
@@ -80,6 +82,7 @@ impl std::fmt::Debug for Restore<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Restore")
             .field("dir", &self.dir)
+            .field("pids", &self.pids)
             .field("session", &self.session)
             .finish_non_exhaustive()
     }
@@ -140,15 +143,29 @@ impl Exit {
 #[derive(Debug)]
 pub struct Restored {
     pid: Pid,
+    number: u32,
     pidfd: OwnedFd,
+    init: Option<(Pid, OwnedFd)>,
     /// How long it took.
     pub stats: RestoreStats,
 }
 
 impl Restored {
-    /// The root of the tree, which is a child of the calling process.
+    /// The root of the tree. It is a child of the calling process, unless there is an [`init`](Self::init).
     pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// What the root's pid is for the tree itself: that in the image.
+    pub fn inner_pid(&self) -> u32 {
+        self.number
+    }
+
+    /// The process 1 that was made for the tree's new pid namespace ([`Pids::NewNamespace`]): a child of the
+    /// calling process and the root's parent. It ends when the root does, with its status (128 and the number of
+    /// the signal that ended it); killing it ends everything in the namespace.
+    pub fn init(&self) -> Option<Pid> {
+        self.init.as_ref().map(|(pid, _)| *pid)
     }
 
     /// A pidfd of the root: poll(2) says when it has ended.
@@ -156,14 +173,20 @@ impl Restored {
         self.pidfd.as_fd()
     }
 
-    /// Waits for the root to end, like waitpid(2).
+    /// Waits for the root to end, like waitpid(2): with an [`init`](Self::init), for both. Before Linux 6.15 a signal that
+    /// has ended the root shows there as the code 128 and its number.
     ///
     /// # Errors
     /// [`ErrorKind::TaskGone`] when somebody else in this process has waited for it already and the kernel
     /// (before Linux 6.15) no longer knows how it ended.
     pub fn wait(self) -> Result<Exit> {
         loop {
-            match system::wait::wait(self.pidfd.as_fd()) {
+            let child = self.init.as_ref().map_or(&self.pidfd, |(_, pidfd)| pidfd);
+            match system::wait::wait(child.as_fd()) {
+                // Its own status says more than what its parent could make of it.
+                Ok(Some(Ended::Code(code))) if self.init.is_some() => {
+                    return self.exit_of_reaped().or(Ok(Exit::Code(code)));
+                }
                 Ok(Some(Ended::Code(code))) => return Ok(Exit::Code(code)),
                 Ok(Some(Ended::Signal(signal))) => return Ok(Exit::Signal(signal)),
                 Ok(None) | Err(nix::errno::Errno::EINTR) => {}
@@ -182,7 +205,8 @@ impl Restored {
         })
     }
 
-    /// Leaves it to itself; the pid and the pidfd remain.
+    /// Leaves it to itself; the pid and the pidfd of the root remain. Where there is an [`init`](Self::init), that is the
+    /// child to be waited for.
     pub fn detach(self) -> (Pid, OwnedFd) {
         (self.pid, self.pidfd)
     }
@@ -193,6 +217,7 @@ impl<'h> Restore<'h> {
     pub fn from(dir: impl AsRef<Path>) -> Self {
         Self {
             dir: dir.as_ref().into(),
+            pids: Pids::default(),
             session: OuterSession::default(),
             validation: FileValidation::default(),
             cgroups: Cgroups::default(),
@@ -200,6 +225,12 @@ impl<'h> Restore<'h> {
             inherited: Inherited::default(),
             hooks: None,
         }
+    }
+
+    /// The pid namespace that the tree is restored into.
+    pub fn pids(mut self, pids: Pids) -> Self {
+        self.pids = pids;
+        self
     }
 
     /// What to do about a session that the tree was in but did not lead.
@@ -240,7 +271,7 @@ impl<'h> Restore<'h> {
         self
     }
 
-    /// Makes the restore: the tree runs when this returns. Its root is a child of the calling process; a parent-death
+    /// Makes the restore: the tree runs when this returns. Its root is a child of the calling process ([`Pids`] has the exception); a parent-death
     /// signal (PR_SET_PDEATHSIG(2const)) that the root has asked for comes when the calling thread ends.
     ///
     /// # Errors
@@ -251,17 +282,36 @@ impl<'h> Restore<'h> {
         let _entered = span.enter();
         let started = Instant::now();
         let image = Image::open(&self.dir).in_phase(Phase::Read)?;
-        let blueprint = Blueprint::load(&image).in_phase(Phase::Read)?;
+        let blueprint = Blueprint::load(&image, &self.pids, self.session).in_phase(Phase::Read)?;
         let inherited = std::mem::take(&mut self.inherited);
         let ready = Ready::plan(&blueprint, &image, &self, inherited).in_phase(Phase::Plan)?;
-        let root = blueprint.tree.root()?.pid();
+        let root = Pid::from(blueprint.root);
         let stats = RestoreStats { reading: started.elapsed(), ..RestoreStats::default() };
         self.tell(Event::PreRestore { root }).in_phase(Phase::Plan)?;
         let building = Instant::now();
         // The calling thread is the parent; the tracer ends with this call.
-        let seed =
-            Family::seed(blueprint.workshop, &blueprint.tree, &ready.channel).in_phase(Phase::Build)?;
+        let seed = self.plant(&blueprint, &ready).in_phase(Phase::Build)?;
         on_own_thread(move || self.build(&blueprint, ready, seed, (building, stats)))
+    }
+
+    fn plant(&self, blueprint: &Blueprint, ready: &Ready<'_>) -> Result<Seed> {
+        const STEP: Duration = Duration::from_millis(1);
+        let mut patience = PATIENCE;
+        loop {
+            let place = self.pids.birthplace(blueprint.root);
+            match Family::seed(blueprint.workshop, place, &ready.channel) {
+                // Whether it is the dead who have the numbers of another namespace is hard to say.
+                Err(error)
+                    if error.kind() == ErrorKind::Conflict
+                        && matches!(place, Birthplace::Namespace(..))
+                        && !patience.is_zero() =>
+                {
+                    std::thread::sleep(STEP);
+                    patience = patience.saturating_sub(STEP);
+                }
+                planted => return planted,
+            }
+        }
     }
 
     fn build(
@@ -271,10 +321,11 @@ impl<'h> Restore<'h> {
         seed: Seed,
         (started, mut stats): (Instant, RestoreStats),
     ) -> Result<Restored> {
-        let root = blueprint.tree.root()?.pid();
         let (family, files) = ready.build(blueprint, seed).in_phase(Phase::Build)?;
         stats.building = started.elapsed();
-        stats.tasks = family.members().map(|member| member.threads.len() as u64).sum();
+        let root = family.pid_of(blueprint.root)?;
+        let of_tree = |member: &&Member| blueprint.processes.contains_key(&member.number);
+        stats.tasks = family.members().filter(of_tree).map(|member| member.threads.len() as u64).sum();
         stats.bytes_restored = blueprint.bytes();
         debug!(tasks = stats.tasks, "built");
         self.tell(Event::PreResume { root }).in_phase(Phase::Build)?;
@@ -283,11 +334,11 @@ impl<'h> Restore<'h> {
         files.start(&blueprint.watches).in_phase(Phase::Release)?;
         // What only we have open must not be there any more when they run: an end of a pipe, for one.
         drop(files);
-        let pidfd = family.release().in_phase(Phase::Release)?;
+        let Released { pid, pidfd, init } = family.release(blueprint.root).in_phase(Phase::Release)?;
         stats.release = built.elapsed();
         // The tree runs: it is too late for a veto.
         let _ = self.tell(Event::PostResume { root });
-        Ok(Restored { pid: root, pidfd, stats })
+        Ok(Restored { pid, number: blueprint.root, pidfd, init, stats })
     }
 
     fn tell(&mut self, event: Event) -> Result<()> {
@@ -330,7 +381,10 @@ struct ThreadPlan {
 
 /// The whole image, decoded and checked: nothing in it is looked up again.
 struct Blueprint {
+    /// With the process 1 that has to be made for it, if one has to be.
     tree: Tree,
+    /// The number of the image's own root.
+    root: u32,
     plan: Plan,
     processes: BTreeMap<u32, ProcessPlan>,
     shared: SharedPlan,
@@ -342,9 +396,13 @@ struct Blueprint {
 }
 
 impl Blueprint {
-    fn load(image: &Image) -> Result<Self> {
+    fn load(image: &Image, pids: &Pids, session: OuterSession) -> Result<Self> {
         refuse_unknown(image)?;
-        let tree: Tree = image.require(Owner::IMAGE)?;
+        let mut tree: Tree = image.require(Owner::IMAGE)?;
+        let root = tree.root()?.pid;
+        if matches!(pids, Pids::NewNamespace) && root != 1 {
+            tree.below_init(session == OuterSession::Inherit);
+        }
         let mut plan = tree.plan()?;
         let shares = Shares::load(image, &tree)?;
         births::arrange(&tree, &mut plan, &shares).map_err(|error| error.with_kind(ErrorKind::Image))?;
@@ -353,6 +411,7 @@ impl Blueprint {
             .processes
             .iter()
             .filter(|record| record.life != Life::Zombie(0) && !record.threads().is_empty())
+            .skip(usize::from(tree.root()?.pid != root))
         {
             let process =
                 ProcessPlan::load(image, record.pid(), record.threads(), &shares).of(record.pid())?;
@@ -369,7 +428,7 @@ impl Blueprint {
         let watches = Watches::load(image, slot)?;
         let file_owners = FileOwner::load(image, &tree, slot)?;
         let channel_number = lowest_unused(tables.values(), &watches);
-        Ok(Self { tree, plan, processes, shared, watches, file_owners, workshop, channel_number })
+        Ok(Self { tree, root, plan, processes, shared, watches, file_owners, workshop, channel_number })
     }
 }
 
@@ -514,11 +573,13 @@ impl<'i> Ready<'i> {
         inherited: Inherited,
     ) -> Result<Self> {
         image.require::<Processor>(Owner::IMAGE)?.check(options.cpu_check)?;
-        let outer_group = outer_group(&blueprint.plan, options.session)?;
-        let mut patience = Duration::from_secs(3);
-        let stand_ins = blueprint.plan.stand_ins.iter().map(|number| Pid::from(*number));
-        for tid in blueprint.tree.numbers().chain(stand_ins) {
-            wait_until_free(tid, &mut patience)?;
+        let outer_group = outer_group(&blueprint.plan, options.session, &options.pids)?;
+        if let Pids::Original = options.pids {
+            let mut patience = PATIENCE;
+            let stand_ins = blueprint.plan.stand_ins.iter().map(|number| Pid::from(*number));
+            for tid in blueprint.tree.numbers().chain(stand_ins) {
+                wait_until_free(tid, &mut patience)?;
+            }
         }
         blueprint.shared.plan()?;
         let finder = Finder::new(image, options.validation)?;
@@ -531,6 +592,7 @@ impl<'i> Ready<'i> {
         }
         let tasks = blueprint.tree.numbers().collect();
         let mut files = Builder::new(image, finder, inherited, tasks);
+        files.renumbered = !matches!(options.pids, Pids::Original);
         files.make_all()?;
         let channel = Channel::new(blueprint.channel_number)?;
         Ok(Self { image, opened, files, channel, outer_group })
@@ -540,7 +602,9 @@ impl<'i> Ready<'i> {
     fn build(mut self, blueprint: &Blueprint, seed: Seed) -> Result<(Family, Builder<'i>)> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
-        let root = blueprint.tree.root()?.pid();
+        let needs_init = blueprint.tree.root()?.pid != blueprint.root;
+        family.mind_children()?;
+        let root = family.members().next().map_or(Pid::from(blueprint.root), |root| root.pid);
         let fresh = read::parsed(root, "status", status::parse)?;
         family.prepare(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
@@ -549,21 +613,21 @@ impl<'i> Ready<'i> {
         // All descend from the root, and have what it has.
         let blank = memory::outlines(root)?;
         for member in family.members() {
-            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+            if let Some(process) = blueprint.processes.get(&member.number) {
                 self.build_memory(member, process, blueprint, &blank).of(member.pid)?;
                 self.build_places(member, process).of(member.pid)?;
             }
         }
         self.files.finder.finish_mapped()?;
         for member in family.members_mut() {
-            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+            if let Some(process) = blueprint.processes.get(&member.number) {
                 build_threads(member, process).of(member.pid)?;
             }
         }
-        self.files.make_of_tasks()?;
+        self.files.make_of_tasks(family.pids())?;
         // Fd tables are needed empty until those who share them have all their mappings and places.
         for member in family.members_mut() {
-            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+            if let Some(process) = blueprint.processes.get(&member.number) {
                 self.build_files(member, process, blueprint).of(member.pid)?;
             }
         }
@@ -576,27 +640,30 @@ impl<'i> Ready<'i> {
                 family.members_mut().for_each(Member::expect_signals);
             }
             for member in family.members() {
-                if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+                if let Some(process) = blueprint.processes.get(&member.number) {
                     take_turn(member, process, &fresh, turn, stages).of(member.pid)?;
                 }
             }
         }
         for member in family.members() {
-            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+            if let Some(process) = blueprint.processes.get(&member.number) {
                 set_file_owners(member, process, blueprint).of(member.pid)?;
             }
         }
         let mut registers = BTreeMap::new();
         for member in family.members() {
-            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+            if let Some(process) = blueprint.processes.get(&member.number) {
                 arm(member, process, &blueprint.workshop, &mut registers).of(member.pid)?;
             }
         }
         for member in family.members_mut() {
-            if let Some(process) = blueprint.processes.get(&member.pid.get()) {
+            if let Some(process) = blueprint.processes.get(&member.number) {
                 let space = blueprint.space(process).of(member.pid)?;
                 finish(member, process, space, (&fresh, &blueprint.workshop), &registers).of(member.pid)?;
             }
+        }
+        if needs_init {
+            family.start_init(&blueprint.workshop, blueprint.root)?;
         }
         Ok((family, self.files))
     }
@@ -670,7 +737,7 @@ fn build_threads(member: &mut Member, process: &ProcessPlan) -> Result<()> {
         }
         puppet.run(batch)?.check()?;
     }
-    let there: Vec<u32> = member.threads.iter().map(|thread| thread.tid().get()).collect();
+    let there: Vec<u32> = member.threads.iter().map(|thread| thread.number()).collect();
     let others = process.threads.keys().copied().filter(|tid| !there.contains(tid));
     member.make_threads(&others.collect::<Vec<_>>())
 }
@@ -696,12 +763,27 @@ fn set_file_owners(member: &Member, process: &ProcessPlan, blueprint: &Blueprint
 }
 
 /// Which group the root joins, when it is one from outside.
-fn outer_group(plan: &Plan, policy: OuterSession) -> Result<Option<u32>> {
+fn outer_group(plan: &Plan, policy: OuterSession, pids: &Pids) -> Result<Option<u32>> {
     let Some(session) = plan.outer_session else { return Ok(None) };
-    let own = nix::unistd::getsid(None).call("getsid")?.as_raw() as u32;
+    // For who is inside a namespace, everybody outside has the number 0.
+    let (own, group) = match pids {
+        Pids::Original => (nix::unistd::getsid(None).call("getsid")?, nix::unistd::getpgrp()),
+        Pids::NewNamespace | Pids::Namespace(_) => {
+            (nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0))
+        }
+    };
+    let (own, group) = (own.as_raw() as u32, group.as_raw() as u32);
     match policy {
         OuterSession::Inherit => Ok(None),
-        OuterSession::Same if own == session => Ok(plan.outer_group),
+        OuterSession::Same if own == session => match plan.outer_group.filter(|wanted| *wanted != group) {
+            Some(0) => Err(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "the tree was in a group from outside its pid namespace, and the caller is in group {group}"
+                ),
+            )),
+            other => Ok(other),
+        },
         OuterSession::Same => {
             let reason =
                 format!("the tree was part of session {session}, and the caller is in session {own}");
@@ -712,6 +794,9 @@ fn outer_group(plan: &Plan, policy: OuterSession) -> Result<Option<u32>> {
     }
 }
 
+/// How long the numbers of the dead may stay taken.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// A number is free when no task has it. The dead of a tree that was killed a moment ago are on their way out:
 /// whoever inherited them has to wait for them.
 fn wait_until_free(tid: Pid, patience: &mut Duration) -> Result<()> {
@@ -721,7 +806,8 @@ fn wait_until_free(tid: Pid, patience: &mut Duration) -> Result<()> {
         match read::parsed(tid, "stat", stat::parse) {
             Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(()),
             Ok(stat) if !matches!(stat.state, 'Z' | 'X') => {
-                return taken("this pid is taken by a running task");
+                return taken("this pid is taken by a running task")
+                    .hint("in a pid namespace of its own (Pids::NewNamespace) the tree's numbers are free");
             }
             Ok(_) if patience.is_zero() => {
                 return taken("this pid is taken by a zombie that nobody waits for");
@@ -766,8 +852,9 @@ fn take_turn(
         Turn::All => true,
     };
     let work = (0..member.threads.len()).filter(taken).filter_map(|thread| {
-        let task = Rebuilt { pid: member.pid, tracee: member.threads.get(thread)?, fresh };
-        let own = match (process.threads.get(&task.tid().get()), &process.dead_leader) {
+        let task =
+            Rebuilt { pid: member.pid, process: member.number, tracee: member.threads.get(thread)?, fresh };
+        let own = match (process.threads.get(&task.tracee.number()), &process.dead_leader) {
             (Some(thread), _) => thread.states.as_slice(),
             (None, Some((_, states))) => states.as_slice(),
             (None, None) => &[],
@@ -854,7 +941,7 @@ fn arm(
         let mut sleepers = Vec::new();
         for (part, (index, thread)) in some.iter().enumerate() {
             let tid = thread.tid();
-            let plan = plan_of(process, tid)?;
+            let plan = plan_of(process, thread.number())?;
             let regs = plan.registers.general();
             if plan.registers.has_tiles() {
                 member.puppet_in_part(part, *index)?.use_tiles().of(tid)?;
@@ -895,8 +982,8 @@ fn finish(
     }
     let mut stopped = false;
     for (_, thread) in living(member, process) {
-        let task = Rebuilt { pid: member.pid, tracee: thread, fresh };
-        let plan = plan_of(process, thread.tid())?;
+        let task = Rebuilt { pid: member.pid, process: member.number, tracee: thread, fresh };
+        let plan = plan_of(process, thread.number())?;
         for (_, state) in plan.states.iter().filter(|(stage, _)| *stage == Stage::Release) {
             state.settle(task).of(thread.tid())?;
         }
@@ -913,11 +1000,11 @@ fn living<'m>(member: &'m Member, process: &ProcessPlan) -> impl Iterator<Item =
     member.threads.iter().enumerate().skip(usize::from(process.dead_leader.is_some()))
 }
 
-fn plan_of(process: &ProcessPlan, tid: Pid) -> Result<&ThreadPlan> {
+fn plan_of(process: &ProcessPlan, number: u32) -> Result<&ThreadPlan> {
     process
         .threads
-        .get(&tid.get())
-        .ok_or_else(|| Error::new(ErrorKind::Image, "a thread without its records").of(tid))
+        .get(&number)
+        .ok_or_else(|| Error::new(ErrorKind::Image, "a thread without its records").of(Pid::from(number)))
 }
 
 /// A SIGCONT survives no batch: each is sent by a call of its own.
@@ -927,7 +1014,7 @@ fn queue_continues(member: &Member, process: &ProcessPlan, workshop: &Workshop) 
     for info in pending.continues() {
         let address = scratch.input().start;
         member.memory.write(address, &info.0)?;
-        let args = [u64::from(member.pid.get()), info.signo() as u64, address, 0, 0, 0];
+        let args = [u64::from(member.number), info.signo() as u64, address, 0, 0, 0];
         call_at(leader, scratch.syscall(), sys::rt_sigqueueinfo, args)?;
     }
     Ok(())

@@ -60,9 +60,55 @@ global_asm!(
     ".popsection",
 );
 
+// Process 1 of a pid namespace, in the stub program: gives back the memory that it was made with (the registers
+// are those of the munmap), and waits for children until the one in `r12` has ended, whose status it passes on.
+global_asm!(
+    ".pushsection .rodata.cryosleep,\"a\",@progbits",
+    ".globl __cryosleep_init",
+    ".hidden __cryosleep_init",
+    ".globl __cryosleep_init_end",
+    ".hidden __cryosleep_init_end",
+    "__cryosleep_init:",
+    "syscall",
+    "2: mov eax, 61", // wait4
+    "mov edi, -1",
+    "lea rsi, [rip + 5f]",
+    "mov edx, 0x40000000", // __WALL
+    "xor r10d, r10d",
+    "syscall",
+    "cmp eax, -10", // ECHILD
+    "je 3f",
+    "cmp eax, r12d",
+    "jne 2b",
+    "mov edi, [rip + 5f]",
+    "mov eax, edi",
+    "shr edi, 8",
+    "and eax, 0x7f",
+    "jz 4f",
+    "lea edi, [eax + 128]", // ended by a signal, as a shell says it
+    "jmp 4f",
+    "3: mov edi, 255",
+    "4: and edi, 0xff",
+    "mov eax, 231", // exit_group
+    "syscall",
+    "ud2",
+    "5: .long 0",
+    "__cryosleep_init_end:",
+    ".popsection",
+);
+
 unsafe extern "C" {
     static __cryosleep_code: u8;
     static __cryosleep_code_end: u8;
+    static __cryosleep_init: u8;
+    static __cryosleep_init_end: u8;
+}
+
+/// The position-independent code of a process 1.
+fn init() -> &'static [u8] {
+    let (start, end) = (&raw const __cryosleep_init, &raw const __cryosleep_init_end);
+    // SAFETY: both symbols bound one read-only object, assembled above.
+    unsafe { std::slice::from_raw_parts(start, end.offset_from(start) as usize) }
 }
 
 /// The position-independent code that runs inside a task: a bare `syscall`, the way back, the batch loop.
@@ -112,6 +158,9 @@ pub(crate) trait RegsExt {
     fn enter_through_tiles(&mut self, configuration: u64);
     /// Sets the registers up to execute one system call by the instruction at `pc`.
     fn enter_call(&mut self, pc: u64, number: i64, args: [u64; 6], stack: u64);
+    /// Sets the registers up to become process 1 of a pid namespace, by the code in the stub program at `stub`:
+    /// it needs no other memory of ours, and waits for `root`.
+    fn enter_init(&mut self, stub: u64, unneeded: std::ops::Range<u64>, root: u32);
     /// What the kernel would make of an interrupted call on the way back: the call again, from the start.
     fn rewound(&self) -> Self;
     /// The registers as plain words, in the kernel's order.
@@ -170,6 +219,13 @@ impl RegsExt for Regs {
         self.enter_loop(pc, 0, 0, stack);
         (self.rip, self.rax) = (pc, number as u64);
         self.set_args(args);
+    }
+
+    fn enter_init(&mut self, stub: u64, unneeded: std::ops::Range<u64>, root: u32) {
+        let length = unneeded.end - unneeded.start;
+        let code = stub + STUB_HEADERS + STUB_PAUSE.len() as u64;
+        self.enter_call(code, libc::SYS_munmap, [unneeded.start, length, 0, 0, 0, 0], 0);
+        self.r12 = u64::from(root);
     }
 
     fn rewound(&self) -> Self {
@@ -348,25 +404,28 @@ pub(crate) fn call_number_before(text: &[u8]) -> Option<i64> {
         .filter(|number| *number < 1024)
 }
 
-/// The smallest program: one page that pauses for ever, and `room` bytes of zeroes behind it, all of it
+const STUB_HEADERS: u64 = 64 + 2 * 56;
+
+/// mov eax, 34 (pause); syscall; jmp back
+const STUB_PAUSE: [u8; 9] = [0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7];
+
+/// The smallest program: one page that pauses for ever (or becomes process 1, when told), and `room` bytes of zeroes behind it, all of it
 /// writable and executable, at `base`.
 pub(crate) fn stub_program(base: u64, room: u64) -> Vec<u8> {
-    const HEADERS: u64 = 64 + 2 * 56;
-    // mov eax, 34 (pause); syscall; jmp back
-    const PAUSE: [u8; 9] = [0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7];
     const ET_EXEC_X86_64_V1: u64 = 2 | 62 << 16 | 1 << 32;
     const EHSIZE_PHENTSIZE_PHNUM: u64 = 64 << 32 | 56 << 48;
     const PT_LOAD_RWX: u64 = 1 | 7 << 32;
     const PT_GNU_STACK_RW: u64 = 0x6474_e551 | 6 << 32;
 
     let mut program = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let length = HEADERS + PAUSE.len() as u64;
-    let header = [ET_EXEC_X86_64_V1, base + HEADERS, 64, 0, EHSIZE_PHENTSIZE_PHNUM, 2];
+    let length = STUB_HEADERS + (STUB_PAUSE.len() + init().len()) as u64;
+    let header = [ET_EXEC_X86_64_V1, base + STUB_HEADERS, 64, 0, EHSIZE_PHENTSIZE_PHNUM, 2];
     let load = [PT_LOAD_RWX, 0, base, base, length, crate::sys::PAGE + room, crate::sys::PAGE];
     let stack = [PT_GNU_STACK_RW, 0, 0, 0, 0, 0, 16];
     let words = header.iter().chain(&load).chain(&stack);
     program.extend(words.flat_map(|word| word.to_ne_bytes()));
-    program.extend(PAUSE);
+    program.extend(STUB_PAUSE);
+    program.extend(init());
     program
 }
 
@@ -393,7 +452,8 @@ mod tests {
     #[test]
     fn stub_is_an_elf_of_the_right_size() {
         let program = stub_program(0x10_0000, 0x1000);
-        assert_eq!(program.len(), 64 + 2 * 56 + 9);
+        assert_eq!(program.len(), 64 + 2 * 56 + 9 + init().len());
+        assert!(program.len() < 512);
         assert_eq!(&program[..4], b"\x7fELF");
     }
 }

@@ -31,7 +31,7 @@ pub(crate) struct Manifest {
     /// Release of the kernel that the tasks ran on.
     pub(crate) kernel: String,
     pub(crate) page_size: u32,
-    /// Pid of the root of the tree, as the caller of the checkpoint saw it.
+    /// Pid of the root of the tree, as the tree itself saw it.
     pub(crate) root: u32,
     /// The state file, then the page segments in order.
     pub(crate) files: Vec<ListedFile>,

@@ -25,6 +25,8 @@ pub(crate) struct FdInfo {
 pub(crate) struct Lock {
     pub(crate) kind: LockKind,
     pub(crate) exclusive: bool,
+    /// Who took it: -1 or 0 if nobody can be named.
+    pub(crate) pid: i32,
     /// The first byte and the last one; `None` is the end, wherever that will be.
     pub(crate) start: u64,
     pub(crate) last: Option<u64>,
@@ -38,6 +40,7 @@ pub(crate) enum LockKind {
     Ofd,
     /// Of a description: flock(2).
     Flock,
+    /// F_SETLEASE, while nobody waits for it to end.
     Lease,
     Other,
 }
@@ -94,16 +97,19 @@ fn lock(text: &[u8]) -> Option<Lock> {
         b"LEASE" => LockKind::Lease,
         _ => LockKind::Other,
     };
-    // ADVISORY, or the state of a lease.
-    let _mode = words.next()?;
+    let kind = match words.next()? {
+        b"ADVISORY" | b"ACTIVE" => kind,
+        _ => LockKind::Other,
+    };
     let exclusive = words.next()? == b"WRITE";
-    let (_pid, _file) = (words.next()?, words.next()?);
+    let pid = decimal(words.next()?)?;
+    let _file = words.next()?;
     let start = decimal(words.next()?)?;
     let last = match words.next()? {
         b"EOF" => None,
         last => Some(decimal(last)?),
     };
-    Some(Lock { kind, exclusive, start, last })
+    Some(Lock { kind, exclusive, pid, start, last })
 }
 
 fn split(line: &[u8]) -> (&[u8], &[u8]) {
@@ -142,10 +148,13 @@ odd
     fn sample() {
         let info = parse(SAMPLE).unwrap();
         assert_eq!((info.pos, info.flags, info.mnt_id, info.ino), (-4096, 0o2_100_001, 27, Some(10010789)));
-        let lock = |kind, exclusive, start, last| Lock { kind, exclusive, start, last };
+        let lock = |kind, exclusive, pid, start, last| Lock { kind, exclusive, pid, start, last };
         assert_eq!(
             info.locks,
-            [lock(LockKind::Flock, true, 0, None), lock(LockKind::Ofd, false, 10, Some(i64::MAX as u64 - 1))]
+            [
+                lock(LockKind::Flock, true, 4541, 0, None),
+                lock(LockKind::Ofd, false, -1, 10, Some(i64::MAX as u64 - 1))
+            ]
         );
         assert_eq!(
             info.lines,
@@ -184,6 +193,7 @@ odd
         for (line, kind, exclusive) in [
             ("1: POSIX  ADVISORY  READ 1 fe:00:1 0 EOF", LockKind::Posix, false),
             ("12: LEASE  ACTIVE    WRITE 0 00:1b:3954 0 EOF", LockKind::Lease, true),
+            ("12: LEASE  BREAKING  READ 7 00:1b:3954 0 EOF", LockKind::Other, false),
             ("1: DELEG  ACTIVE    READ 0 00:1b:3954 0 EOF", LockKind::Other, false),
         ] {
             let found = super::lock(line.as_bytes()).unwrap();

@@ -61,12 +61,23 @@ impl<'t> View<'t> {
     pub(crate) fn speaks(&self) -> bool {
         self.tid() == self.process.speaker()
     }
+
+    /// By which the thread knows itself.
+    pub(crate) fn number(&self) -> u32 {
+        self.tracee().number()
+    }
+
+    pub(crate) fn tracee(&self) -> &'t Tracee {
+        &self.thread.tracee
+    }
 }
 
 /// A thread that is being rebuilt.
 #[derive(Clone, Copy)]
 pub(crate) struct Rebuilt<'t> {
     pub(crate) pid: Pid,
+    /// By which its process knows itself.
+    pub(crate) process: u32,
     pub(crate) tracee: &'t Tracee,
     /// What every task has from whoever restores it, until it is changed.
     pub(crate) fresh: &'t Status,
@@ -200,11 +211,11 @@ impl Registration {
                 let asked = S::ask(view, batch)?;
                 Ok(Box::new(move |answers, view, report, records| {
                     let owner = match S::SCOPE {
-                        Scope::Thread => view.tid(),
-                        Scope::Process => view.process.pid,
+                        Scope::Thread => view.number(),
+                        Scope::Process => view.process.number,
                     };
                     match S::describe(asked, answers, view, report)? {
-                        Some(record) => records.put(Owner(owner.get()), &record),
+                        Some(record) => records.put(Owner(owner), &record),
                         None => Ok(()),
                     }
                 }))

@@ -55,6 +55,8 @@ pub(crate) mod sys {
         setsid = SYS_setsid;
         setpgid = SYS_setpgid;
         fchdir = SYS_fchdir;
+        chdir = SYS_chdir;
+        close_range = SYS_close_range;
         chroot = SYS_chroot;
         umask = SYS_umask;
         dup3 = SYS_dup3;

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 
@@ -77,6 +78,8 @@ impl StubFile {
 /// Whoever makes it is its parent for good: parent death signals are sent when that very thread ends.
 pub(crate) struct Seed {
     pid: Pid,
+    /// By which it knows itself.
+    number: u32,
     pidfd: Option<OwnedFd>,
 }
 
@@ -95,6 +98,26 @@ pub(crate) struct Blank {
     pub(crate) pidfd: OwnedFd,
 }
 
+/// The pid namespace that a new task is born into, and its number there.
+#[derive(Clone, Copy)]
+pub(crate) enum Birthplace<'fd> {
+    /// That of the caller.
+    Here(u32),
+    /// This one, below the caller's.
+    Namespace(BorrowedFd<'fd>, u32),
+    /// One of its own: it is process 1.
+    NewNamespace,
+}
+
+impl Birthplace<'_> {
+    fn number(self) -> u32 {
+        match self {
+            Birthplace::Here(number) | Birthplace::Namespace(_, number) => number,
+            Birthplace::NewNamespace => 1,
+        }
+    }
+}
+
 /// What ends up in the new task: one descriptor of ours, at this number.
 #[derive(Clone, Copy)]
 pub(crate) struct Gift<'fd> {
@@ -103,8 +126,8 @@ pub(crate) struct Gift<'fd> {
 }
 
 impl Seed {
-    /// Makes a child of the calling thread that runs the stub, with this pid.
-    pub(crate) fn plant(stub: &StubFile, pid: Pid, gift: Gift<'_>) -> Result<Self> {
+    /// Makes a child of the calling thread that runs the stub.
+    pub(crate) fn plant(stub: &StubFile, place: Birthplace<'_>, gift: Gift<'_>) -> Result<Self> {
         // Above the gift's number, so that the gift cannot be put on top of them.
         let above = |fd: BorrowedFd<'_>| {
             let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(gift.number + 1)).call("fcntl")?;
@@ -112,13 +135,18 @@ impl Seed {
             Ok::<_, Error>(unsafe { OwnedFd::from_raw_fd(copy) })
         };
         let (stub, from) = (above(stub.0.as_fd())?, above(gift.fd)?);
-        let pidfd = retry_busy_text(|| vfork_exec(pid, &stub, &from, gift.number));
-        Ok(Self { pid, pidfd: Some(pidfd.map_err(|error| explain(error, pid))?) })
+        let number = place.number();
+        let born = within(place, || retry_busy_text(|| vfork_exec(place, &stub, &from, gift.number)));
+        let (pid, pidfd) = born.map_err(|error| match place {
+            Birthplace::NewNamespace => error.with_hint("a new pid namespace needs CAP_SYS_ADMIN"),
+            _ => explain(error, Pid::from(number)),
+        })?;
+        Ok(Self { pid, number, pidfd: Some(pidfd) })
     }
 
     /// Traces it from the calling thread.
     pub(crate) fn adopt(mut self) -> Result<Blank> {
-        let tracee = Tracee::seize(self.pid, OPTIONS)?;
+        let tracee = Tracee::seize(self.pid, OPTIONS)?.known_as(self.number);
         tracee.interrupt()?;
         let stop = tracee.wait_step()?;
         match (stop, self.pidfd.take()) {
@@ -178,17 +206,43 @@ fn retry_busy_text<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     attempt()
 }
 
-/// clone3(CLONE_VM | CLONE_VFORK) and execveat(2) of the stub. Gives the child's pidfd.
-fn vfork_exec(pid: Pid, stub: &OwnedFd, gift: &OwnedFd, number: RawFd) -> Result<OwnedFd> {
+/// Lets children of the calling thread be born into that namespace meanwhile.
+fn within<T>(place: Birthplace<'_>, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let Birthplace::Namespace(namespace, _) = place else { return body() };
+    let set = |namespace: BorrowedFd<'_>| {
+        setns(namespace, CloneFlags::CLONE_NEWPID)
+            .call("setns")
+            .hint("the namespace has to be one below the caller's, and CAP_SYS_ADMIN is needed in both")
+    };
+    let before = "/proc/thread-self/ns/pid_for_children";
+    let before = open(before, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).call("open")?;
+    set(namespace)?;
+    let result = body();
+    set(before.as_fd())?;
+    result
+}
+
+/// clone3(CLONE_VM | CLONE_VFORK) and execveat(2) of the stub. Gives the child, and its pidfd.
+fn vfork_exec(
+    place: Birthplace<'_>,
+    stub: &OwnedFd,
+    gift: &OwnedFd,
+    number: RawFd,
+) -> Result<(Pid, OwnedFd)> {
     const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
     let mut pidfd: i32 = -1;
-    let set_tid = [pid.raw()];
+    let set_tid = [place.number()];
+    let (namespace, set_tid_size) = match place {
+        Birthplace::NewNamespace => (libc::CLONE_NEWPID, 0),
+        _ => (0, 1),
+    };
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | namespace;
     let args = CloneArgs {
-        flags: (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD) as u64 | CLONE_CLEAR_SIGHAND,
+        flags: flags as u64 | CLONE_CLEAR_SIGHAND,
         pidfd: (&raw mut pidfd) as u64,
         exit_signal: libc::SIGCHLD as u64,
-        set_tid: set_tid.as_ptr() as u64,
-        set_tid_size: 1,
+        set_tid: if set_tid_size == 0 { 0 } else { set_tid.as_ptr() as u64 },
+        set_tid_size,
         ..CloneArgs::default()
     };
     let argv = [c"cryosleep".as_ptr() as u64, 0];
@@ -230,6 +284,26 @@ fn vfork_exec(pid: Pid, stub: &OwnedFd, gift: &OwnedFd, number: RawFd) -> Result
     let (asked, checked) = (word(2, 1), word(5, 4));
     table[1][7] = asked;
     table[2][7] = checked;
+    // In another namespace the child does not see its parent: but it can look at a pidfd of it.
+    let own = Pid::from(parent as u32);
+    let parent = match place {
+        Birthplace::Here(_) => None,
+        _ => {
+            let leader = own.get() == std::process::id();
+            let pidfd = crate::sys::pidfd::open_thread(own, !leader);
+            let pidfd = pidfd.or_else(|_| crate::sys::pidfd::open(Pid::from(std::process::id())));
+            Some(pidfd.call("pidfd_open")?)
+        }
+    };
+    let watched = parent.as_ref().map(|parent| libc::pollfd {
+        fd: parent.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    });
+    if let Some(watched) = &watched {
+        table[1] = [libc::SYS_getpid as u64, 0, 0, 0, 0, 0, 0, 0];
+        table[2] = [libc::SYS_poll as u64, std::ptr::from_ref(watched) as u64, 1, 0, 0, 0, 0, checked];
+    }
     let result = with_signals_blocked(|| {
         // SAFETY: see `clone_and_run`: the table ends in exit_group; everything it points to outlives the
         // call, since a vfork parent waits until the child has executed another program or ended.
@@ -243,10 +317,10 @@ fn vfork_exec(pid: Pid, stub: &OwnedFd, gift: &OwnedFd, number: RawFd) -> Result
     // SAFETY: `failed` lives on; the child, which shared our memory, wrote it before it ended, if at all.
     let failed = unsafe { std::ptr::read_volatile(&raw const failed) };
     if failed != 0 {
-        crate::sys::wait::reap(pid);
+        crate::sys::wait::reap(Pid::from(result as u32));
         return Err(Error::call("execveat", Errno::from_raw(-failed as i32)));
     }
-    Ok(pidfd)
+    Ok((Pid::from(result as u32), pidfd))
 }
 
 /// The child must not run a handler of the host on shared memory. A raw call, since the C library leaves its

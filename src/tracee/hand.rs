@@ -37,10 +37,10 @@ fn employ<T>(
     hands: &[Hand],
     work: impl FnOnce(&mut [&mut Puppet<'_>]) -> Result<T>,
 ) -> Result<T> {
-    let (tgid, memory, ending) = (speaker.tgid(), speaker.memory(), speaker.ending());
+    let (process, memory, ending) = (speaker.process(), speaker.memory(), speaker.ending());
     let puppets = hands
         .iter()
-        .map(|hand| Puppet::employ(&hand.tracee, tgid, memory, hand.scratch, &hand.last_call, ending));
+        .map(|hand| Puppet::employ(&hand.tracee, process, memory, hand.scratch, &hand.last_call, ending));
     let mut puppets = puppets.collect::<Result<Vec<_>>>()?;
     let mut all: Vec<&mut Puppet<'_>> = std::iter::once(speaker).chain(&mut puppets).collect();
     work(&mut all)
@@ -86,7 +86,8 @@ impl Hand {
                 born = Some(tracee);
                 Ok(())
             })?;
-            answers.get(call)?;
+            let number = answers.get(call)? as u32;
+            let born = born.map(|hand| hand.known_as(number));
             born.ok_or_else(|| Error::new(ErrorKind::Kernel, "a new thread is not traced"))
         });
         match made {

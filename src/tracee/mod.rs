@@ -10,11 +10,11 @@ mod puppet;
 mod stop;
 
 pub(crate) use batch::{Answers, Batch, Call, LastWill, Output, Sys, sys};
-pub(crate) use blank::{Blank, CloneArgs, Gift, Seed, StubFile, explain as explain_clone};
+pub(crate) use blank::{Birthplace, Blank, CloneArgs, Gift, Seed, StubFile, explain as explain_clone};
 pub(crate) use dummy::Dummy;
 pub(crate) use hand::with_hands;
 pub(crate) use memory::Memory;
 pub(crate) use puppet::{
-    Ending, Home, Puppet, Saved, Scratch, Springboard, call_at, last_call, run_together,
+    Ending, Home, Ids, Puppet, Saved, Scratch, Springboard, call_at, last_call, run_together,
 };
 pub(crate) use stop::{Stop, Tracee};

@@ -174,6 +174,13 @@ fn put_back(tracee: &Tracee, regs: &Regs, mask: SigMask) -> Result<()> {
     tracee.set_regs(regs)
 }
 
+/// A process: its number here, and the one by which it knows itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ids {
+    pub(crate) pid: Pid,
+    pub(crate) number: u32,
+}
+
 /// Executes batches by several tasks, one each, at the same time.
 pub(crate) fn run_together(puppets: &mut [&mut Puppet<'_>], batches: Vec<Batch>) -> Result<Vec<Answers>> {
     let started = puppets.iter_mut().zip(batches).map(|(puppet, batch)| puppet.start(batch));
@@ -188,7 +195,7 @@ pub(crate) fn run_together(puppets: &mut [&mut Puppet<'_>], batches: Vec<Batch>)
 pub(crate) struct Puppet<'t> {
     tracee: Tracee,
     memory: &'t Memory,
-    tgid: Pid,
+    process: Ids,
     scratch: Scratch,
     ending: Ending,
     regs: Regs,
@@ -207,19 +214,19 @@ impl<'t> Puppet<'t> {
     /// die, the task goes on where it was, or stops (see [`Ending`]) and does so when continued.
     pub(crate) fn borrow(
         tracee: &Tracee,
-        tgid: Pid,
+        process: Ids,
         memory: &'t Memory,
         scratch: Scratch,
         saved: &Saved,
         caught: u64,
     ) -> Result<Self> {
-        Self::employ(tracee, tgid, memory, scratch, saved, Ending::among(saved.mask, caught))
+        Self::employ(tracee, process, memory, scratch, saved, Ending::among(saved.mask, caught))
     }
 
     /// The same of a task whose signals are not the program's business.
     pub(super) fn employ(
         tracee: &Tracee,
-        tgid: Pid,
+        process: Ids,
         memory: &'t Memory,
         scratch: Scratch,
         saved: &Saved,
@@ -235,7 +242,7 @@ impl<'t> Puppet<'t> {
         Ok(Self {
             tracee: tracee.clone(),
             memory,
-            tgid,
+            process,
             scratch,
             ending,
             regs,
@@ -250,7 +257,7 @@ impl<'t> Puppet<'t> {
     /// Takes over a blank task, which has nothing to be put back.
     pub(crate) fn own(
         tracee: &Tracee,
-        tgid: Pid,
+        process: Ids,
         memory: &'t Memory,
         scratch: Scratch,
         ending: Ending,
@@ -260,7 +267,7 @@ impl<'t> Puppet<'t> {
         Ok(Self {
             tracee: tracee.clone(),
             memory,
-            tgid,
+            process,
             scratch,
             ending,
             regs,
@@ -276,8 +283,12 @@ impl<'t> Puppet<'t> {
         &self.tracee
     }
 
+    pub(crate) fn process(&self) -> Ids {
+        self.process
+    }
+
     pub(crate) fn tgid(&self) -> Pid {
-        self.tgid
+        self.process.pid
     }
 
     /// What the task is to tidy up should we die, from the next batch on.
@@ -338,8 +349,8 @@ impl<'t> Puppet<'t> {
         }
         let stop = [
             sys::tgkill.number as u64,
-            u64::from(self.tgid.get()),
-            u64::from(self.tracee.tid().get()),
+            u64::from(self.process.number),
+            u64::from(self.tracee.number()),
             self.ending.0 as u64,
         ];
         let (table, start) = (batch.table(stop, &self.last_will), self.scratch.entries(batch.len()).start);
@@ -445,8 +456,8 @@ impl<'t> Puppet<'t> {
 
     fn put_back(&mut self) -> Result<()> {
         if std::mem::take(&mut self.stop_arrived) {
-            let sent = nix::sys::signal::kill(self.tgid.nix(), nix::sys::signal::Signal::SIGSTOP);
-            sent.map_err(|errno| Error::call("kill", errno).of(self.tgid))?;
+            let sent = nix::sys::signal::kill(self.tgid().nix(), nix::sys::signal::Signal::SIGSTOP);
+            sent.map_err(|errno| Error::call("kill", errno).of(self.tgid()))?;
         }
         self.back.take().map_or(Ok(()), |(regs, mask)| put_back(&self.tracee, &regs, mask))
     }

@@ -47,6 +47,8 @@ impl Stop {
 #[derive(Clone, Debug)]
 pub(crate) struct Tracee {
     tid: Pid,
+    /// What it is in its own pid namespace.
+    number: u32,
 }
 
 /// The gaps between two looks at a task: none at first, since most steps are over in microseconds, then
@@ -93,12 +95,22 @@ impl Tracee {
                 .with_hint("it is traced already, is a kernel thread, or CAP_SYS_PTRACE over it is missing"),
             _ => error.of(tid),
         })?;
-        Ok(Self { tid })
+        Ok(Self::attached(tid))
     }
 
     /// Takes over a task that the kernel attached by itself (PTRACE_O_TRACEFORK and its kind).
     pub(crate) fn attached(tid: Pid) -> Self {
-        Self { tid }
+        Self { tid, number: tid.get() }
+    }
+
+    /// The same task, which knows itself by another number than we do.
+    pub(crate) fn known_as(self, number: u32) -> Self {
+        Self { number, ..self }
+    }
+
+    /// By which it knows itself: for the calls that it makes, and for images.
+    pub(crate) fn number(&self) -> u32 {
+        self.number
     }
 
     pub(crate) fn tid(&self) -> Pid {

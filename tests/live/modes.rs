@@ -19,11 +19,20 @@ pub(crate) struct Subject {
     stopped: bool,
     /// It makes and reaps processes all the time: only those that stay are compared.
     churns: bool,
+    /// It is also run in a pid namespace of its own.
+    namespaced: bool,
 }
 
 impl Subject {
     pub(crate) const fn new(program: Program, args: &'static [&'static str]) -> Self {
-        Self { program, args, settle: Duration::from_millis(60), stopped: false, churns: false }
+        Self {
+            program,
+            args,
+            settle: Duration::from_millis(60),
+            stopped: false,
+            churns: false,
+            namespaced: false,
+        }
     }
 
     pub(crate) const fn settle(mut self, millis: u64) -> Self {
@@ -33,6 +42,11 @@ impl Subject {
 
     pub(crate) const fn stopped(mut self) -> Self {
         self.stopped = true;
+        self
+    }
+
+    pub(crate) const fn namespaced(mut self) -> Self {
+        self.namespaced = true;
         self
     }
 
@@ -55,24 +69,32 @@ pub(crate) enum Mode {
     Restore,
     /// And once more, as what came back.
     RestoreTwice,
+    /// It lives in a pid namespace, is dumped from outside, restored there, dumped again, and restored into another
+    /// namespace.
+    Namespaced,
 }
 
-pub(crate) const MODES: [(&str, Mode); 5] = [
+pub(crate) const MODES: [(&str, Mode); 6] = [
     ("control", Mode::Control),
     ("resume", Mode::Resume),
     ("resume_twice", Mode::ResumeTwice),
     ("restore", Mode::Restore),
     ("restore_twice", Mode::RestoreTwice),
+    ("namespaced", Mode::Namespaced),
 ];
 
 impl Subject {
+    pub(crate) fn has(&self, mode: Mode) -> bool {
+        self.namespaced || !matches!(mode, Mode::Namespaced)
+    }
+
     /// What it looks like now; at once it may be on its way back into a call that changes its signal mask.
-    fn compare(&self, before: &view::View, target: &Target) -> Outcome {
+    fn compare(&self, before: &view::View, look: impl Fn() -> Result<view::View, String>) -> Outcome {
         const TRIES: u32 = 25;
         let mut changed = Vec::new();
         for _ in 0..TRIES {
             std::thread::sleep(Duration::from_millis(15));
-            changed = view::difference(before, &view::of(target.pid), self.churns);
+            changed = view::difference(before, &look()?, self.churns);
             if changed.is_empty() {
                 return Ok(());
             }
@@ -81,7 +103,11 @@ impl Subject {
     }
 
     pub(crate) fn run(&self, mode: Mode) -> Outcome {
-        let mut target = Target::start(self.program, self.args)?;
+        let namespaced = matches!(mode, Mode::Namespaced);
+        let start = if namespaced { Target::start_namespaced } else { Target::start };
+        let mut target = start(self.program, self.args)?;
+        let look =
+            |target: &Target| if namespaced { view::from_inside(target.pid) } else { view::of(target.pid) };
         std::thread::sleep(self.settle);
         if self.stopped {
             target.stop()?;
@@ -89,15 +115,17 @@ impl Subject {
         let rounds = match mode {
             Mode::Control => 0,
             Mode::Resume | Mode::Restore => 1,
-            Mode::ResumeTwice | Mode::RestoreTwice => 2,
+            Mode::ResumeTwice | Mode::RestoreTwice | Mode::Namespaced => 2,
         };
         for round in 1..=rounds {
-            let before = view::of(target.pid);
+            let before = look(&target)?;
             match mode {
                 Mode::Restore | Mode::RestoreTwice => target.dump_and_restore()?,
+                Mode::Namespaced if round == 1 => target.dump_and_return()?,
+                Mode::Namespaced => target.dump_and_move()?,
                 _ => target.dump(AfterDump::Resume).map(drop)?,
             }
-            self.compare(&before, &target)
+            self.compare(&before, || look(&target))
                 .map_err(|changed| format!("seen from outside, round {round} changed:\n{changed}"))?;
         }
         if self.stopped {

@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use cryosleep::{AfterDump, Checkpoint, Dumped, Restore};
+use cryosleep::{AfterDump, Checkpoint, Dumped, Exit, Pids, Restore, Restored};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -122,6 +122,37 @@ pub(crate) struct Target {
     dir: PathBuf,
     image: PathBuf,
     gone: Gone,
+    /// The process 1 of the pid namespace that it lives in, which is not ours.
+    warden: Option<Warden>,
+    /// What it was restored as.
+    restored: Option<Restored>,
+}
+
+/// A process 1 that does nothing but wait for others, and the child of ours that keeps it alive.
+struct Warden {
+    pid: u32,
+    keeper: Child,
+}
+
+impl Drop for Warden {
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(self.pid as i32), Signal::SIGKILL);
+        let _ = self.keeper.wait();
+    }
+}
+
+/// Where a subject lives.
+enum Home {
+    /// In our own namespace.
+    Here,
+    /// Below a warden.
+    Warded,
+    /// As process 1.
+    AsInit,
+}
+
+fn only_child(pid: u32) -> Option<u32> {
+    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?.trim().parse().ok()
 }
 
 /// For how long it has not existed, at least and at most.
@@ -141,10 +172,36 @@ impl Target {
     }
 
     pub(crate) fn start_in(name: &str, program: Program, args: &[&str]) -> Result<Self, String> {
+        Self::started(name, program.command(args), Home::Here)
+    }
+
+    /// In a pid namespace of its own, of which it is not process 1.
+    pub(crate) fn start_namespaced(program: Program, args: &[&str]) -> Result<Self, String> {
+        let inner = program.command(args);
+        let mut command = Command::new("unshare");
+        // Numbers that are none of its own outside.
+        command.args(["--pid", "--fork", "sh", "-c", "\"$@\" & while :; do wait; sleep 0.02; done", "sh"]);
+        command.arg(inner.get_program()).args(inner.get_args());
+        Self::started("subject", command, Home::Warded)
+    }
+
+    /// As process 1 of a pid namespace.
+    pub(crate) fn start_as_init(
+        name: &str,
+        program: Program,
+        args: &[&str],
+        through: &[&str],
+    ) -> Result<Self, String> {
+        let Program::C(_) = program else { return Err("only C programs need no setsid".into()) };
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork"]).args(through).arg(program.binary()).args(args);
+        Self::started(name, command, Home::AsInit)
+    }
+
+    fn started(name: &str, mut command: Command, home: Home) -> Result<Self, String> {
         let dir = cell::lab().join(name);
         fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
         let log = File::create(dir.join("log")).map_err(|e| e.to_string())?;
-        let mut command = program.command(args);
         command
             .current_dir(&dir)
             .env_clear()
@@ -153,14 +210,27 @@ impl Target {
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(|e| e.to_string())?)
             .stderr(log);
+        if matches!(home, Home::AsInit) {
+            command.stderr(Stdio::null()); // unshare says that its child was killed, and so the log grows
+        }
         let child = command.spawn().map_err(|e| format!("{command:?}: {e}"))?;
-        let target = Self {
+        let mut target = Self {
             pid: child.id(),
             image: cell::lab().join(format!("{name}.image")),
             dir,
             gone: Gone::default(),
+            warden: None,
+            restored: None,
         };
         target.until("ready", || target.file("ready").is_some())?;
+        if !matches!(home, Home::Here) {
+            target.pid = only_child(child.id()).ok_or("there is no process 1")?;
+        }
+        if matches!(home, Home::Warded) {
+            let pid = target.pid;
+            target.pid = only_child(pid).ok_or("process 1 has not exactly one child")?;
+            target.warden = Some(Warden { pid, keeper: child });
+        }
         match target.file("result") {
             Some(result) if result.starts_with("skip: ") => Err(result.trim().to_owned()),
             _ => Ok(target),
@@ -229,6 +299,37 @@ impl Target {
         self.leave_and_return(|target| target.dump(AfterDump::Kill).map(drop), restore)
     }
 
+    /// Dumps it from outside of its pid namespace, and restores it there.
+    pub(crate) fn dump_and_return(&mut self) -> Outcome {
+        let warden = self.warden.as_ref().ok_or("it has no namespace of its own")?.pid;
+        let namespace = File::open(format!("/proc/{warden}/ns/pid")).map_err(|e| e.to_string())?;
+        self.dump_and_restore_in(Pids::Namespace(namespace.into()))
+    }
+
+    /// Dumps it from outside of its pid namespace, and restores it into a new one.
+    pub(crate) fn dump_and_move(&mut self) -> Outcome {
+        self.dump_and_restore_in(Pids::NewNamespace)
+    }
+
+    fn dump_and_restore_in(&mut self, pids: Pids) -> Outcome {
+        let inner = view::numbers_of(self.pid).last().copied();
+        let mut restored = None;
+        let restore = |target: &Self| {
+            let run = Restore::from(&target.image).pids(pids).run().map_err(|error| error.to_string())?;
+            restored = Some(run);
+            Ok(())
+        };
+        self.leave_and_return(|target| target.dump(AfterDump::Kill).map(drop), restore)?;
+        let restored = restored.ok_or("it was not restored")?;
+        let (known, own) = (restored.pid().get(), restored.inner_pid());
+        if inner != Some(own) || view::numbers_of(known).last() != Some(&own) {
+            return Err(format!("{inner:?} was restored as {known}, which says it is {own}"));
+        }
+        self.pid = known;
+        self.restored = Some(restored);
+        Ok(())
+    }
+
     /// The same, by what can do it.
     pub(crate) fn leave_and_return(
         &mut self,
@@ -239,9 +340,12 @@ impl Target {
         dump(self)?;
         let dumped = Instant::now();
         reap(self.pid());
-        if let Some(survivor) = fs::read_dir("/proc/").ok().and_then(|_| {
-            view::tree(self.pid).into_iter().find(|pid| Path::new(&format!("/proc/{pid}")).exists())
-        }) {
+        let survivor =
+            || view::tree(self.pid).into_iter().find(|pid| Path::new(&format!("/proc/{pid}")).exists());
+        if self.warden.is_some() {
+            self.until("waited for by its process 1", || survivor().is_none())?;
+        }
+        if let Some(survivor) = survivor() {
             return Err(format!("{survivor} is still there after the dump: {}", view::whereabouts()));
         }
         let restoring = Instant::now();
@@ -268,8 +372,23 @@ impl Target {
         }
     }
 
+    /// Of one that has lived in namespaces.
+    fn warded_verdict(mut self) -> Outcome {
+        self.until("over", || self.file("result").is_some())?;
+        let exit = self.restored.take().map(Restored::wait).transpose().map_err(|error| error.to_string())?;
+        match (self.file("result").as_deref(), exit) {
+            (Some("ok\n"), None | Some(Exit::Code(0))) => {}
+            (other, exit) => return Err(format!("it ended by {exit:?}, saying {other:?}{}", self.log())),
+        }
+        drop(self.warden.take());
+        nothing_left()
+    }
+
     /// Waits for its end: it must be content, and leave nothing behind.
     pub(crate) fn verdict(self) -> Outcome {
+        if self.warden.is_some() {
+            return self.warded_verdict();
+        }
         let mut ended = None;
         self.until("over", || {
             ended = reap_ended(self.pid());

@@ -1,6 +1,7 @@
 // One system call that blocks, by name. A call with a time limit must end neither early nor late; one without
 // goes on until a helper ends it, which waits for the test's go. None may return EINTR.
 #include "subject.h"
+#include <sys/epoll.h>
 
 static const ns LENGTH = 1500 * MS;
 
@@ -128,6 +129,25 @@ static long select_for(struct timeval *limit)
 	FD_ZERO(&set);
 	FD_SET(ends[0], &set);
 	return select(ends[0] + 1, &set, NULL, NULL, limit);
+}
+static long wait_for_event(int limit)
+{
+	struct epoll_event event = { EPOLLIN, { .fd = ends[0] } };
+	long count = epoll_wait(id, &event, 1, limit);
+	expect(count != 1 || event.data.fd == ends[0]);
+	return count;
+}
+static long call_epoll_for(void) { return wait_for_event(LENGTH / MS); }
+static long call_epoll(void) { return wait_for_event(-1); }
+static long call_epoll_pwait2(void)
+{
+	struct epoll_event event;
+	return epoll_pwait2(id, &event, 1, &length, NULL);
+}
+static void make_epoll(void)
+{
+	id = must(epoll_create1(0));
+	must(epoll_ctl(id, EPOLL_CTL_ADD, ends[0], &(struct epoll_event){ EPOLLIN, { .fd = ends[0] } }));
 }
 static long call_select_for(void)
 {
@@ -311,6 +331,9 @@ static const struct {
 	{ "ppoll_for", call_ppoll_for, FOR, 0, 0 },
 	{ "select_for", call_select_for, FOR, 0, 0 },
 	{ "pselect_for", call_pselect_for, FOR, 0, 0 },
+	{ "epoll_for", call_epoll_for, FOR, 0, 0, make_epoll },
+	{ "epoll_pwait2", call_epoll_pwait2, FOR, 0, 0, make_epoll },
+	{ "epoll", call_epoll, RELEASED, 1, 0, make_epoll, write_byte },
 	{ "futex_for", call_futex_for, FOR, -1, ETIMEDOUT },
 	{ "futex_until", call_futex_until, UNTIL, -1, ETIMEDOUT },
 	{ "sigtimedwait", call_sigtimedwait, FOR, -1, EAGAIN, block_usr1 },

@@ -285,16 +285,20 @@ static int epolls(void)
 	close(gone);
 	close(closed);
 	// Reported once.
-	int spent = must(eventfd(1, EFD_NONBLOCK)), broken[2], idle[2];
+	int spent = must(eventfd(1, EFD_NONBLOCK)), broken[2], emptied[2], idle[2];
 	must(pipe2(broken, O_NONBLOCK));
+	must(pipe2(emptied, O_NONBLOCK));
 	must(pipe2(idle, O_NONBLOCK));
 	int once = must(epoll_create1(0));
 	watch(once, spent, EPOLLIN | EPOLLONESHOT, 1);
 	watch(once, broken[0], EPOLLIN | EPOLLONESHOT | EPOLLET, 2);
 	watch(once, idle[1], EPOLLOUT | EPOLLONESHOT, 3);
 	watch(once, idle[0], EPOLLIN | EPOLLONESHOT, 4);
+	watch(once, emptied[0], EPOLLIN | EPOLLONESHOT, 6);
 	must(write(broken[1], "x", 1));
-	expect(reported(once) == (SET(1) | SET(2) | SET(3)));
+	must(write(emptied[1], "x", 1));
+	expect(reported(once) == (SET(1) | SET(2) | SET(3) | SET(6)));
+	expect(read(emptied[0], &(char){ 0 }, 1) == 1);
 	// One in another, in another.
 	int inner = must(epoll_create1(0)), middle = must(epoll_create1(0)), outer = must(epoll_create1(0));
 	watch(outer, middle, EPOLLIN, 1);
@@ -351,7 +355,9 @@ static int epolls(void)
 	must(epoll_ctl(epoll, EPOLL_CTL_DEL, second, NULL));
 	// Still silent, whatever happens to their files; and only that.
 	expect(reported(once) == 0);
+	expect(read(emptied[0], &(char){ 0 }, 1) == -1 && errno == EAGAIN);
 	close(broken[1]);
+	close(emptied[1]);
 	give(spent, 1);
 	expect(reported(once) == 0, "a watch that is spent reports");
 	must(write(idle[1], "x", 1));
@@ -415,6 +421,8 @@ static int inotify(void)
 	must(inotify_rm_watch(fd, dropped));
 	expect(event(fd, IN_IGNORED, dropped, ""));
 	int once = must(inotify_add_watch(fd, "other", IN_CREATE | IN_ONESHOT));
+	must(symlink("nowhere", "link"));
+	int link = must(inotify_add_watch(fd, "link", IN_DELETE_SELF | IN_DONT_FOLLOW));
 	// The same file again is the same watch.
 	expect(inotify_add_watch(fd, "other/kept", IN_ATTRIB | IN_MASK_ADD) == file);
 	expect(!event(fd, 0, 0, ""));
@@ -435,7 +443,9 @@ static int inotify(void)
 	must(unlink("watched/old"));
 	expect(event(fd, IN_DELETE, all, "old"));
 	expect(read(held, &byte, 1) == 1 && !event(fd, 0, 0, ""), "IN_EXCL_UNLINK");
-	expect(inotify_add_watch(fd, "/dev/zero", IN_OPEN) == once + 1, "the next number");
+	must(unlink("link"));
+	expect(event(fd, IN_DELETE_SELF, link, "") && event(fd, IN_IGNORED, link, ""));
+	expect(inotify_add_watch(fd, "/dev/zero", IN_OPEN) == link + 1, "the next number");
 	close(inside);
 	return passed();
 }

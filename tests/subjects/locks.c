@@ -110,8 +110,55 @@ static int locks(void)
 	return passed();
 }
 
-int main(void)
+static volatile int told, plainly;
+static void lease_ends(int signal, siginfo_t *info, void *context)
+{
+	(void)context;
+	if (signal == SIGIO)
+		plainly = 1;
+	else
+		told = info->si_fd;
+}
+
+// Leases, of which signals tell when somebody opens the file.
+static int leases(void)
+{
+	int writing = file("writing"), unused = file("unused"), reading = must(open("reading", O_RDONLY | O_CREAT, 0600));
+	(void)unused;
+	struct sigaction action = { .sa_sigaction = lease_ends, .sa_flags = SA_SIGINFO };
+	must(sigaction(SIGRTMIN, &action, NULL));
+	must(sigaction(SIGIO, &action, NULL));
+	must(fcntl(writing, F_SETLEASE, F_WRLCK));
+	must(fcntl(writing, F_SETSIG, SIGRTMIN));
+	must(fcntl(reading, F_SETLEASE, F_RDLCK));
+	int flags = must(fcntl(writing, F_GETFL));
+	pid_t child = must(fork());
+	if (!child) {
+		close(writing);
+		close(reading);
+		wait_go();
+		close(must(open("reading", O_RDONLY)));
+		expect(open("reading", O_WRONLY | O_NONBLOCK) == -1 && errno == EWOULDBLOCK);
+		int fd = open("writing", O_RDONLY | O_NONBLOCK);
+		expect(fd == -1 && errno == EWOULDBLOCK, "%d", fd);
+		must(open("writing", O_RDONLY)); // waits for the lease to be given up
+		return 0;
+	}
+	ready();
+	wait_go();
+	expect(fcntl(reading, F_GETLEASE) == F_RDLCK || plainly);
+	for (int i = 0; i < 1000 && !(told && plainly); i++)
+		nap(5 * MS);
+	expect(told == writing && plainly, "%d %d", told, plainly);
+	expect(fcntl(writing, F_GETFL) == flags && fcntl(writing, F_GETSIG) == SIGRTMIN && fcntl(writing, F_GETOWN) == getpid());
+	must(fcntl(writing, F_SETLEASE, F_UNLCK));
+	must(fcntl(reading, F_SETLEASE, F_UNLCK));
+	join_child(child);
+	return passed();
+}
+
+int main(int argc, char **argv)
 {
 	begin();
-	return locks();
+	return argc == 2 && !strcmp(argv[1], "leases") ? leases() : locks();
 }

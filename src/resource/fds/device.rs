@@ -1,7 +1,9 @@
-//! The character devices that have no state of their own: null, zero, full, random, urandom.
+//! The character devices that have no state of their own: null, zero, full, random, urandom; and kmsg for writing,
+//! since only readers have a place in it.
 
 use std::os::fd::OwnedFd;
 
+use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, major, minor};
 
 use super::{Builder, Collector, Description, FileKind, FileRef, OPEN_FLAGS, Probe};
@@ -19,11 +21,14 @@ impl Record for Device {
 
 /// Documentation/admin-guide/devices.txt: null, zero, full, random and urandom of major 1.
 const STATELESS: [u64; 5] = [3, 5, 7, 8, 9];
+const KMSG: u64 = 11;
 
 impl FileKind for Device {
     fn recognise(probe: &Probe) -> bool {
         let device = probe.stat.st_rdev;
-        probe.kind() == SFlag::S_IFCHR && major(device) == 1 && STATELESS.contains(&minor(device))
+        let writes = probe.flags & OFlag::O_ACCMODE == OFlag::O_WRONLY;
+        let stateless = STATELESS.contains(&minor(device)) || (minor(device) == KMSG && writes);
+        probe.kind() == SFlag::S_IFCHR && major(device) == 1 && stateless
     }
 
     fn describe(probe: &Probe, collector: &mut Collector) -> Result<std::result::Result<Self, Refusal>> {

@@ -9,10 +9,13 @@
 //! may hear of an edge twice. It never misses one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::epoll::{Epoll as New, EpollCreateFlags};
+use nix::sys::stat::{Mode, SFlag, fstat};
 
 use super::table::{FdTable, Place};
 use super::{Builder, Channel, Collector, Description, FileKind, Polled, Probe};
@@ -157,7 +160,7 @@ fn watches_of(collector: &Collector, seen: &Seen) -> Result<std::result::Result<
         *offset += 1;
         let (events, data) = (target.events, target.data);
         let watch = Watch { fd: target.fd, description: found, events, data };
-        if watch.is_spent() && collector.polled(found) == Polled::Anything && !is_ready(collector, found)? {
+        if watch.is_spent() && collector.polled(found) == Polled::Anything && !can_report(collector, found)? {
             let reason = format!(
                 "its watch of fd {} has reported once (EPOLLONESHOT), of a file that is not ready",
                 target.fd
@@ -169,11 +172,38 @@ fn watches_of(collector: &Collector, seen: &Seen) -> Result<std::result::Result<
     Ok(Ok(Watches { table, epoll: fd, quiet: false, watches }))
 }
 
-/// Is the file that this description is of ready for anything?
-fn is_ready(collector: &Collector, description: u32) -> Result<bool> {
+/// Is the file that this description is of ready for anything, or can be made so for a moment?
+fn can_report(collector: &Collector, description: u32) -> Result<bool> {
     let file = collector.borrow(description)?;
-    let mut polled = [PollFd::new(file.as_fd(), PollFlags::from_bits_retain(READY as i16))];
+    let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).call("fcntl(F_GETFL)")?);
+    let fifo = SFlag::from_bits_truncate(fstat(&file).call("fstat")?.st_mode & SFlag::S_IFMT.bits());
+    let empty_pipe = fifo == SFlag::S_IFIFO && flags & OFlag::O_ACCMODE == OFlag::O_RDONLY;
+    Ok(empty_pipe || is_ready(file.as_fd())?)
+}
+
+fn is_ready(file: BorrowedFd<'_>) -> Result<bool> {
+    let mut polled = [PollFd::new(file, PollFlags::from_bits_retain(READY as i16))];
     Ok(poll(&mut polled, 0u8).call("poll")? > 0)
+}
+
+/// A byte in a pipe that is empty: it makes its reading end ready. Dropping it takes the byte out again.
+struct Byte(std::fs::File);
+
+impl Byte {
+    fn put_into(pipe: BorrowedFd<'_>) -> Result<Self> {
+        let way = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+        let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let mut both = std::fs::File::from(open(way.as_str(), flags, Mode::empty()).call("open")?);
+        both.write_all(b"x").call("write")?;
+        Ok(Self(both))
+    }
+}
+
+impl Drop for Byte {
+    fn drop(&mut self) {
+        // It is there: nobody else has the pipe yet.
+        let _ = self.0.read_exact(&mut [0]);
+    }
 }
 
 /// Has it nothing to report? Only asked where the answer matters and where asking changes nothing: what is ready for us
@@ -247,14 +277,20 @@ impl Watches {
         let (spent, others): (Vec<Watch>, Vec<Watch>) =
             self.watches.iter().partition(|watch| watch.is_spent());
         let mut reporting = 0;
+        let mut bytes: BTreeMap<u32, Byte> = BTreeMap::new();
         let mut again = Vec::with_capacity(spent.len());
         for watch in spent {
+            let file = builder.description(watch.description)?;
             let reports = builder.polled(watch.description)? == Polled::Anything;
+            if reports && !is_ready(file)? {
+                bytes.insert(watch.description, Byte::put_into(file).about(|| self.subject())?);
+            }
             reporting += u64::from(reports);
             again.push(if reports { Watch { events: watch.events | READY, ..watch } } else { watch });
         }
         adding.all(&again, puppet)?;
         self.report_once(reporting, puppet)?;
+        drop(bytes);
         adding.all(&others, puppet)?;
         self.check_wakeups(puppet)
     }

@@ -1,12 +1,14 @@
 //! Locks on files. flock(2) and open file description locks belong to a description, and are taken by us before the tasks
 //! get it. POSIX locks belong to an fd table; its process takes them itself, when it will not close any descriptor any
-//! more: that of any descriptor of a file drops all of them. Leases are refused.
+//! more: that of any descriptor of a file drops all of them. A lease belongs to a description, but its process takes it,
+//! too: the signal that tells of its end names the descriptor. Opening a file would break a lease: we never do.
 
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
 use super::Probe;
+use crate::Pid;
 use crate::error::{Error, ErrorKind, NameCall, Refusal, Result};
 use crate::image::{Decode, Encode, Record, Tag};
 use crate::proc::fdinfo::{self, LockKind};
@@ -67,9 +69,10 @@ impl DescriptionLocks {
             match lock.kind {
                 LockKind::Flock => found.whole = Some(lock.exclusive),
                 LockKind::Ofd => found.parts.push(Locked::of(lock)),
-                LockKind::Posix => {}
-                LockKind::Lease => return Err(probe.refusal("leases (F_SETLEASE) are not supported yet")),
-                LockKind::Other => return Err(probe.refusal("a lock of an unknown kind")),
+                LockKind::Posix | LockKind::Lease => {}
+                LockKind::Other => {
+                    return Err(probe.refusal("a lease that is being broken, or a lock of an unknown kind"));
+                }
             }
         }
         Ok((found != Self::default()).then_some(found))
@@ -90,23 +93,37 @@ impl DescriptionLocks {
     }
 }
 
-/// A POSIX lock, and a descriptor by which it can be taken.
+/// A lock that its process takes, and the descriptor by which it does.
 #[derive(Encode, Decode, Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PosixLock {
+pub(crate) struct TableLock {
     fd: i32,
-    locked: Locked,
+    taken: Taken,
 }
 
-impl PosixLock {
-    /// Those that have been taken by this descriptor.
-    pub(super) fn describe(fd: i32, locks: &[fdinfo::Lock]) -> impl Iterator<Item = Self> {
-        let posix = locks.iter().filter(|lock| lock.kind == LockKind::Posix);
-        posix.map(move |lock| Self { fd, locked: Locked::of(lock) })
+#[derive(Encode, Decode, Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    Posix(Locked),
+    Lease { exclusive: bool },
+}
+
+impl TableLock {
+    /// Those that the process has taken by this descriptor.
+    pub(super) fn describe(fd: i32, pid: Pid, locks: &[fdinfo::Lock]) -> Vec<Self> {
+        let taken = |lock: &fdinfo::Lock| match lock.kind {
+            LockKind::Posix => Some(Taken::Posix(Locked::of(lock))),
+            LockKind::Lease if lock.pid == pid.raw() => Some(Taken::Lease { exclusive: lock.exclusive }),
+            _ => None,
+        };
+        locks.iter().filter_map(taken).map(|taken| Self { fd, taken }).collect()
+    }
+
+    pub(super) fn is_lease(&self) -> bool {
+        matches!(self.taken, Taken::Lease { .. })
     }
 
     #[cfg(test)]
     pub(super) fn new(fd: i32, start: u64, last: Option<u64>) -> Self {
-        Self { fd, locked: Locked { exclusive: true, start, last } }
+        Self { fd, taken: Taken::Posix(Locked { exclusive: true, start, last }) }
     }
 
     pub(super) fn fd(&self) -> i32 {
@@ -114,13 +131,25 @@ impl PosixLock {
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        self.locked.extent().map(drop)
+        match &self.taken {
+            Taken::Posix(locked) => locked.extent().map(drop),
+            Taken::Lease { .. } => Ok(()),
+        }
     }
 
     /// Queues the call that takes it.
     pub(super) fn take(&self, batch: &mut Batch) -> Result<()> {
-        let lock = batch.input_words(&self.locked.extent()?.words());
-        batch.call(call::fcntl, &[self.fd as u64, libc::F_SETLK as u64, lock]);
+        let fd = self.fd as u64;
+        match &self.taken {
+            Taken::Posix(locked) => {
+                let lock = batch.input_words(&locked.extent()?.words());
+                batch.call(call::fcntl, &[fd, libc::F_SETLK as u64, lock]);
+            }
+            Taken::Lease { exclusive } => {
+                let kind = if *exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+                batch.call(call::fcntl, &[fd, libc::F_SETLEASE as u64, kind as u64]);
+            }
+        }
         Ok(())
     }
 }
@@ -130,7 +159,7 @@ pub(super) fn taken(error: Error) -> Error {
     match error.raw_errno() {
         Some(Errno::EAGAIN | Errno::EACCES) => {
             let conflict = error.with_kind(ErrorKind::Conflict);
-            conflict.with_hint("somebody else has taken a lock that the target had: see lslocks(8)")
+            conflict.with_hint("somebody else has taken a lock that the target had, or has opened a file under its lease: see lslocks(8)")
         }
         _ => error,
     }

@@ -263,6 +263,10 @@ pub(crate) struct Builder<'i> {
     pub(crate) inherited: Inherited,
     /// The numbers of all tasks of the tree.
     tasks: BTreeSet<Pid>,
+    /// Those that they have here, as soon as they exist.
+    pids: BTreeMap<u32, Pid>,
+    /// By the numbers that they had nobody here will find them.
+    pub(crate) renumbered: bool,
     pipes: BTreeMap<u32, pipe::Ends>,
     /// pidfds of processes that are gone, made together with one that has been asked for.
     gone: BTreeMap<u32, OwnedFd>,
@@ -279,6 +283,8 @@ impl<'i> Builder<'i> {
             finder,
             inherited,
             tasks,
+            pids: BTreeMap::new(),
+            renumbered: false,
             pipes: BTreeMap::new(),
             gone: BTreeMap::new(),
             current: 0,
@@ -309,8 +315,9 @@ impl<'i> Builder<'i> {
         self.finder.finish()
     }
 
-    /// Makes the others.
-    pub(crate) fn make_of_tasks(&mut self) -> Result<()> {
+    /// Makes the others, now that there are tasks; `pids` has their numbers here, by those that they know.
+    pub(crate) fn make_of_tasks(&mut self, pids: BTreeMap<u32, Pid>) -> Result<()> {
+        self.pids = pids;
         std::mem::take(&mut self.waiting).into_iter().try_for_each(|unmade| self.make(unmade))?;
         self.pipes.clear(); // no watch must hear of it
         Ok(())

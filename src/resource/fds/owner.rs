@@ -59,11 +59,12 @@ impl FileOwner {
             return Ok(None);
         }
         let number = owner.number.unsigned_abs();
-        let known = match owner.kind {
-            F_OWNER_PGRP => collector.has_group(number),
-            _ => collector.has_task(Pid::from(number)),
+        // As we see it, and as the tree does.
+        let own = match owner.kind {
+            F_OWNER_PGRP => collector.group(number),
+            _ => collector.task(Pid::from(number)),
         };
-        if number != 0 && !known {
+        if number != 0 && own.is_none() {
             let what = if owner.kind == F_OWNER_PGRP { "process group" } else { "process" };
             let reason = format!("its owner (F_SETOWN) is {what} {number}, which is not part of the tree");
             report.refuse(probe.refusal(reason));
@@ -75,6 +76,7 @@ impl FileOwner {
                 format!("its owner (F_SETOWN) was named by another user ({real}, effectively {effective})");
             report.refuse(probe.refusal(reason));
         }
+        let number = own.unwrap_or(0);
         Ok(Some(Self { table, fd: probe.fd, kind: owner.kind, number, signal: owner.signal, asynchronous }))
     }
 

@@ -137,10 +137,10 @@ impl FileRef {
         }
     }
 
-    /// Finds one that has a name, whatever it contains by now.
+    /// Finds one that has a name, whatever it contains by now. It may be a symbolic link itself.
     pub(super) fn find(&self) -> Result<OwnedFd> {
         match self {
-            Self::Named(named) => named.open(OFlag::O_PATH, FileValidation::Type),
+            Self::Named(named) => named.open(OFlag::O_PATH | OFlag::O_NOFOLLOW, FileValidation::Type),
             Self::Ghost(_) => {
                 Err(Error::new(ErrorKind::Image, "a file without a name").about(self.subject()))
             }

@@ -47,12 +47,14 @@ impl FileKind for PidFd {
                 }
                 Target::Gone { which: probe.stat.st_ino, status }
             }
-            number @ 1.. if collector.has_task(Pid::from(number as u32)) => Target::Task(number as u32),
             0 => return Ok(Err(probe.refusal("it refers to a process that cannot be seen from here"))),
-            number => {
-                let reason = format!("it refers to process {number}, which is not part of the tree");
-                return Ok(Err(probe.refusal(reason)));
-            }
+            number => match u32::try_from(number).ok().and_then(|number| collector.task(Pid::from(number))) {
+                Some(number) => Target::Task(number),
+                None => {
+                    let reason = format!("it refers to process {number}, which is not part of the tree");
+                    return Ok(Err(probe.refusal(reason)));
+                }
+            },
         };
         Ok(Ok(Self { of }))
     }
@@ -74,7 +76,10 @@ impl FileKind for PidFd {
 
     fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd> {
         match self.of {
-            Target::Task(number) => open(Pid::from(number), common),
+            Target::Task(number) => {
+                let missing = || Error::new(ErrorKind::Image, "a pidfd of a process that cannot be");
+                open(builder.pids.get(&number).copied().ok_or_else(missing)?, common)
+            }
             Target::Gone { which, status } => {
                 // No other way leads to a process that is gone: all its pidfds are made at once.
                 if !builder.gone.contains_key(&builder.current) {

@@ -11,7 +11,7 @@ use nix::unistd::{Whence, lseek};
 use super::path::TMPFILE;
 use super::{Builder, Collector, Description, FileKind, FileRef, OPEN_FLAGS, Probe};
 use crate::Pid;
-use crate::error::{Context, NameCall, Refusal, Result};
+use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result};
 use crate::image::{Decode, Encode, Record, Tag};
 
 #[derive(Encode, Decode, Debug)]
@@ -36,7 +36,8 @@ impl FileKind for Regular {
 
     fn describe(probe: &Probe, collector: &mut Collector) -> Result<std::result::Result<Self, Refusal>> {
         let tasks = shown_tasks(probe)?;
-        if !tasks.iter().all(|task| collector.has_task(*task)) {
+        // In a /proc that is not the tree's own it would not be found again by its number.
+        if !tasks.iter().all(|task| collector.task(*task) == Some(task.get())) {
             return Ok(Err(probe.refusal("what /proc shows of a task that is not part of the tree")));
         }
         let of_task = !tasks.is_empty();
@@ -46,6 +47,16 @@ impl FileKind for Regular {
 
     fn is_of_tasks(&self) -> bool {
         self.of_task
+    }
+
+    fn check(&self, builder: &Builder<'_>) -> Result<()> {
+        if !self.of_task || !builder.renumbered {
+            return Ok(());
+        }
+        let reason =
+            "it is one of the files of /proc that are found by the numbers that tasks had for everybody";
+        let error = Error::new(ErrorKind::Conflict, reason).about(self.file.subject());
+        Err(error.with_hint("restore it with Pids::Original"))
     }
 
     fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd> {

@@ -6,14 +6,14 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::sys::stat::makedev;
 
-use super::locks::{self, PosixLock};
+use super::locks::{self, TableLock};
 use super::{
     Channel, Description, DescriptionLocks, External, FileOwner, FileRef, Ghosts, KINDS, OuterPipes, Polled,
     Probe, epoll, external, inotify, pipe, unsupported,
 };
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
-use crate::freeze::Process;
+use crate::freeze::{Frozen, Process};
 use crate::image::{Decode, Encode, Owner, Record, Records, Tag};
 use crate::proc::{fdinfo, nameless, read};
 use crate::resource::Report;
@@ -34,7 +34,7 @@ pub(crate) struct Slot {
 #[derive(Encode, Decode, Debug, Default)]
 pub(crate) struct FdTable {
     pub(crate) slots: Vec<Slot>,
-    pub(crate) locks: Vec<PosixLock>,
+    pub(crate) locks: Vec<TableLock>,
 }
 
 impl Record for FdTable {
@@ -61,15 +61,17 @@ pub(super) struct Place {
 pub(crate) struct Collector {
     pub(crate) ghosts: Ghosts,
     policy: FilePolicy,
+    /// Descriptions with a lease, as long as the process that took it has not been seen.
+    leases: BTreeMap<u32, Refusal>,
     /// By number, from 1.
     found: Vec<Found>,
     /// Their numbers, in the order that kcmp(2) gives.
     sorted: BTreeMap<Key, Vec<u32>>,
     /// The descriptions of all slots.
     slots: BTreeMap<(Pid, RawFd), u32>,
-    /// The numbers of the tree's tasks, and of those of its groups that are its own.
-    tasks: BTreeSet<Pid>,
-    groups: BTreeSet<u32>,
+    /// The tree's tasks, and those of its groups that are its own: by their numbers here, with those that it knows.
+    tasks: BTreeMap<Pid, u32>,
+    groups: BTreeMap<u32, u32>,
     /// By device and inode.
     pub(super) pipes: BTreeMap<(u64, u64), pipe::Seen>,
     pub(super) epolls: Vec<epoll::Seen>,
@@ -99,12 +101,21 @@ impl Default for FilePolicy {
 }
 
 impl Collector {
-    pub(crate) fn new(tree: &Tree, policy: &FilePolicy) -> Self {
-        let tasks: BTreeSet<Pid> = tree.numbers().collect();
+    pub(crate) fn new(frozen: &Frozen, tree: &Tree, policy: &FilePolicy) -> Self {
+        let living = frozen.processes.iter().map(|process| (process.pid, process.number));
+        let dead = frozen.zombies.iter().map(|zombie| (zombie.pid, zombie.number));
+        let threads = frozen.processes.iter().flat_map(|process| &process.threads);
+        let threads = threads.map(|thread| (thread.tid(), thread.tracee.number()));
+        let tasks = living.chain(dead).chain(threads).collect();
         // One that the tree cannot be restored with is refused elsewhere.
         let outer = tree.plan().ok().and_then(|plan| plan.outer_group);
-        let groups = tree.processes.iter().map(|process| process.group);
-        let groups = groups.filter(|group| Some(*group) != outer).collect();
+        let living = frozen.processes.iter().map(|process| (&process.stat, &process.status));
+        let dead = frozen.zombies.iter().map(|zombie| (&zombie.stat, &zombie.status));
+        let groups = living.chain(dead).filter_map(|(stat, status)| {
+            let own = status.ns_pgid.last().copied().filter(|group| Some(*group) != outer)?;
+            Some((u32::try_from(stat.pgrp).ok()?, own))
+        });
+        let groups = groups.collect();
         Self { tasks, groups, ..Self::of_policy(policy) }
     }
 
@@ -119,12 +130,14 @@ impl Collector {
         Ok(file.map_err(|reason| reason.refusal(probe.pid, probe.subject())))
     }
 
-    pub(super) fn has_task(&self, pid: Pid) -> bool {
-        self.tasks.contains(&pid)
+    /// The number by which a task of the tree knows itself.
+    pub(super) fn task(&self, pid: Pid) -> Option<u32> {
+        self.tasks.get(&pid).copied()
     }
 
-    pub(super) fn has_group(&self, group: u32) -> bool {
-        self.groups.contains(&group)
+    /// The same of a group.
+    pub(super) fn group(&self, group: u32) -> Option<u32> {
+        self.groups.get(&group).copied()
     }
 
     /// Describes the table that a thread of a process has, and those of its descriptions that are new.
@@ -144,6 +157,9 @@ impl Collector {
             // Each is shown for all descriptors of the description that it was taken by.
             let mut others = table.slots.iter();
             if !locks.is_empty() && !others.any(|other| other.description == slot.description) {
+                if locks.iter().any(TableLock::is_lease) {
+                    self.leases.remove(&slot.description);
+                }
                 table.locks.extend(locks);
             }
             table.slots.push(slot);
@@ -159,7 +175,7 @@ impl Collector {
         fd: RawFd,
         report: &mut Report,
         records: &mut Records,
-    ) -> Result<(Slot, Vec<PosixLock>)> {
+    ) -> Result<(Slot, Vec<TableLock>)> {
         let file = sys::pidfd::get_fd(pidfd.as_fd(), fd).call("pidfd_getfd")?;
         let mut probe = Probe::new(pid, fd, file)?;
         probe.external =
@@ -178,6 +194,10 @@ impl Collector {
                 let number = self.found.len() as u32;
                 self.sorted.entry(key).or_default().insert(index, number);
                 self.describe(Owner(number), &probe, (process, table), report, records)?;
+                if info.locks.iter().any(|lock| lock.kind == fdinfo::LockKind::Lease) {
+                    let reason = "its lease was taken by a process that does not have the file any more";
+                    self.leases.insert(number, probe.refusal(reason));
+                }
                 match DescriptionLocks::describe(&probe, &info.locks) {
                     Ok(Some(locks)) => records.put(Owner(number), &locks)?,
                     Ok(None) => {}
@@ -187,7 +207,7 @@ impl Collector {
             }
         };
         self.slots.insert((pid, fd), description);
-        let locks = PosixLock::describe(fd, &info.locks).collect();
+        let locks = TableLock::describe(fd, process.pid, &info.locks);
         Ok((Slot { fd, close_on_exec, description }, locks))
     }
 
@@ -300,6 +320,7 @@ impl Collector {
                 Err(refusal) => report.refuse(refusal),
             }
         }
+        std::mem::take(&mut self.leases).into_values().for_each(|refusal| report.refuse(refusal));
         epoll::describe_watches(&self, report, records)?;
         self.ghosts.finish(report);
         Ok(self.ghosts)
@@ -334,7 +355,7 @@ impl FdTable {
         if !self.locks.iter().all(|lock| self.slot(lock.fd()).is_some()) {
             return bad("a lock by a descriptor that is not open");
         }
-        self.locks.iter().try_for_each(PosixLock::check)
+        self.locks.iter().try_for_each(TableLock::check)
     }
 
     /// Queues the calls that take its locks: when nothing of it will be closed any more.

@@ -89,7 +89,7 @@ fn slots_in_order_and_their_locks() {
         assert_eq!(table(wrong).check().unwrap_err().kind(), ErrorKind::Image);
     }
     let locked = |fd, start, last| FdTable {
-        locks: vec![super::locks::PosixLock::new(fd, start, last)],
+        locks: vec![super::locks::TableLock::new(fd, start, last)],
         ..table(&[0, 3])
     };
     locked(3, 5, Some(9)).check().unwrap();

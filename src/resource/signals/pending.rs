@@ -67,7 +67,7 @@ pub(crate) fn continues(tid: Pid) -> Result<Vec<SigInfo>> {
 pub(crate) fn queue_continues(
     continues: &[SigInfo],
     tools: (Springboard, Scratch),
-    process: Pid,
+    process: u32,
     tracee: &Tracee,
     memory: &Memory,
 ) -> Result<()> {
@@ -75,7 +75,7 @@ pub(crate) fn queue_continues(
     for info in continues {
         let address = scratch.input().start;
         memory.write(address, &info.0)?;
-        let args = [u64::from(process.get()), info.signo() as u64, address, 0, 0, 0];
+        let args = [u64::from(process), info.signo() as u64, address, 0, 0, 0];
         springboard.call(tracee, memory, sys::rt_sigqueueinfo, args)?;
     }
     Ok(())
@@ -114,7 +114,7 @@ impl State for ProcessPending {
 
     fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
         self.0.queue(batch, |batch, signal, info| {
-            batch.call(sys::rt_sigqueueinfo, &[u64::from(task.pid.get()), signal, info]);
+            batch.call(sys::rt_sigqueueinfo, &[u64::from(task.process), signal, info]);
         });
         Ok(())
     }
@@ -144,7 +144,7 @@ impl State for ThreadPending {
     }
 
     fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
-        let (tgid, tid) = (u64::from(task.pid.get()), u64::from(task.tid().get()));
+        let (tgid, tid) = (u64::from(task.process), u64::from(task.tracee.number()));
         self.0.queue(batch, |batch, signal, info| {
             batch.call(sys::rt_tgsigqueueinfo, &[tgid, tid, signal, info]);
         });

@@ -3,6 +3,7 @@
 //! stands still while the process does not exist.
 
 use crate::error::{Refusal, Result, Subject};
+use crate::freeze::Process;
 use crate::image::{Decode, Encode, Record, Tag};
 use crate::proc::read;
 use crate::proc::timers::{self, Notify, PosixTimer, Target};
@@ -85,7 +86,10 @@ impl State for PosixTimers {
                 report.refuse(refuse("timers on the processor time of one task are not supported"));
                 continue;
             }
-            let mut record = describe(&timer);
+            let Some(mut record) = describe(&timer, view.process) else {
+                report.refuse(refuse("the thread that it signals is unknown"));
+                continue;
+            };
             record.time.iter_mut().zip(answers.words(&time)).for_each(|(slot, word)| *slot = word);
             timers.push(record);
         }
@@ -120,17 +124,21 @@ impl State for PosixTimers {
     }
 }
 
-fn describe(timer: &PosixTimer) -> Timer {
+/// None for a timer that signals a thread which is not one of the process.
+fn describe(timer: &PosixTimer, process: &Process) -> Option<Timer> {
     let how = match timer.notify {
         Notify::Signal => libc::SIGEV_SIGNAL,
         Notify::None => libc::SIGEV_NONE,
         Notify::Thread => libc::SIGEV_THREAD,
     };
     let (notify, thread) = match timer.target {
-        Target::Thread(tid) => (how | libc::SIGEV_THREAD_ID, tid),
+        Target::Thread(tid) => {
+            let thread = process.threads.iter().find(|thread| thread.tid().get() == tid)?;
+            (how | libc::SIGEV_THREAD_ID, thread.tracee.number())
+        }
         Target::Process(_) => (how, 0),
     };
-    Timer {
+    Some(Timer {
         id: timer.id,
         clock: timer.clock_id,
         value: timer.sigev_value,
@@ -138,5 +146,5 @@ fn describe(timer: &PosixTimer) -> Timer {
         notify,
         thread,
         time: [0; 4],
-    }
+    })
 }

@@ -14,6 +14,7 @@ pub(crate) mod limits;
 pub(crate) mod membarrier;
 pub(crate) mod mempolicy;
 pub(crate) mod name;
+pub(crate) mod pids;
 pub(crate) mod plan;
 pub(crate) mod proc_files;
 pub(crate) mod registers;

@@ -185,10 +185,12 @@ impl Shares {
     }
 
     /// The threads of a stopped process that can have something of their own, the first one for all others.
-    pub(crate) fn seats(&self, process: &Process) -> impl Iterator<Item = (Pid, Sharing)> + '_ {
-        let pid = process.pid.get();
-        let threads = self.threads(pid).map(|(tid, sharing)| (Pid::from(tid), sharing));
-        std::iter::once((process.speaker(), self.process(pid))).chain(threads)
+    pub(crate) fn seats<'s>(&'s self, process: &'s Process) -> impl Iterator<Item = (Pid, Sharing)> + 's {
+        let threads =
+            process.threads.iter().skip(1).filter_map(|thread| {
+                Some((thread.tid(), self.thread(process.number, thread.tracee.number())?))
+            });
+        std::iter::once((process.speaker(), self.process(process.number))).chain(threads)
     }
 
     /// The tasks (as process and number) that share at least one object in another way than usual.
@@ -263,8 +265,8 @@ struct Seat {
 
 impl Seat {
     fn of(process: &Process) -> Self {
-        let pid = process.pid.get();
-        Self { process: pid, number: pid, tid: process.speaker() }
+        let number = process.number;
+        Self { process: number, number, tid: process.speaker() }
     }
 }
 
@@ -321,7 +323,7 @@ fn own_seats(frozen: &Frozen, kind: Kind) -> nix::Result<Vec<Seat>> {
         let first = process.speaker();
         for thread in process.threads.iter().skip(1) {
             if kcmp(first, thread.tid(), kind.compare())? != Ordering::Equal {
-                own.push(Seat { tid: thread.tid(), number: thread.tid().get(), ..Seat::of(process) });
+                own.push(Seat { tid: thread.tid(), number: thread.tracee.number(), ..Seat::of(process) });
             }
         }
     }

@@ -66,16 +66,21 @@ impl ProcessRecord {
 
 impl Tree {
     pub(crate) fn describe(frozen: &Frozen, report: &mut Report) -> Self {
-        let living = frozen.processes.iter().map(Self::living);
+        let own: BTreeMap<u32, u32> = frozen.processes.iter().map(|p| (p.pid.get(), p.number)).collect();
+        // The root's parent is not in the tree.
+        let nested = frozen.processes.first().is_some_and(|root| root.status.ns_pid.len() > 1);
+        let outside = |ppid| if nested { 0 } else { ppid };
+        let parent = |stat: &stat::Stat| own.get(&stat.ppid).copied().unwrap_or(outside(stat.ppid));
+        let living = frozen.processes.iter().map(|process| Self::living(process, parent(&process.stat)));
         let mut processes: Vec<_> = living.collect();
-        processes.extend(frozen.zombies.iter().map(Self::dead));
+        processes.extend(frozen.zombies.iter().map(|zombie| Self::dead(zombie, parent(&zombie.stat))));
         let tree = Self { processes };
         if let Some(root) = tree.processes.first().filter(|root| root.exit_signal != libc::SIGCHLD as u32) {
             let reason =
                 format!("its parent, which is not in the tree, gets signal {} for it", root.exit_signal);
             report.attribute(root.pid(), "exit signal", reason);
         }
-        let planned = tree.plan().and_then(|plan| none_outside(&tree, &plan));
+        let planned = tree.plan().and_then(|plan| none_outside(frozen, &plan));
         if let Err(reason) = planned {
             let pid = reason.pid().unwrap_or(Pid::from(tree.processes.first().map_or(0, |root| root.pid)));
             let subject = reason.subject().cloned().unwrap_or(Subject::Task);
@@ -87,26 +92,26 @@ impl Tree {
         tree
     }
 
-    fn living(process: &Process) -> ProcessRecord {
-        let mut threads: Vec<u32> = process.threads.iter().map(|thread| thread.tid().get()).collect();
-        threads.sort_unstable_by_key(|tid| (*tid != process.pid.get(), *tid));
+    fn living(process: &Process, parent: u32) -> ProcessRecord {
+        let mut threads: Vec<u32> = process.threads.iter().map(|thread| thread.tracee.number()).collect();
+        threads.sort_unstable_by_key(|tid| (*tid != process.number, *tid));
         ProcessRecord {
-            pid: process.pid.get(),
-            parent: process.stat.ppid,
-            group: process.stat.pgrp.max(0) as u32,
-            session: process.stat.session.max(0) as u32,
+            pid: process.number,
+            parent,
+            group: process.status.ns_pgid.last().copied().unwrap_or(0),
+            session: process.status.ns_sid.last().copied().unwrap_or(0),
             exit_signal: process.stat.exit_signal.max(0) as u32,
             life: Life::Threads(threads),
             name: Vec::new(),
         }
     }
 
-    fn dead(zombie: &Zombie) -> ProcessRecord {
+    fn dead(zombie: &Zombie, parent: u32) -> ProcessRecord {
         ProcessRecord {
-            pid: zombie.pid.get(),
-            parent: zombie.stat.ppid,
-            group: zombie.stat.pgrp.max(0) as u32,
-            session: zombie.stat.session.max(0) as u32,
+            pid: zombie.number,
+            parent,
+            group: zombie.status.ns_pgid.last().copied().unwrap_or(0),
+            session: zombie.status.ns_sid.last().copied().unwrap_or(0),
             exit_signal: zombie.stat.exit_signal.max(0) as u32,
             life: Life::Zombie(zombie.stat.exit_code),
             name: zombie.stat.comm.clone(),
@@ -116,6 +121,33 @@ impl Tree {
     /// The root of the tree.
     pub(crate) fn root(&self) -> Result<&ProcessRecord> {
         self.processes.first().ok_or_else(|| Error::new(ErrorKind::Image, "an image without processes"))
+    }
+
+    /// Puts a process 1 above the root. What its session and group are is outside its namespace; the tree joins them
+    /// instead of those that it was in if it is to `inherit` them.
+    pub(crate) fn below_init(&mut self, inherit: bool) {
+        let known: BTreeSet<u32> = self.processes.iter().map(|process| process.pid).collect();
+        let Some(root) = self.processes.first_mut() else { return };
+        let outer = Some(root.session).filter(|session| inherit && *session != root.pid);
+        root.parent = 1;
+        for process in self.processes.iter_mut().filter(|process| Some(process.session) == outer) {
+            process.session = 0;
+            if !known.contains(&process.group) {
+                process.group = 0;
+            }
+        }
+        self.processes.insert(
+            0,
+            ProcessRecord {
+                pid: 1,
+                parent: 0,
+                group: 0,
+                session: 0,
+                exit_signal: libc::SIGCHLD as u32,
+                life: Life::Threads(vec![1]),
+                name: Vec::new(),
+            },
+        );
     }
 
     /// The numbers of all its tasks, the dead ones included.
@@ -151,28 +183,41 @@ impl Tree {
             }
             known.insert(process.pid, process);
         }
+        if known.contains_key(&root.parent) {
+            return Err(Error::new(ErrorKind::Image, "the parent of the root is in the tree").of(root.pid()));
+        }
         plan::of(self, root, known, &tasks)
     }
 }
 
 /// A session or group whose leader is not in the tree can be made again if all of it is in the tree.
-fn none_outside(tree: &Tree, plan: &Plan) -> Result<()> {
+fn none_outside(frozen: &Frozen, plan: &Plan) -> Result<()> {
     if plan.stand_ins.is_empty() {
         return Ok(());
     }
-    let known: BTreeSet<Pid> = tree.processes.iter().map(ProcessRecord::pid).collect();
+    // As everybody sees them, by how the tree knows them.
+    let mut stand_ins: BTreeMap<u32, (u32, Pid, &'static str)> = BTreeMap::new();
+    let living = frozen.processes.iter().map(|process| (process.pid, &process.stat, &process.status));
+    let dead = frozen.zombies.iter().map(|zombie| (zombie.pid, &zombie.stat, &zombie.status));
+    let mut known = BTreeSet::new();
+    for (pid, stat, status) in living.chain(dead) {
+        known.insert(pid);
+        let leaders =
+            [(stat.pgrp, &status.ns_pgid, "process group"), (stat.session, &status.ns_sid, "session")];
+        for (here, own, what) in leaders {
+            if let Some(own) = own.last().filter(|own| plan.stand_ins.contains(own)) {
+                stand_ins.insert(here.max(0) as u32, (*own, pid, what));
+            }
+        }
+    }
     for (pid, _) in read::parents()?.into_iter().filter(|(pid, _)| !known.contains(pid)) {
         let Ok(stat) = read::parsed(pid, "stat", stat::parse) else { continue };
-        let number = [pid.get(), stat.session.max(0) as u32, stat.pgrp.max(0) as u32];
-        let Some(number) = number.iter().find(|number| plan.stand_ins.contains(number)) else { continue };
-        let member = tree.processes.iter().find(|p| p.session == *number || p.group == *number);
-        let (what, name) = match member {
-            Some(member) if member.session == *number => ("session", "session"),
-            _ => ("group", "process group"),
+        let numbers = [pid.get(), stat.session.max(0) as u32, stat.pgrp.max(0) as u32];
+        let Some((own, member, what)) = numbers.iter().find_map(|number| stand_ins.get(number)) else {
+            continue;
         };
-        let reason = format!("{what} {number} is not the tree's own: process {pid} is in it too");
-        let error = Error::new(ErrorKind::Unsupported, reason).about(Subject::Attribute(name));
-        return Err(error.of(member.map_or(pid, ProcessRecord::pid)));
+        let reason = format!("{what} {own} is not the tree's own: process {pid} is in it too");
+        return Err(Error::new(ErrorKind::Unsupported, reason).about(Subject::Attribute(what)).of(*member));
     }
     Ok(())
 }
@@ -198,8 +243,9 @@ mod tests {
         let twice = Tree { processes: vec![process(10, 1, 10, 10), process(10, 10, 10, 10)] };
         let orphan = Tree { processes: vec![process(10, 1, 10, 10), process(11, 12, 10, 10)] };
         let cycle = Tree { processes: vec![process(10, 11, 10, 10), process(11, 11, 10, 10)] };
+        let circle = Tree { processes: vec![process(10, 11, 10, 10), process(11, 10, 0, 0)] };
         let empty = Tree { processes: vec![] };
-        for tree in [twice, orphan, cycle, empty] {
+        for tree in [twice, orphan, cycle, circle, empty] {
             assert_eq!(tree.plan().unwrap_err().kind(), ErrorKind::Image, "{tree:?}");
         }
     }

@@ -2,15 +2,34 @@
 
 use crate::Pid;
 use crate::error::{NameCall, Refusal, Result, Subject};
-use crate::freeze::Process;
+use crate::freeze::{Frozen, Process};
 use crate::proc::read;
 use crate::resource::Report;
 use crate::resource::tasks::seccomp;
 use crate::sys::ptrace;
 
-/// The namespaces of a task, by their names in `/proc/PID/ns`.
-const NAMESPACES: [&str; 10] =
-    ["cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "time_for_children", "user", "uts"];
+/// The namespaces of a task, by their names in `/proc/PID/ns`, but for those of pids.
+const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "time", "time_for_children", "user", "uts"];
+
+/// A tree may live in a pid namespace of its own, but all of it in the same one: in two, the same number means two
+/// tasks, so that nothing else can be said of the tree.
+pub(crate) fn nested(frozen: &Frozen, report: &mut Report) -> Result<()> {
+    let same = read::link(frozen.root()?.speaker(), "ns/pid")?;
+    for process in &frozen.processes {
+        let others = |name: &str| {
+            // pid_for_children has no link in a process whose own is empty.
+            read::link(process.speaker(), name).is_ok_and(|theirs| theirs != same)
+        };
+        if others("ns/pid") || others("ns/pid_for_children") {
+            let reason = "it, or its next child, is in another namespace than the root of the tree";
+            report.refuse(
+                Refusal::new(process.pid, Subject::Namespace("pid"), reason)
+                    .hint("checkpoint each pid namespace by itself"),
+            );
+        }
+    }
+    Ok(())
+}
 
 /// Adds to the report what this process holds that no resource describes.
 pub(crate) fn check(process: &Process, report: &mut Report) -> Result<()> {
@@ -18,7 +37,7 @@ pub(crate) fn check(process: &Process, report: &mut Report) -> Result<()> {
     for name in NAMESPACES {
         let way = format!("ns/{name}");
         let (theirs, ours) = (read::link(process.speaker(), &way), read::link(own, &way));
-        // pid_for_children has no link in a process whose own is empty; older kernels lack some.
+        // Older kernels lack some.
         if let (Ok(theirs), Ok(ours)) = (theirs, ours)
             && theirs != ours
         {

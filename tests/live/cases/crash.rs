@@ -35,8 +35,13 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "crash_of_restore_threads", test: || restore(TASKS, "threads"), programs: &[TASKS] },
     Case { name: "crash_of_restore_tree", test: || restore(TASKS, "sessions"), programs: &[TASKS] },
     Case {
+        name: "crash_of_restore_namespace",
+        test: || restore_in(30, "clone", TASKS, "sessions"),
+        programs: &[TASKS],
+    },
+    Case {
         name: "crash_of_restore_sharing",
-        test: || restore_in(10, SHARING, "mixes"),
+        test: || restore_in(10, "restore", SHARING, "mixes"),
         programs: &[SHARING],
     },
 ];
@@ -103,23 +108,23 @@ fn continue_stopped(all: &BTreeSet<u32>) -> Result<u32, String> {
 }
 
 /// Who is left when those that are being killed have gone.
-fn settled(all: &BTreeSet<u32>) -> BTreeSet<u32> {
+fn settled(all: usize) -> BTreeSet<u32> {
     let started = Instant::now();
     loop {
         std::thread::sleep(Duration::from_millis(5));
         let left: BTreeSet<u32> = others().into_iter().filter(|pid| view::state(*pid) != 'Z').collect();
-        if left.is_empty() || left == *all || started.elapsed() > Duration::from_secs(3) {
+        if left.is_empty() || left.len() == all || started.elapsed() > Duration::from_secs(3) {
             return left;
         }
     }
 }
 
 fn restore(program: Program, part: &str) -> Outcome {
-    restore_in(ROUNDS, program, part)
+    restore_in(ROUNDS, "restore", program, part)
 }
 
 /// Nothing of the target is there, or all of it, and that is right.
-fn restore_in(rounds: u32, program: Program, part: &str) -> Outcome {
+fn restore_in(rounds: u32, role: &str, program: Program, part: &str) -> Outcome {
     let target = Target::start(program, &[part])?;
     std::thread::sleep(Duration::from_millis(60));
     let all = view::tree(target.pid);
@@ -127,7 +132,7 @@ fn restore_in(rounds: u32, program: Program, part: &str) -> Outcome {
     reap(target.pid());
     nothing_left()?;
     let mut dice = Dice::new();
-    let whole = measure("restore", target.pid, target.image())?;
+    let whole = measure(role, target.pid, target.image())?;
     let mut complete = 0;
     let end = || {
         for pid in others() {
@@ -137,8 +142,8 @@ fn restore_in(rounds: u32, program: Program, part: &str) -> Outcome {
     };
     end()?;
     for round in 0..rounds {
-        interrupted("restore", target.pid, target.image(), whole, &mut dice)?;
-        let left = settled(&all);
+        interrupted(role, target.pid, target.image(), whole, &mut dice)?;
+        let left = settled(all.len() + usize::from(role == "clone"));
         if left.is_empty() {
             nothing_left()?;
             continue;
@@ -148,7 +153,9 @@ fn restore_in(rounds: u32, program: Program, part: &str) -> Outcome {
         let ready = |pid: &u32| {
             let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
             let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            exe.starts_with(crate::cell::scratch()) && status.contains("TracerPid:\t0\n")
+            let is_init = exe.to_string_lossy().starts_with("/memfd:cryosleep-stub")
+                && status.contains("Name:\tcryosleep-init");
+            (exe.starts_with(crate::cell::scratch()) || is_init) && status.contains("TracerPid:\t0\n")
         };
         ensure(left == all || all.len() > 1 && left.iter().all(ready), || {
             format!("round {round}: of {all:?} are left {left:?}\n{}", view::whereabouts())

@@ -76,7 +76,7 @@ pub(crate) fn test(name: &str) -> Outcome {
 }
 
 /// Cargo builds examples for `cargo test`, but not for `cargo test --test live`.
-fn criu() -> Result<PathBuf, String> {
+pub(super) fn criu() -> Result<PathBuf, String> {
     let own = std::env::current_exe().map_err(|e| e.to_string())?;
     let built = own.parent().and_then(Path::parent).map(|profile| profile.join("examples/criu"));
     built.filter(|criu| criu.exists()).ok_or_else(|| {

@@ -3,7 +3,8 @@
 use std::fs;
 use std::io::{PipeReader, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::process::{Command, Stdio};
 
 use cryosleep::{AfterDump, Checkpoint, ErrorKind, External, OuterPipes, Restore};
 
@@ -16,6 +17,7 @@ const FILES: Program = Program::C("files");
 pub(super) const CASES: &[Case] = &[
     Case { name: "external_pipe_by_number", test: || outer_pipe(Choice::Number), programs: &[FILES] },
     Case { name: "external_pipes_all", test: || outer_pipe(Choice::All), programs: &[FILES] },
+    Case { name: "external_pipe_by_criu", test: by_criu, programs: &[FILES] },
     Case { name: "external_file", test: file, programs: &[FILES] },
 ];
 
@@ -78,6 +80,32 @@ fn outer_pipe(choice: Choice) -> Outcome {
     reader.read_to_string(&mut new).map_err(text)?;
     ensure(new == "after, by the second", || format!("{new:?} is in the new pipe"))?;
     target.verdict()
+}
+
+/// As a driver does it: the dump needs no option, the restore is told which descriptor the pipe is now.
+fn by_criu() -> Outcome {
+    let criu = super::criu::criu()?;
+    let (target, mut reader, inode) = piped()?;
+    fs::DirBuilder::new().mode(0o700).create(target.image()).map_err(text)?;
+    let run = |words: &[&str], stdin: Stdio| -> Outcome {
+        let mut line = Command::new(&criu);
+        line.args(words).arg("-D").arg(target.image()).args(["-o", "log"]);
+        let status = line.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::null()).status().map_err(text)?;
+        let log = fs::read_to_string(target.image().join("log")).unwrap_or_default();
+        ensure(status.success(), || format!("{line:?}: {status}: {log}"))
+    };
+    run(&["dump", "-t", &target.pid.to_string(), "--ghost-limit", "2M", "-l"], Stdio::null())?;
+    reap(target.pid());
+    let mut old = String::new();
+    reader.read_to_string(&mut old).map_err(text)?;
+    let (mut reader, writer) = std::io::pipe().map_err(text)?;
+    let inherit = format!("fd[0]:pipe:[{inode}]");
+    run(&["restore", "-d", "--file-locks", "--inherit-fd", &inherit], writer.into())?;
+    target.go()?;
+    let mut new = String::new();
+    reader.read_to_string(&mut new).map_err(text)?;
+    ensure(old + &new == "beforeafter, by the second", || format!("{new:?} is in the new pipe"))?;
+    target.stolen_verdict()
 }
 
 /// Another file takes the place of one, which is gone; the position is that of the new one.

@@ -5,13 +5,14 @@ pub(crate) mod criu;
 mod external;
 mod host;
 mod image;
+mod pids;
 mod real;
 mod refusal;
 
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
 
-use cryosleep::{AfterDump, Checkpoint, Restore};
+use cryosleep::{AfterDump, Checkpoint, Pids, Restore};
 
 use crate::Outcome;
 use crate::program::Program;
@@ -24,7 +25,7 @@ pub(crate) struct Case {
 }
 
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
-    [refusal::CASES, image::CASES, crash::CASES, host::CASES, external::CASES, real::CASES]
+    [refusal::CASES, image::CASES, pids::CASES, crash::CASES, host::CASES, external::CASES, real::CASES]
         .into_iter()
         .flatten()
 }
@@ -53,6 +54,7 @@ pub(crate) fn help() -> Option<ExitCode> {
     let image = arguments.get(2)?;
     let done = match role.as_str() {
         "dump" => Checkpoint::of(pid).after(AfterDump::Resume).write_to(image).map(drop),
+        "clone" => Restore::from(image).pids(Pids::NewNamespace).run().map(drop),
         _ => Restore::from(image).run().map(drop),
     };
     Some(match done {
