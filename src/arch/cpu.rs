@@ -70,6 +70,6 @@ mod tests {
         less.features[0] &= less.features[0] - 1;
         less.components.pop();
         assert!(here.can_stand_in_for(here) && here.can_stand_in_for(&less));
-        assert!(!less.can_stand_in_for(&here));
+        assert!(!less.can_stand_in_for(here));
     }
 }
