@@ -15,7 +15,9 @@ use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Refusal, Result};
 use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
 use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
+use crate::proc::read;
 use crate::proc::smaps::Mapping;
+use crate::proc::status::{self, Status};
 use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
 use crate::resource::memory::{self, AddressSpace, Kin, PageWriter, Relatives, SharedObjects};
 use crate::resource::signals::pending;
@@ -28,7 +30,9 @@ use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::sharing::{Kind, Shares};
 use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
-use crate::tracee::{Answers, Batch, Home, Memory, Puppet, Saved, Scratch, Springboard, sys};
+use crate::tracee::{
+    Answers, Batch, Ending, Home, Memory, Puppet, Saved, Scratch, Springboard, run_together, sys,
+};
 
 /// What becomes of the target when its image is complete.
 ///
@@ -390,11 +394,24 @@ fn has_hands(frozen: &Frozen) -> Result<bool> {
 /// Ends the whole tree, children first: each parent, as its last call, waits for its dead children, so that
 /// no pid of the tree stays taken until whoever inherits them gets round to it.
 fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
-    for process in borrowed.into_iter().rev() {
-        let children = frozen.children_of(process.process.pid);
-        process.wait_for(&children).of(process.process.pid)?;
-        let ended = process.abandon();
-        ended.kill()?;
+    let mut generations: Vec<Vec<Borrowed<'_>>> = Vec::new();
+    let mut depths: BTreeMap<u32, usize> = BTreeMap::new();
+    for process in borrowed {
+        let depth = depths.get(&process.process.stat.ppid).map_or(0, |parent| parent + 1);
+        depths.insert(process.process.pid.get(), depth);
+        generations.resize_with(generations.len().max(depth + 1), Vec::new);
+        if let Some(generation) = generations.get_mut(depth) {
+            generation.push(process);
+        }
+    }
+    for generation in generations.into_iter().rev() {
+        for process in &generation {
+            let pid = process.process.pid;
+            process.wait_for(&frozen.children_of(pid)).of(pid)?;
+        }
+        let ended: Vec<&Process> = generation.into_iter().map(Borrowed::abandon).collect();
+        ended.iter().try_for_each(|process| process.kill())?;
+        ended.iter().try_for_each(|process| process.wait_death())?;
     }
     Ok(())
 }
@@ -473,8 +490,13 @@ impl<'f> Borrowed<'f> {
             if let Some(vdso) = &vdso {
                 Springboard::bring_home(&thread.tracee, &memory, vdso)?;
             }
-            rseq::leave_critical_section(&thread.tracee, &memory)?;
-            blocked::call_again(&thread.tracee, thread.sleeper, &memory)?;
+            let regs = thread.tracee.regs()?;
+            // No system call is made in a critical section.
+            if regs.interrupted_call().is_none() {
+                rseq::leave_critical_section(&thread.tracee, regs, &memory)?;
+            } else {
+                blocked::call_again(&thread.tracee, regs, thread.sleeper, &memory)?;
+            }
         }
         let owns_memory = sharer.is_none();
         let mut borrowed =
@@ -664,33 +686,51 @@ impl Described {
         if let Some(leader) = DeadLeader::describe(process)? {
             self.records.put(Owner(process.number), &leader)?;
         }
-        for (index, thread) in process.threads.iter().enumerate() {
-            let space = self.thread(borrowed, thread, index == 0, report).of(thread.tid())?;
-            if let Some((space, answers)) = space {
-                let described = memory::describe(
-                    process,
-                    &borrowed.mappings,
-                    (&space, &answers),
-                    &borrowed.memory,
-                    (&mut self.shared, ghosts),
-                    report,
-                )?;
-                self.spaces.extend(described);
-            }
+        let Some((speaker, others)) = process.threads.split_first() else { return Ok(()) };
+        for (space, answers) in self.threads(borrowed, std::slice::from_ref(speaker), report)? {
+            let described = memory::describe(
+                process,
+                &borrowed.mappings,
+                (&space, &answers),
+                &borrowed.memory,
+                (&mut self.shared, &mut *ghosts),
+                report,
+            )?;
+            self.spaces.extend(described);
+        }
+        for some in others.chunks(Scratch::PARTS) {
+            self.threads(borrowed, some, report)?;
         }
         Ok(())
     }
 
-    fn thread(
+    /// Describes the speaker, or some of the others, which work at the same time.
+    fn threads(
         &mut self,
         borrowed: &Borrowed<'_>,
-        thread: &Thread,
-        speaks: bool,
+        threads: &[Thread],
         report: &mut Report,
-    ) -> Result<Option<(memory::Asked, Answers)>> {
-        let saved = Saved::of(&thread.tracee)?;
-        let view = View { process: borrowed.process, thread, saved: &saved };
-        match Blocked::describe(view.tid(), &saved.regs, thread.sleeper, &borrowed.memory) {
+    ) -> Result<Vec<(memory::Asked, Answers)>> {
+        let seen = threads.iter().map(|thread| Seen::of(borrowed, thread).of(thread.tid()));
+        let seen = seen.collect::<Result<Vec<_>>>()?;
+        seen.iter().try_for_each(|seen| self.sleep(seen.view(), &borrowed.memory, report))?;
+        let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { return Ok(Vec::new()) };
+        let mut spaces = Vec::new();
+        for (seen, asked) in seen.iter().zip(Asked::all(&seen, scratch)?) {
+            let Asked { states, space, answers, .. } = asked.at_rest(seen, scratch)?;
+            for describe in states {
+                let refused = describe(&answers, seen.view(), report, &mut self.records);
+                if let Err(error) = refused {
+                    report.refuse(error.of(seen.thread.tid()).into_refusal()?);
+                }
+            }
+            spaces.extend(space.map(|space| (space, answers)));
+        }
+        Ok(spaces)
+    }
+
+    fn sleep(&mut self, view: View<'_>, memory: &Memory, report: &mut Report) -> Result<()> {
+        match Blocked::describe(view.tid(), &view.saved.regs, view.thread.sleeper, memory) {
             Ok(Some(sleep)) => {
                 self.records.put(Owner(view.number()), &sleep)?;
                 self.sleeps.push((view.tid(), sleep));
@@ -698,24 +738,47 @@ impl Described {
             Ok(None) => {}
             Err(error) => report.refuse(error.into_refusal()?),
         }
-        let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { return Ok(None) };
-        // A timer that expires in between would be seen in neither place, or in both: look again.
-        let mut asked = Asked::of(view, speaks, borrowed, scratch)?;
-        for _ in 0..5 {
-            if asked.pending == pending::Snapshot::take(view.tid())? {
-                break;
-            }
-            asked = Asked::of(view, speaks, borrowed, scratch)?;
-        }
-        let Asked { states, space, answers, .. } = asked;
-        for describe in states {
-            let refused = describe(&answers, view, report, &mut self.records);
-            if let Err(error) = refused {
-                report.refuse(error.of(view.tid()).into_refusal()?);
-            }
-        }
-        Ok(space.map(|space| (space, answers)))
+        Ok(())
     }
+}
+
+/// A stopped thread and what it shows to anybody.
+struct Seen<'b> {
+    borrowed: &'b Borrowed<'b>,
+    thread: &'b Thread,
+    saved: Saved,
+    /// None of the speaker, whose is that of the process.
+    status: Option<Status>,
+}
+
+impl<'b> Seen<'b> {
+    fn of(borrowed: &'b Borrowed<'b>, thread: &'b Thread) -> Result<Self> {
+        let process = borrowed.process;
+        let own = thread.tid() != process.speaker();
+        let read = || read::of_thread(process.pid, thread.tid(), "status", status::parse);
+        let status = own.then(read).transpose()?;
+        Ok(Self { borrowed, thread, saved: Saved::of(&thread.tracee)?, status })
+    }
+
+    fn view(&self) -> View<'_> {
+        let process = self.borrowed.process;
+        let status = self.status.as_ref().unwrap_or(&process.status);
+        View { process, thread: self.thread, status, saved: &self.saved }
+    }
+
+    /// Does it stop for nobody but its tracer? Otherwise it has to work alone: its process, stopped at the end of
+    /// one batch and continued, must not be stopped again by another.
+    fn ends_quietly(&self) -> bool {
+        Ending::among(self.saved.mask, self.borrowed.process.status.sig_cgt) != Ending::STOP
+    }
+}
+
+/// A thread that is about to answer.
+struct Asking<'s> {
+    puppet: Puppet<'s>,
+    states: Vec<crate::resource::Describe>,
+    space: Option<memory::Asked>,
+    pending: pending::Snapshot,
 }
 
 /// One thread's answers.
@@ -726,26 +789,57 @@ struct Asked {
     answers: Answers,
 }
 
-impl Asked {
-    fn of(view: View<'_>, speaks: bool, borrowed: &Borrowed<'_>, scratch: Scratch) -> Result<Self> {
-        let pending = pending::Snapshot::take(view.tid())?;
+impl<'s> Asking<'s> {
+    fn new(seen: &'s Seen<'s>, scratch: Scratch) -> Result<(Self, Batch)> {
+        let (view, borrowed) = (seen.view(), seen.borrowed);
+        let speaks = view.speaks();
+        let pending = pending::Snapshot::take(view)?;
         let mut batch = Batch::new(scratch);
         let wanted = STATES.iter().filter(|state| speaks || state.scope == Scope::Thread);
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
-        let mut space = (speaks && borrowed.owns_memory).then(|| memory::ask(&mut batch));
-        let status = &view.process.status;
-        let mut puppet = Puppet::borrow(
-            view.tracee(),
-            view.process.ids(),
-            &borrowed.memory,
-            scratch,
-            view.saved,
-            status.sig_cgt,
-        )?;
-        let answers = puppet.run(batch)?;
-        space.iter_mut().try_for_each(|space| space.ask_of_each(&mut puppet, &borrowed.mappings))?;
-        puppet.release()?;
-        Ok(Self { states, space, pending, answers })
+        let space = (speaks && borrowed.owns_memory).then(|| memory::ask(&mut batch));
+        let (tracee, caught) = (view.tracee(), view.process.status.sig_cgt);
+        let ids = view.process.ids();
+        let puppet = Puppet::borrow(tracee, ids, &borrowed.memory, scratch, view.saved, caught)?;
+        Ok((Self { puppet, states, space, pending }, batch))
+    }
+
+    fn answered(mut self, answers: Answers, mappings: &[Mapping]) -> Result<Asked> {
+        self.space.iter_mut().try_for_each(|space| space.ask_of_each(&mut self.puppet, mappings))?;
+        self.puppet.release()?;
+        Ok(Asked { states: self.states, space: self.space, pending: self.pending, answers })
+    }
+}
+
+impl Asked {
+    fn of(seen: &Seen<'_>, scratch: Scratch) -> Result<Self> {
+        let (mut asking, batch) = Asking::new(seen, scratch)?;
+        let answers = asking.puppet.run(batch)?;
+        asking.answered(answers, &seen.borrowed.mappings)
+    }
+
+    /// At the same time, where that is possible.
+    fn all(seen: &[Seen<'_>], scratch: Scratch) -> Result<Vec<Self>> {
+        if seen.len() < 2 || !seen.iter().all(Seen::ends_quietly) {
+            return seen.iter().map(|seen| Self::of(seen, scratch)).collect();
+        }
+        let parts = (0..).map(|index| scratch.part(index));
+        let asking = seen.iter().zip(parts).map(|(seen, part)| Asking::new(seen, part));
+        let (mut asking, batches): (Vec<_>, Vec<_>) = asking.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let mut puppets: Vec<_> = asking.iter_mut().map(|asking| &mut asking.puppet).collect();
+        let answers = run_together(&mut puppets, batches)?;
+        asking.into_iter().zip(answers).map(|(asking, answers)| asking.answered(answers, &[])).collect()
+    }
+
+    /// A timer that expires in between would be seen in neither place, or in both: then the thread is asked again.
+    fn at_rest(mut self, seen: &Seen<'_>, scratch: Scratch) -> Result<Self> {
+        for _ in 0..5 {
+            if self.pending == pending::Snapshot::take(seen.view())? {
+                break;
+            }
+            self = Self::of(seen, scratch)?;
+        }
+        Ok(self)
     }
 }

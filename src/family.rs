@@ -53,12 +53,19 @@ impl Member {
 
     /// Makes one of its threads execute batches.
     pub(crate) fn puppet(&self, thread: usize) -> Result<Puppet<'_>> {
-        let thread = self
-            .threads
-            .get(thread)
-            .ok_or_else(|| Error::new(ErrorKind::TaskGone, "no such thread").of(self.pid))?;
+        self.puppet_in(self.scratch, thread)
+    }
+
+    /// The same for one of several at the same time, as many as the scratch memory has parts.
+    pub(crate) fn puppet_in_part(&self, part: usize, thread: usize) -> Result<Puppet<'_>> {
+        self.puppet_in(self.scratch.part(part), thread)
+    }
+
+    fn puppet_in(&self, scratch: Scratch, thread: usize) -> Result<Puppet<'_>> {
+        let gone = || Error::new(ErrorKind::TaskGone, "no such thread").of(self.pid);
+        let thread = self.threads.get(thread).ok_or_else(gone)?;
         let ids = Ids { pid: self.pid, number: self.number };
-        Puppet::own(thread, ids, &self.memory, self.scratch, self.ending)
+        Puppet::own(thread, ids, &self.memory, scratch, self.ending)
     }
 
     /// The same of the thread with this number.

@@ -52,14 +52,17 @@ impl Process {
         Ids { pid: self.pid, number: self.number }
     }
 
-    /// Ends it, and waits until it has ended. A root that is the caller's own child is left for the caller to
-    /// wait for.
+    /// Ends it.
     pub(crate) fn kill(&self) -> Result<()> {
-        let own_child = self.stat.ppid == std::process::id();
         match nix::sys::signal::kill(self.pid.nix(), nix::sys::signal::Signal::SIGKILL) {
-            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-            Err(errno) => return Err(Error::call("kill", errno).of(self.pid)),
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+            Err(errno) => Err(Error::call("kill", errno).of(self.pid)),
         }
+    }
+
+    /// Waits until it has ended. A root that is the caller's own child is left for the caller to wait for.
+    pub(crate) fn wait_death(&self) -> Result<()> {
+        let own_child = self.stat.ppid == std::process::id();
         // The leader is first, and is the last that can be waited for.
         for thread in self.threads.iter().rev() {
             let leader = thread.tid() == self.pid;
@@ -352,18 +355,14 @@ fn number_threads(threads: &mut [Thread], of_one: &Status) -> Result<()> {
 
 /// Takes hold of one thread and tells it to stop. `None` when there is nothing (left) to hold.
 fn seize(pid: Pid, tid: Pid, clocks: &mut Clocks) -> Result<Option<Thread>> {
-    let Ok(before) = read::of_thread(pid, tid, "stat", stat::parse) else { return Ok(None) };
-    if matches!(before.state, 'Z' | 'X') {
-        return Ok(None);
-    }
-    let sleeper = Sleeper::observe(tid, &before, clocks);
+    let sleeper = Sleeper::observe(pid, tid, clocks);
     let tracee = match Tracee::seize(tid, 0) {
         Ok(tracee) => tracee,
         Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(None),
         // An earlier attempt could neither stop it nor, for that reason, let go of it.
         Err(_) if is_ours(tid) => Tracee::attached(tid),
         Err(error) => {
-            // A task that has ended since cannot be seized either.
+            // A task that has ended cannot be seized either.
             let now = read::of_thread(pid, tid, "stat", stat::parse);
             return if now.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X')) {
                 Err(error)
@@ -373,7 +372,7 @@ fn seize(pid: Pid, tid: Pid, clocks: &mut Clocks) -> Result<Option<Thread>> {
         }
     };
     // Seizing alone makes a task that is stopped already report its stop.
-    if before.state != 'T' {
+    if tracee.stopped()?.is_none() {
         match tracee.interrupt() {
             Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(None),
             interrupted => interrupted?,

@@ -13,6 +13,7 @@ use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Result, Subject};
 use crate::family::{Family, Member, Released};
 use crate::hooks::{Event, Hooks, vetoed};
 use crate::image::{Image, Owner};
+use crate::proc::status::{self, Status};
 use crate::proc::{read, stat};
 use crate::resource::fds::{
     Builder, Channel, External, FdTable, FileOwner, FileValidation, Finder, Inherited, Places, Watches,
@@ -32,7 +33,7 @@ use crate::resource::tasks::sharing::{Kind, Shares, Sharing};
 use crate::resource::tasks::tree::{Life, Tree};
 use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
 use crate::sys::wait::Ended;
-use crate::tracee::{Batch, Birthplace, Seed, Tracee, call_at, sys};
+use crate::tracee::{Batch, Birthplace, Puppet, Scratch, Seed, Tracee, call_at, run_together, sys};
 use crate::{Pid, sys as system};
 
 /// What a tree that was part of a session without leading it is restored into.
@@ -639,6 +640,8 @@ impl<'i> Ready<'i> {
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
         let needs_init = blueprint.tree.root()?.pid != blueprint.root;
         family.mind_children()?;
+        let root = family.members().next().map_or(Pid::from(blueprint.root), |root| root.pid);
+        let fresh = read::parsed(root, "status", status::parse)?;
         family.prepare(|puppet| {
             memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
         })?;
@@ -679,13 +682,13 @@ impl<'i> Ready<'i> {
         let stop_of = |(pid, process): (&u32, &ProcessPlan)| Some((*pid, process.stop?));
         let stops: BTreeMap<u32, JobStop> = blueprint.processes.iter().filter_map(stop_of).collect();
         family.stop(&blueprint.tree, &stops)?;
-        for stage in Stage::BATCHES {
-            if stage == Stage::Pending {
+        for (turn, stages) in TURNS {
+            if turn == Turn::All {
                 family.members_mut().for_each(Member::expect_signals);
             }
             for member in family.members() {
                 if let Some(process) = blueprint.processes.get(&member.number) {
-                    run_stage(member, process, stage).of(member.pid)?;
+                    take_turn(member, process, &fresh, turn, stages).of(member.pid)?;
                 }
             }
         }
@@ -703,7 +706,7 @@ impl<'i> Ready<'i> {
         for member in family.members_mut() {
             if let Some(process) = blueprint.processes.get(&member.number) {
                 let space = blueprint.space(process).of(member.pid)?;
-                finish(member, process, space, &blueprint.workshop, &registers).of(member.pid)?;
+                finish(member, process, space, (&fresh, &blueprint.workshop), &registers).of(member.pid)?;
             }
         }
         if needs_init {
@@ -861,33 +864,112 @@ fn wait_until_free(tid: Pid, patience: &mut Duration) -> Result<()> {
     }
 }
 
-/// One stage of one process: its leader's batch carries the process's states too.
-fn run_stage(member: &Member, process: &ProcessPlan, stage: Stage) -> Result<()> {
-    for (index, thread) in member.threads.iter().enumerate() {
-        let tid = thread.tid();
-        let own = match (process.threads.get(&thread.number()), &process.dead_leader) {
+/// Which threads of each process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// The leaders, whose batches carry the states of their processes.
+    Leaders,
+    Others,
+    All,
+}
+
+/// The stages, and whose turn it is. What restricts a process, or tells who may look at it, waits for the identity of
+/// all threads; the other threads do all but the last in one batch.
+const TURNS: [(Turn, &[Stage]); 5] = [
+    (Turn::Leaders, &[Stage::Plain]),
+    (Turn::Others, &[Stage::Plain, Stage::Identity, Stage::Seal]),
+    (Turn::Leaders, &[Stage::Identity]),
+    (Turn::Leaders, &[Stage::Seal]),
+    (Turn::All, &[Stage::Pending]),
+];
+
+fn take_turn(
+    member: &Member,
+    process: &ProcessPlan,
+    fresh: &Status,
+    turn: Turn,
+    stages: &[Stage],
+) -> Result<()> {
+    let taken = |index: &usize| match turn {
+        Turn::Leaders => *index == 0,
+        Turn::Others => *index > 0,
+        Turn::All => true,
+    };
+    let work = (0..member.threads.len()).filter(taken).filter_map(|thread| {
+        let task =
+            Rebuilt { pid: member.pid, process: member.number, tracee: member.threads.get(thread)?, fresh };
+        let own = match (process.threads.get(&task.tracee.number()), &process.dead_leader) {
             (Some(thread), _) => thread.states.as_slice(),
             (None, Some((_, states))) => states.as_slice(),
             (None, None) => &[],
         };
-        let shared = if index == 0 { process.states.as_slice() } else { &[] };
-        let states: Vec<_> = own.iter().chain(shared).filter(|(at, _)| *at == stage).collect();
-        if states.is_empty() {
-            continue;
-        }
-        let task = Rebuilt { pid: member.pid, process: member.number, tracee: thread };
-        let mut puppet = member.puppet(index)?;
+        let shared = if thread == 0 { process.states.as_slice() } else { &[] };
+        let at = |stage: Stage| own.iter().chain(shared).filter(move |(at, _)| *at == stage);
+        let states: Vec<_> = stages.iter().copied().flat_map(at).map(|(_, state)| &**state).collect();
+        (!states.is_empty()).then_some(Work { member, thread, task, states })
+    });
+    let work: Vec<_> = work.collect();
+    match turn {
+        Turn::Leaders | Turn::All => work.iter().try_for_each(|work| work.alone().of(work.task.tid())),
+        Turn::Others => work.chunks(Scratch::PARTS).try_for_each(at_once),
+    }
+}
+
+/// What one thread has to build.
+struct Work<'b> {
+    member: &'b Member,
+    thread: usize,
+    task: Rebuilt<'b>,
+    states: Vec<&'b dyn Rebuild>,
+}
+
+impl<'b> Work<'b> {
+    fn settle(&self) -> Result<()> {
+        self.states.iter().try_for_each(|state| state.settle(self.task))
+    }
+
+    /// In as many batches as it takes.
+    fn alone(&self) -> Result<()> {
+        self.settle()?;
+        let mut puppet = self.member.puppet(self.thread)?;
         let mut batch = puppet.batch();
-        for (_, state) in &states {
-            state.build(task, &mut batch).of(tid)?;
+        for state in &self.states {
+            state.build(self.task, &mut batch)?;
             if batch.is_nearly_full() {
                 puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
             }
         }
-        puppet.run(batch)?.check()?;
-        states.iter().try_for_each(|(_, state)| state.settle(task)).of(tid)?;
+        puppet.run(batch)?.check()
     }
-    Ok(())
+
+    /// In one batch, unless that is too large for a part of the scratch memory.
+    fn in_part(&self, part: usize) -> Result<Option<(Puppet<'b>, Batch)>> {
+        let puppet = self.member.puppet_in_part(part, self.thread)?;
+        let mut batch = puppet.batch();
+        self.states.iter().try_for_each(|state| state.build(self.task, &mut batch))?;
+        if !batch.fits() {
+            return Ok(None);
+        }
+        self.settle()?;
+        Ok(Some((puppet, batch)))
+    }
+}
+
+/// Several threads of one process.
+fn at_once(work: &[Work<'_>]) -> Result<()> {
+    let (mut puppets, mut batches, mut large) = (Vec::new(), Vec::new(), Vec::new());
+    for (part, work) in work.iter().enumerate() {
+        match work.in_part(part).of(work.task.tid())? {
+            Some((puppet, batch)) => {
+                puppets.push(puppet);
+                batches.push(batch);
+            }
+            None => large.push(work),
+        }
+    }
+    let mut puppets: Vec<_> = puppets.iter_mut().collect();
+    run_together(&mut puppets, batches)?.iter().try_for_each(crate::tracee::Answers::check)?;
+    large.into_iter().try_for_each(|work| work.alone().of(work.task.tid()))
 }
 
 /// Puts blocked threads back into their calls, and says what registers all are to get: the last that anybody does
@@ -898,17 +980,32 @@ fn arm(
     workshop: &Workshop,
     registers: &mut BTreeMap<Pid, Regs>,
 ) -> Result<()> {
-    for (index, thread) in living(member, process) {
-        let plan = plan_of(process, thread.number())?;
-        let regs = plan.registers.general();
-        if plan.registers.has_tiles() {
-            member.puppet(index)?.use_tiles().of(thread.tid())?;
+    let living: Vec<_> = living(member, process).collect();
+    for some in living.chunks(Scratch::PARTS) {
+        let mut sleepers = Vec::new();
+        for (part, (index, thread)) in some.iter().enumerate() {
+            let tid = thread.tid();
+            let plan = plan_of(process, thread.number())?;
+            let regs = plan.registers.general();
+            if plan.registers.has_tiles() {
+                member.puppet_in_part(part, *index)?.use_tiles().of(tid)?;
+            }
+            match &plan.blocked {
+                Some(blocked) => {
+                    let mut puppet = member.puppet_in_part(part, *index)?;
+                    blocked.enter(&regs, &mut puppet).of(tid)?;
+                    sleepers.push((blocked, regs, puppet));
+                }
+                None => drop(registers.insert(tid, regs)),
+            }
         }
-        let armed = match &plan.blocked {
-            Some(blocked) => blocked.arm(regs, &mut member.puppet(index)?).of(thread.tid())?,
-            None => regs,
-        };
-        registers.insert(thread.tid(), armed);
+        for (_, _, puppet) in &mut sleepers {
+            puppet.interrupt()?;
+        }
+        for (blocked, regs, mut puppet) in sleepers {
+            let tid = puppet.tracee().tid();
+            registers.insert(tid, blocked.entered(regs, &mut puppet).of(tid)?);
+        }
     }
     queue_continues(member, process, workshop)
 }
@@ -918,7 +1015,7 @@ fn finish(
     member: &mut Member,
     process: &ProcessPlan,
     space: &AddressSpace,
-    workshop: &Workshop,
+    (fresh, workshop): (&Status, &Workshop),
     registers: &BTreeMap<Pid, Regs>,
 ) -> Result<()> {
     let range = workshop.range();
@@ -929,7 +1026,7 @@ fn finish(
     }
     let mut stopped = false;
     for (_, thread) in living(member, process) {
-        let task = Rebuilt { pid: member.pid, process: member.number, tracee: thread };
+        let task = Rebuilt { pid: member.pid, process: member.number, tracee: thread, fresh };
         let plan = plan_of(process, thread.number())?;
         for (_, state) in plan.states.iter().filter(|(stage, _)| *stage == Stage::Release) {
             state.settle(task).of(thread.tid())?;

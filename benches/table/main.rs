@@ -83,8 +83,9 @@ fn case(kind: &Kind, options: &Options, homes: &Homes, criu: bool) -> Result<Vec
     let mut lanes = Vec::new();
     for (place, home) in [("tmpfs", &homes.tmpfs), ("disk", &homes.disk)] {
         for engine in [Some(Engine::Cryosleep), criu.then_some(Engine::Criu)].into_iter().flatten() {
-            let row = Row::new(&kind.name(), place, engine.name());
-            if options.wants(&row.title()) {
+            let row = Row::new(kind, place, engine.name());
+            // Where an image goes makes no difference to what tasks cost.
+            if options.wants(&row.title()) && (kind.tasks().is_none() || place == "tmpfs") {
                 lanes.push(Lane { place, images: home.join("image"), engine, row });
             }
         }

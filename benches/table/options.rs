@@ -11,7 +11,8 @@ cargo bench [-- OPTIONS]
   --sizes LIST     sizes of memory in MiB (default 64,1024); the larger ones need three times as much RAM,
                    and as much room on tmpfs and on disk
   --rounds N       rounds of each case (default 5; 30 for the tiny processes)
-  --only PATTERN   only cases whose title has this in it; titles are like `1 GiB tmpfs cryosleep`
+  --only PATTERN   only cases whose title has this in it; titles are like `1 GiB tmpfs cryosleep`, `100 threads tmpfs
+                   cryosleep` or `100 processes tmpfs cryosleep`: `--only threads` shows what each thread costs
   --tmpfs DIR      where the images on tmpfs go (default /dev/shm)
   --disk DIR       where those on disk go (default: the target directory)";
 

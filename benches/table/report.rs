@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use crate::engine::Took;
+use crate::subject::Kind;
 
 pub(crate) const LEGEND: &str = "\
 Times in ms, ratios to a memcpy of the same size just before; median (min-max) over the rounds.
@@ -15,6 +16,8 @@ pub(crate) struct Row {
     subject: String,
     place: &'static str,
     engine: &'static str,
+    /// How many, where that is what it is about.
+    tasks: Option<usize>,
     pub(crate) dump: Side,
     pub(crate) restore: Side,
 }
@@ -29,9 +32,9 @@ pub(crate) struct Side {
 }
 
 impl Row {
-    pub(crate) fn new(subject: &str, place: &'static str, engine: &'static str) -> Self {
+    pub(crate) fn new(kind: &Kind, place: &'static str, engine: &'static str) -> Self {
         let (dump, restore) = (Side::default(), Side::default());
-        Self { subject: subject.into(), place, engine, dump, restore }
+        Self { subject: kind.name(), place, engine, tasks: kind.tasks(), dump, restore }
     }
 
     pub(crate) fn title(&self) -> String {
@@ -47,11 +50,20 @@ impl Row {
             spread(&[&dump.copies[..], &restore.copies].concat()),
             spread(&dump.times),
             spread(&dump.ratios),
+            self.per_task(dump),
             dump.stages(),
             spread(&restore.times),
             spread(&restore.ratios),
+            self.per_task(restore),
             restore.stages(),
         ]
+    }
+}
+
+impl Row {
+    fn per_task(&self, side: &Side) -> String {
+        let each = self.tasks.zip(median(&side.times)).map(|(tasks, millis)| millis * 1e3 / tasks as f64);
+        each.map_or("-".into(), short)
     }
 }
 
@@ -107,7 +119,7 @@ fn short(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-const COLUMNS: usize = 10;
+const COLUMNS: usize = 12;
 const HEAD: [&str; COLUMNS] = [
     "subject",
     "image",
@@ -115,9 +127,11 @@ const HEAD: [&str; COLUMNS] = [
     "memcpy",
     "dump",
     "dump / memcpy",
+    "us / task",
     "freezing / frozen / memory / other",
     "restore",
     "restore / memcpy",
+    "us / task",
     "reading / building / release / other",
 ];
 

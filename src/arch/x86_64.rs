@@ -1,8 +1,9 @@
 //! x86_64: registers, the batch loop, signal frames, the stub program.
 #![allow(unsafe_code)]
 
-use std::arch::{global_asm, x86_64::__cpuid_count};
+use std::arch::global_asm;
 
+use super::Cpu;
 use crate::sys::ptrace::SigMask;
 
 /// The general registers, in the kernel's `user_regs_struct`.
@@ -333,18 +334,18 @@ fn word(bytes: &[u8], at: usize) -> u64 {
 
 /// Length of the standard-format area that holds these features.
 fn xstate_len(features: u64) -> usize {
-    (2..63)
-        .filter(|bit| features >> bit & 1 == 1)
-        .map(|bit| {
-            let leaf = __cpuid_count(0xd, bit);
-            (leaf.ebx + leaf.eax) as usize
-        })
+    let components = Cpu::here().components.iter();
+    components
+        .filter(|[bit, ..]| features >> bit & 1 == 1)
+        .map(|[_, size, offset]| (offset + size) as usize)
         .fold(XSAVE_AREA, usize::max)
 }
 
-/// How much of an extended state, in bytes, holds anything: what follows are unused features, all zeroes.
+/// How much of an extended state, in bytes, holds anything: what follows are zeroes.
 pub(crate) fn xstate_used_len(xstate: &[u8]) -> usize {
-    xstate_len(xstate_in_use(xstate)).min(xstate.len())
+    let words = xstate.rchunks_exact(8);
+    let zeroes = words.take_while(|word| **word == [0; 8]).count() * 8;
+    (xstate.len() - zeroes).max(XSAVE_AREA.min(xstate.len()))
 }
 
 /// A signal frame: the bytes and where the stack pointer must be for `rt_sigreturn` to use it.

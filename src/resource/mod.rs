@@ -15,6 +15,7 @@ use crate::Pid;
 use crate::error::{Refusal, Result, Subject};
 use crate::freeze::{Process, Thread};
 use crate::image::{Image, Owner, Record, Records, Tag};
+use crate::proc::status::Status;
 use crate::tracee::{Answers, Batch, Saved, Tracee};
 
 /// Whose state it is.
@@ -31,7 +32,7 @@ pub(crate) enum Scope {
 pub(crate) enum Stage {
     /// What nothing else depends on.
     Plain,
-    /// What takes privileges away: nothing that needs any can come later.
+    /// What takes privileges away from its thread: nothing that needs any can come later.
     Identity,
     /// What the change of identity would undo, or what restricts system calls.
     Seal,
@@ -41,16 +42,12 @@ pub(crate) enum Stage {
     Release,
 }
 
-impl Stage {
-    /// Those in which tasks execute batches, in order.
-    pub(crate) const BATCHES: [Stage; 4] = [Stage::Plain, Stage::Identity, Stage::Seal, Stage::Pending];
-}
-
 /// A stopped thread of the target, as describing it sees it.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'t> {
     pub(crate) process: &'t Process,
     pub(crate) thread: &'t Thread,
+    pub(crate) status: &'t Status,
     /// Its registers and mask, which are its own only while no batch runs.
     pub(crate) saved: &'t Saved,
 }
@@ -58,6 +55,11 @@ pub(crate) struct View<'t> {
 impl<'t> View<'t> {
     pub(crate) fn tid(&self) -> Pid {
         self.thread.tid()
+    }
+
+    /// Is it the one that is asked for what all share?
+    pub(crate) fn speaks(&self) -> bool {
+        self.tid() == self.process.speaker()
     }
 
     /// By which the thread knows itself.
@@ -77,6 +79,8 @@ pub(crate) struct Rebuilt<'t> {
     /// By which its process knows itself.
     pub(crate) process: u32,
     pub(crate) tracee: &'t Tracee,
+    /// What every task has from whoever restores it, until it is changed.
+    pub(crate) fresh: &'t Status,
 }
 
 impl Rebuilt<'_> {
@@ -132,7 +136,7 @@ pub(crate) trait State: Record + Send + Sync {
         Ok(())
     }
 
-    /// What is done from outside, after the batch of its stage.
+    /// What is done from outside, before the batch of its stage.
     fn settle(&self, _task: Rebuilt<'_>) -> Result<()> {
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::{STATES, Stage, all_records};
+use super::all_records;
 
 /// Every source file of the crate with its text.
 fn sources() -> BTreeMap<PathBuf, String> {
@@ -70,12 +70,6 @@ fn tags_and_names_are_unique() {
     let count = all_records().count();
     assert_eq!((tags.len(), names.len()), (count, count));
     assert!(!tags.contains(&<crate::image::Manifest as crate::image::Record>::TAG));
-}
-
-#[test]
-fn states_are_built_in_one_of_the_stages() {
-    let known = |stage| stage == Stage::Release || Stage::BATCHES.contains(&stage);
-    assert!(STATES.iter().all(|state| known(state.stage)));
 }
 
 /// A new kind is one file, its `mod` line and one line of a list: nothing else says its name.

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use super::Scratch;
 use crate::Pid;
 use crate::arch::ENTRY_WORDS;
-use crate::error::{Error, ErrorKind, Result, Subject};
+use crate::error::{Error, Result, Subject};
 
 /// A system call by number, and by the name that errors show.
 #[derive(Clone, Copy, Debug)]
@@ -181,21 +181,17 @@ impl Batch {
     /// Is there little room left? Then run it and go on with a new one.
     pub(crate) fn is_nearly_full(&self) -> bool {
         let room = |range: Range<u64>| (range.end - range.start) as usize;
-        self.entries.len() + 256 > Scratch::ENTRIES
+        self.entries.len() + 256 > self.scratch.room()
             || self.input.len() * 2 > room(self.scratch.input())
             || self.output * 2 > room(self.scratch.output())
     }
 
-    pub(super) fn fits(&self) -> Result<()> {
+    /// Is there room for all of it?
+    pub(crate) fn fits(&self) -> bool {
         let room = |range: Range<u64>| (range.end - range.start) as usize;
-        let fits = self.entries.len() <= Scratch::ENTRIES
+        self.entries.len() <= self.scratch.room()
             && self.input.len() <= room(self.scratch.input())
-            && self.output <= room(self.scratch.output());
-        if fits {
-            Ok(())
-        } else {
-            Err(Error::new(ErrorKind::Kernel, "a batch is larger than its scratch memory"))
-        }
+            && self.output <= room(self.scratch.output())
     }
 
     /// The table as the loop reads it: the calls, one that stops the task, and those for the case that nobody comes.

@@ -15,25 +15,62 @@ pub(crate) struct Scratch {
     base: u64,
     /// Where the code of [`arch::code`] is in the task.
     code: u64,
+    sizes: Sizes,
+}
+
+/// How much fits into a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sizes {
+    /// Calls.
+    entries: u64,
+    input: u64,
+    output: u64,
+}
+
+impl Sizes {
+    const WHOLE: Self = Self { entries: 1984, input: 0x4_0000, output: 0x2_0000 };
+    const PART: Self = Self { entries: 128, input: 0x2000, output: 0x1000 };
+    const ENTRY: u64 = (ENTRY_WORDS * 8) as u64;
+
+    /// The entry by which the task stops. A batch ends there, wherever it begins: what follows stays where it is.
+    const fn last(self) -> u64 {
+        Scratch::TABLE + self.entries * Self::ENTRY
+    }
+
+    const fn input(self) -> u64 {
+        self.last() + (1 + Scratch::LAST_WILL as u64) * Self::ENTRY
+    }
+
+    const fn total(self) -> u64 {
+        self.input() + self.input + self.output
+    }
 }
 
 impl Scratch {
-    /// Calls of one batch.
-    pub(crate) const ENTRIES: usize = 1984;
     /// Calls that only a task executes which nobody came for.
     pub(crate) const LAST_WILL: usize = 63;
     /// Below it is room for a handler: a task that we leave behind may get a signal before it is back.
     const FRAME: u64 = 0x1_0000;
     const TABLE: u64 = Self::FRAME + arch::FRAME_MAX.next_multiple_of(PAGE);
-    /// The entry by which the task stops. A batch ends there, wherever it begins: what follows stays where it is.
-    const LAST: u64 = Self::TABLE + (Self::ENTRIES * ENTRY_WORDS * 8) as u64;
-    const INPUT: u64 = Self::LAST + ((1 + Self::LAST_WILL) * ENTRY_WORDS * 8) as u64;
-    const OUTPUT: u64 = Self::INPUT + 0x4_0000;
+    /// Into so many parts it can be divided, for as many threads at the same time.
+    pub(crate) const PARTS: usize = 32;
     /// Bytes of address space that it takes.
-    pub(crate) const LEN: u64 = Self::OUTPUT + 0x2_0000;
+    pub(crate) const LEN: u64 = Self::PARTS as u64 * Sizes::PART.total();
 
     pub(crate) fn new(base: u64, code: u64) -> Self {
-        Self { base, code }
+        const { assert!(Sizes::WHOLE.total() <= Self::LEN) };
+        Self { base, code, sizes: Sizes::WHOLE }
+    }
+
+    /// One part of the whole, with room for small batches.
+    pub(crate) fn part(&self, index: usize) -> Self {
+        debug_assert!(index < Self::PARTS);
+        Self { base: self.base + index as u64 * Sizes::PART.total(), sizes: Sizes::PART, ..*self }
+    }
+
+    /// Calls of one batch.
+    pub(super) fn room(&self) -> usize {
+        self.sizes.entries as usize
     }
 
     pub(crate) fn base(&self) -> u64 {
@@ -60,7 +97,7 @@ impl Scratch {
     }
 
     fn last(&self) -> u64 {
-        self.base + Self::LAST
+        self.base + self.sizes.last()
     }
 
     /// Where the entries of a batch of this length are.
@@ -69,11 +106,13 @@ impl Scratch {
     }
 
     pub(crate) fn input(&self) -> Range<u64> {
-        self.base + Self::INPUT..self.base + Self::OUTPUT
+        let start = self.base + self.sizes.input();
+        start..start + self.sizes.input
     }
 
     pub(crate) fn output(&self) -> Range<u64> {
-        self.base + Self::OUTPUT..self.base + Self::LEN
+        let start = self.input().end;
+        start..start + self.sizes.output
     }
 }
 
@@ -89,7 +128,7 @@ impl Ending {
     pub(crate) const QUIET: Self = Self(libc::SIGURG);
 
     /// For a task with these signals blocked, whose process has handlers for those.
-    fn among(blocked: SigMask, caught: u64) -> Self {
+    pub(crate) fn among(blocked: SigMask, caught: u64) -> Self {
         const IGNORED_BY_DEFAULT: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
         let heeded = |signal: &i32| (blocked.0 | caught) >> (signal - 1) & 1 == 1;
         IGNORED_BY_DEFAULT.into_iter().find(|signal| !heeded(signal)).map_or(Self::STOP, Self)
@@ -305,7 +344,9 @@ impl<'t> Puppet<'t> {
         if batch.is_empty() {
             return Ok(batch);
         }
-        batch.fits()?;
+        if !batch.fits() {
+            return Err(Error::new(ErrorKind::Kernel, "a batch is larger than its scratch memory"));
+        }
         let stop = [
             sys::tgkill.number as u64,
             u64::from(self.process.number),
@@ -377,22 +418,31 @@ impl<'t> Puppet<'t> {
         self.run(batch)?.check()
     }
 
-    /// Starts one call and interrupts it at its entry, so that the kernel is in the state of a task that a
-    /// signal is about to take out of this very call. Gives the kernel-form result.
-    pub(crate) fn enter_and_interrupt(&mut self, sys: Sys, args: [u64; 6], batch: &Batch) -> Result<i64> {
+    /// Starts one call, which is to be interrupted at its entry, so that the kernel is in the state of a task that a
+    /// signal is about to take out of this very call. The batch is not executed: it has what the call reads.
+    pub(crate) fn enter(&mut self, number: i64, args: [u64; 6], batch: &Batch) -> Result<()> {
         self.memory.write_all(&[(self.scratch.input().start, batch.input_bytes())])?;
         let mut regs = self.regs;
-        regs.enter_call(self.scratch.syscall(), sys.number, args, self.stack);
+        regs.enter_call(self.scratch.syscall(), number, args, self.stack);
         self.tracee.set_regs(&regs)?;
-        step_to_syscall(&self.tracee)?;
+        self.tracee.resume(Resume::ToSyscall)
+    }
+
+    /// Interrupts the call at its entry.
+    pub(crate) fn interrupt(&mut self) -> Result<()> {
+        wait_for_syscall(&self.tracee)?;
         self.tracee.interrupt()?;
-        self.tracee.resume(Resume::Run)?;
+        self.tracee.resume(Resume::Run)
+    }
+
+    /// The result, in the kernel's form, of the call that was interrupted.
+    pub(crate) fn interrupted(&mut self) -> Result<i64> {
         loop {
             match self.tracee.wait_step()? {
                 Stop::Interrupted | Stop::Group(_) => return Ok(self.tracee.regs()?.result()),
                 Stop::Syscall => self.tracee.resume(Resume::Run)?,
                 stop => {
-                    let reason = format!("{} ended in {stop:?}", sys.name);
+                    let reason = format!("a blocked system call ended in {stop:?}");
                     return Err(Error::new(ErrorKind::Kernel, reason).of(self.tracee.tid()));
                 }
             }
@@ -421,11 +471,16 @@ impl Drop for Puppet<'_> {
 }
 
 fn step_to_syscall(tracee: &Tracee) -> Result<()> {
+    tracee.resume(Resume::ToSyscall)?;
+    wait_for_syscall(tracee)
+}
+
+fn wait_for_syscall(tracee: &Tracee) -> Result<()> {
     for _ in 0..4 {
-        tracee.resume(Resume::ToSyscall)?;
         if tracee.wait_step()? == Stop::Syscall {
             return Ok(());
         }
+        tracee.resume(Resume::ToSyscall)?;
     }
     Err(Error::new(ErrorKind::Kernel, "it does not reach its system call").of(tracee.tid()))
 }

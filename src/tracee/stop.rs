@@ -183,7 +183,8 @@ impl Tracee {
         }
     }
 
-    fn stopped(&self) -> Result<Option<Stop>> {
+    /// The same, but for a task that has ended.
+    pub(crate) fn stopped(&self) -> Result<Option<Stop>> {
         match ptrace::get_siginfo(self.tid) {
             Ok(info) => Ok(Some(Stop::of(&info))),
             Err(Errno::ESRCH) => Ok(None),

@@ -110,6 +110,8 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("stopped_threads", Subject::new(C("tasks"), &["threads"]).stopped()),
     ("stopped_sleep", Subject::new(C("blocked"), &["poll"]).stopped()),
     ("threads", Subject::new(C("tasks"), &["threads"]).namespaced()),
+    ("many_threads", Subject::new(C("many"), &["threads"])),
+    ("many_processes", Subject::new(C("many"), &["processes"])),
     ("robust_mutexes", Subject::new(C("tasks"), &["robust"]).namespaced()),
     ("rseq", Subject::new(C("tasks"), &["rseq"])),
     ("attributes", Subject::new(C("attributes"), &[]).namespaced()),

@@ -41,16 +41,16 @@ impl Queue {
     }
 }
 
-/// What waits for a thread and its process, to be compared with what waits later. A batch itself discards
-/// SIGCONT, which does not count.
+/// What waits for a thread (and, if it speaks, for its process), to be compared with what waits later. A batch itself
+/// may discard SIGCONT, which does not count.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot(Vec<[u8; SIGINFO_SIZE]>);
 
 impl Snapshot {
-    pub(crate) fn take(tid: Pid) -> Result<Self> {
+    pub(crate) fn take(view: View<'_>) -> Result<Self> {
         let mut all = Vec::new();
-        for shared in [true, false] {
-            let queue = peek_siginfo(tid, shared).call("ptrace(PEEKSIGINFO)")?;
+        for shared in if view.speaks() { &[true, false][..] } else { &[false] } {
+            let queue = peek_siginfo(view.tid(), *shared).call("ptrace(PEEKSIGINFO)")?;
             all.extend(queue.iter().filter(|info| info.signo() != libc::SIGCONT).map(|info| info.0));
         }
         Ok(Self(all))

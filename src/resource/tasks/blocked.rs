@@ -23,10 +23,9 @@ use crate::Pid;
 use crate::arch::{self, RED_ZONE, Regs, RegsExt, restart};
 use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::image::{Decode, Encode, Record, Tag};
-use crate::proc::stat::Stat;
 use crate::proc::syscall::{self, SyscallState};
-use crate::proc::{read, sched, status};
-use crate::tracee::{Memory, Puppet, Sys, Tracee};
+use crate::proc::{read, sched, stat, status};
+use crate::tracee::{Memory, Puppet, Tracee};
 
 const NANOSLEEP: i64 = libc::SYS_nanosleep;
 const CLOCK_NANOSLEEP: i64 = libc::SYS_clock_nanosleep;
@@ -101,20 +100,28 @@ pub(crate) fn monotonic() -> u64 {
 
 impl Sleeper {
     /// Looks at a thread that nothing has disturbed yet.
-    pub(crate) fn observe(tid: Pid, stat: &Stat, clocks: &mut Clocks) -> Option<Self> {
+    pub(crate) fn observe(pid: Pid, tid: Pid, clocks: &mut Clocks) -> Option<Self> {
+        let call = read::of_thread(pid, tid, "syscall", syscall::parse).ok()?;
+        let SyscallState::Blocked { nr, args, sp, .. } = call else { return None };
+        if !ends_in_time(nr, args) {
+            return None;
+        }
+        let stat = read::of_thread(pid, tid, "stat", stat::parse).ok()?;
         if stat.state != 'S' {
             return None;
         }
-        let SyscallState::Blocked { nr, sp, .. } = read::parsed(tid, "syscall", syscall::parse).ok()? else {
-            return None;
-        };
-        let timed = matches!(gives_up(nr), Some(Limit::Timespec(_) | Limit::Millis(_)));
-        if !timed && !matches!(nr, NANOSLEEP | CLOCK_NANOSLEEP | POLL | FUTEX | RESTART) {
-            return None;
-        }
-        let seen = read::parsed(tid, "sched", sched::parse).ok()?.exec_start;
+        let seen = read::of_thread(pid, tid, "sched", sched::parse).ok()?.exec_start;
         let since = (seen as i64).checked_add(clocks.offset(stat.processor)?)?;
         Some(Self { since: since.try_into().ok()?, stack: sp })
+    }
+}
+
+/// Is it a call of which nobody but the clock will know how much time it had left?
+fn ends_in_time(number: i64, args: [u64; 6]) -> bool {
+    match (gives_up(number), Timeout::of(number, args)) {
+        (Some(limit), _) => limit.is_set(args),
+        (None, Some(timeout)) => matches!(timeout, Timeout::Timespec(_) | Timeout::Millis(_)),
+        (None, None) => number == RESTART,
     }
 }
 
@@ -146,10 +153,24 @@ enum Limit {
     Millis(usize),
 }
 
+impl Limit {
+    fn is_set(self, args: [u64; 6]) -> bool {
+        match self {
+            Limit::None => false,
+            Limit::Millis(index) => args[index] as i32 > 0,
+            Limit::Timespec(index) => args[index] != 0,
+        }
+    }
+}
+
 /// Makes a call that gave up because of the stop be called again, in the living thread and so in the image:
 /// with the time that is left, which below the red zone of the thread's own stack outlasts the call's entry.
-pub(crate) fn call_again(tracee: &Tracee, sleeper: Option<Sleeper>, memory: &Memory) -> Result<()> {
-    let mut regs = tracee.regs()?;
+pub(crate) fn call_again(
+    tracee: &Tracee,
+    mut regs: Regs,
+    sleeper: Option<Sleeper>,
+    memory: &Memory,
+) -> Result<()> {
     if regs.result() != -i64::from(libc::EINTR) {
         return Ok(());
     }
@@ -167,11 +188,11 @@ pub(crate) fn call_again(tracee: &Tracee, sleeper: Option<Sleeper>, memory: &Mem
 fn shorten(limit: Limit, regs: &mut Regs, elapsed: u64, memory: &Memory) -> Result<()> {
     let mut args = regs.args();
     match limit {
-        Limit::Millis(index) if args[index] as i32 > 0 => {
+        Limit::Millis(index) if limit.is_set(args) => {
             let left = (args[index] * 1_000_000).saturating_sub(elapsed);
             args[index] = left.div_ceil(1_000_000);
         }
-        Limit::Timespec(index) if args[index] != 0 => {
+        Limit::Timespec(index) if limit.is_set(args) => {
             let left = read_timespec(memory, args[index])?.saturating_sub(elapsed);
             let place = Note::place(regs.stack_pointer());
             let words = [left / NANOS, left % NANOS].map(u64::to_ne_bytes).concat();
@@ -239,8 +260,9 @@ impl Blocked {
         Note { number: self.number, deadline }.write(memory, regs);
     }
 
-    /// Puts a new thread into the sleep; gives the registers with which it goes on sleeping.
-    pub(crate) fn arm(&self, mut regs: Regs, puppet: &mut Puppet<'_>) -> Result<Regs> {
+    /// Makes a new thread, whose registers are to be these, enter the call. It is to be interrupted at once, and then
+    /// [`Blocked::entered`] follows.
+    pub(crate) fn enter(&self, regs: &Regs, puppet: &mut Puppet<'_>) -> Result<()> {
         let mut batch = puppet.batch();
         let mut args = regs.args();
         if let Wait::Remaining(left) = self.wait {
@@ -257,8 +279,12 @@ impl Blocked {
                 }
             }
         }
-        let sys = Sys { number: self.number, name: "a blocked system call" };
-        let result = puppet.enter_and_interrupt(sys, args, &batch)?;
+        puppet.enter(self.number, args, &batch)
+    }
+
+    /// The registers with which the thread goes on sleeping.
+    pub(crate) fn entered(&self, mut regs: Regs, puppet: &mut Puppet<'_>) -> Result<Regs> {
+        let result = puppet.interrupted()?;
         regs.set_result(result);
         // Whatever has completed is over; everything else is the kernel's to restart.
         regs.orig_rax = if (-517..=-512).contains(&result) { self.number as u64 } else { u64::MAX };

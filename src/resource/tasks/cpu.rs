@@ -41,7 +41,7 @@ impl Record for Processor {
 
 impl Processor {
     pub(crate) fn here() -> Self {
-        let Cpu { identity, features, components } = Cpu::here();
+        let Cpu { identity, features, components } = Cpu::here().clone();
         Self { identity, features, components }
     }
 
@@ -51,7 +51,7 @@ impl Processor {
         let (there, here) = (Cpu { identity, features, components }, Cpu::here());
         let fits = match policy {
             CpuCheck::Ignore => true,
-            CpuCheck::Exact => here == there,
+            CpuCheck::Exact => *here == there,
             CpuCheck::Compatible => here.can_stand_in_for(&there),
         };
         if fits {

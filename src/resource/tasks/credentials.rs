@@ -4,8 +4,7 @@
 
 use crate::error::{Result, Subject};
 use crate::image::{Decode, Encode, Record, Tag};
-use crate::proc::read;
-use crate::proc::status::{self, Ids, Status};
+use crate::proc::status::{Ids, Status};
 use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
 use crate::tracee::{Answers, Batch, Call, sys};
 
@@ -60,17 +59,11 @@ impl State for Credentials {
 
     fn describe(securebits: Call, answers: &Answers, view: View<'_>, _: &mut Report) -> Result<Option<Self>> {
         let securebits = answers.get(securebits)? as u32;
-        let speaks = view.tid() == view.process.speaker();
-        let status = match speaks {
-            true => view.process.status.clone(),
-            false => read::parsed(view.tid(), "status", status::parse)?,
-        };
-        Ok(Some(Self::new(&status, securebits)))
+        Ok(Some(Self::new(view.status, securebits)))
     }
 
     fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
-        let now = read::parsed(task.tid(), "status", status::parse)?;
-        let now = Self::new(&now, own_securebits()?);
+        let now = Self::new(task.fresh, own_securebits()?);
         if now == *self {
             return Ok(());
         }

@@ -2,7 +2,6 @@
 
 use crate::error::Result;
 use crate::image::{Bytes, Decode, Encode, Record, Tag};
-use crate::proc::read;
 use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
 use crate::tracee::{Answers, Batch, sys};
 
@@ -25,9 +24,7 @@ impl State for Name {
     }
 
     fn describe((): (), _: &Answers, view: View<'_>, _: &mut Report) -> Result<Option<Self>> {
-        let mut comm = read::bytes(view.tid(), "comm")?;
-        comm.pop_if(|byte| *byte == b'\n');
-        Ok(Some(Self(comm.into())))
+        Ok(Some(Self(view.status.name.clone().into())))
     }
 
     fn build(&self, _: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {

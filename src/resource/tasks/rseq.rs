@@ -5,7 +5,7 @@ use crate::arch::{Regs, RegsExt};
 use crate::error::{NameCall, Result};
 use crate::image::{Decode, Encode, Record, Tag};
 use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
-use crate::tracee::{Answers, Batch, Memory, sys};
+use crate::tracee::{Answers, Batch, Memory, Tracee, sys};
 
 #[derive(Encode, Decode, Debug)]
 pub(crate) struct Rseq {
@@ -43,9 +43,8 @@ impl State for Rseq {
 
 /// Takes a thread out of the critical section that it is in, if any: the kernel would do so at the first
 /// signal or preemption, but an injected system call makes it forget the section instead.
-pub(crate) fn leave_critical_section(tracee: &crate::tracee::Tracee, memory: &Memory) -> Result<()> {
+pub(crate) fn leave_critical_section(tracee: &Tracee, mut regs: Regs, memory: &Memory) -> Result<()> {
     let Ok(Some(area)) = crate::sys::ptrace::rseq_configuration(tracee.tid()) else { return Ok(()) };
-    let mut regs = tracee.regs()?;
     if let Some(abort) = abort_address(area.pointer, &regs, memory) {
         regs.rip = abort;
         regs.orig_rax = u64::MAX;
