@@ -19,8 +19,9 @@ pub(crate) struct Subject {
     stopped: bool,
     /// It makes and reaps processes all the time: only those that stay are compared.
     churns: bool,
-    /// It is also run in a pid namespace of its own.
-    namespaced: bool,
+    /// It has something that only comes back under the numbers that it had for everybody, or it looks for itself
+    /// in /proc, where another task has its number, or is helped by a process from outside.
+    only_original: bool,
 }
 
 impl Subject {
@@ -31,7 +32,7 @@ impl Subject {
             settle: Duration::from_millis(60),
             stopped: false,
             churns: false,
-            namespaced: false,
+            only_original: false,
         }
     }
 
@@ -45,8 +46,8 @@ impl Subject {
         self
     }
 
-    pub(crate) const fn namespaced(mut self) -> Self {
-        self.namespaced = true;
+    pub(crate) const fn only_original(mut self) -> Self {
+        self.only_original = true;
         self
     }
 
@@ -85,7 +86,7 @@ pub(crate) const MODES: [(&str, Mode); 6] = [
 
 impl Subject {
     pub(crate) fn has(&self, mode: Mode) -> bool {
-        self.namespaced || !matches!(mode, Mode::Namespaced)
+        !(self.only_original && matches!(mode, Mode::Namespaced))
     }
 
     /// What it looks like now; at once it may be on its way back into a call that changes its signal mask.
