@@ -1,4 +1,4 @@
-//! Scheduling attributes of any task: sched_getattr(2), sched_getaffinity(2), ioprio_get(2).
+//! Scheduling attributes of any task: sched_getattr(2), sched_getaffinity(2), ioprio_get(2), PR_SCHED_CORE.
 
 use super::check;
 use crate::Pid;
@@ -54,4 +54,18 @@ pub(crate) fn io_priority(tid: Pid) -> nix::Result<i32> {
 pub(crate) fn set_io_priority(tid: Pid, priority: i32) -> nix::Result<()> {
     // SAFETY: the call takes integers only.
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, tid.raw(), priority) }).map(drop)
+}
+
+/// The group that a thread shares processor cores with (prctl(2) PR_SCHED_CORE_GET); 0: with everybody. EINVAL or
+/// ENODEV where the kernel has no such groups.
+pub(crate) fn core_cookie(tid: Pid) -> nix::Result<u64> {
+    const PR_SCHED_CORE: i32 = 62;
+    const PR_SCHED_CORE_GET: u64 = 0;
+    const SCOPE_THREAD: u64 = 0;
+    let mut cookie = 0u64;
+    // SAFETY: the kernel writes one word to the live variable.
+    check(i64::from(unsafe {
+        libc::prctl(PR_SCHED_CORE, PR_SCHED_CORE_GET, tid.get() as u64, SCOPE_THREAD, &raw mut cookie)
+    }))?;
+    Ok(cookie)
 }

@@ -6,7 +6,7 @@ use crate::freeze::{Frozen, Process, Thread};
 use crate::proc::read;
 use crate::resource::Report;
 use crate::resource::tasks::seccomp;
-use crate::sys::ptrace;
+use crate::sys::{ptrace, sched};
 
 /// The namespaces of a task, by their names in `/proc/PID/ns`, but for those of pids.
 const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "time", "time_for_children", "user", "uts"];
@@ -72,7 +72,10 @@ fn per_thread(tid: Pid, report: &mut Report) -> Result<()> {
     if ptrace::has_breakpoints(tid).call("ptrace(PEEKUSER)")? {
         report.attribute(tid, "debug registers", "hardware breakpoints are not supported");
     }
-    // Kernels without it have nothing to be refused.
+    // Kernels without these have nothing to be refused.
+    if sched::core_cookie(tid).is_ok_and(|cookie| cookie != 0) {
+        report.attribute(tid, "core scheduling", "groups of tasks that share cores are not supported");
+    }
     if ptrace::dispatches_syscalls(tid).unwrap_or(false) {
         report.attribute(tid, "syscall user dispatch", "it is not supported");
     }
