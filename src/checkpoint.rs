@@ -30,6 +30,7 @@ use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::sharing::{Kind, Shares};
 use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
+use crate::sys::ptrace::Resume;
 use crate::tracee::{
     Answers, Batch, Ending, Home, Memory, Puppet, Saved, Scratch, Springboard, run_together, sys,
 };
@@ -214,7 +215,7 @@ impl<'h> Checkpoint<'h> {
     }
 
     /// How many threads write a process's memory at the same time, each to a page segment of its own. As many
-    /// as there are processors, but at most 4, unless this says otherwise.
+    /// as there are processors, but at most 4, unless this says otherwise; more than 63 are not used.
     ///
     /// All but the first are threads that the target gets for that time. It may not be allowed any (RLIMIT_NPROC,
     /// pids.max): then there are fewer. Small targets have one.
@@ -363,20 +364,19 @@ pub(crate) fn sleep_precisely() {
     let _ = nix::sys::prctl::set_timerslack(1);
 }
 
-/// Freezes the tree without the threads that a killed checkpoint has given it: they end when they are let go.
+/// Freezes the tree without the threads that a killed checkpoint has given it.
 fn freeze_program(root: Pid, limit: Duration) -> Result<Frozen> {
     let started = Instant::now();
     loop {
         let frozen = freeze(root, limit.saturating_sub(started.elapsed()))?;
-        if !has_hands(&frozen)? {
+        if !end_hands(&frozen)? {
             return Ok(frozen);
         }
-        drop(frozen);
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-fn has_hands(frozen: &Frozen) -> Result<bool> {
+/// Ends such threads, of a process that is stopped by job control too. Were there any?
+fn end_hands(frozen: &Frozen) -> Result<bool> {
     let mut found = false;
     for process in &frozen.processes {
         for thread in process.threads.iter().skip(1) {
@@ -384,7 +384,11 @@ fn has_hands(frozen: &Frozen) -> Result<bool> {
                 let memory = Memory::open(process.speaker())?;
                 let mappings = memory::mappings(process.speaker())?;
                 let Some(vdso) = memory::vdso(&mappings) else { continue };
-                found |= Springboard::bring_home(&thread.tracee, &memory, &vdso)? == Home::End;
+                if Springboard::bring_home(&thread.tracee, &memory, &vdso)? == Home::End {
+                    thread.tracee.resume(Resume::Run)?;
+                    thread.tracee.wait_death(true)?;
+                    found = true;
+                }
             }
         }
     }

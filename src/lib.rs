@@ -4,7 +4,9 @@
 //!
 //! * Freezes a tree of processes, writes its state into a directory, and kills it, lets it run on or leaves it
 //!   stopped: [`Checkpoint`].
-//! * Brings the tree back with the same pids and tids, in the middle of what it was doing: [`Restore`].
+//! * Brings the tree back with the same pids and tids, in the middle of what it was doing: [`Restore`]. In a pid
+//!   namespace of its own ([`Pids`]) these are always free.
+//! * Leaves open files that you name out of the image, and puts others in their place: [`External`].
 //! * Says beforehand what it would refuse ([`Checkpoint::preflight`]) and what this system lacks ([`check`]).
 //! * Refuses by name, in one report, what it finds and cannot bring back: [`Error::refusals`].
 //! * Works in a multi-threaded host, several times at once. Each operation runs on a thread of its own that is
@@ -14,7 +16,8 @@
 //!
 //! * Print anything: it emits [`tracing`] spans and tells [`Hooks`].
 //! * Start a helper program or a daemon, or need one.
-//! * Restore sockets, terminals, or tasks in other namespaces than the caller's (but for those of pids). The README has the whole table, the privileges that each part needs, and what is not seen yet.
+//! * Restore sockets, terminals, or tasks in other namespaces than the caller's (but for those of pids). The README
+//!   has the whole table, the privileges that each part needs, and what is not seen yet.
 //! * Read or write the images of CRIU.
 //!
 //! It needs x86_64 Linux 6.7 or later with CONFIG_CHECKPOINT_RESTORE.

@@ -18,7 +18,8 @@ pub(crate) struct Cpu {
 const VOLATILE_1_ECX: u32 = 1 << 27 | 1 << 31;
 
 impl Cpu {
-    /// The processor that this runs on: a constant, for which a virtual machine takes microseconds a question.
+    /// The processor that this runs on. Not state but a constant of the machine, kept because a virtual machine takes
+    /// microseconds for each question, and every signal frame needs the answers.
     pub(crate) fn here() -> &'static Self {
         static HERE: OnceLock<Cpu> = OnceLock::new();
         HERE.get_or_init(Self::ask)

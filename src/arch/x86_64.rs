@@ -409,8 +409,8 @@ const STUB_HEADERS: u64 = 64 + 2 * 56;
 /// mov eax, 34 (pause); syscall; jmp back
 const STUB_PAUSE: [u8; 9] = [0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7];
 
-/// The smallest program: one page that pauses for ever (or becomes process 1, when told), and `room` bytes of zeroes behind it, all of it
-/// writable and executable, at `base`.
+/// The smallest program: one page that pauses for ever (or becomes process 1, when told), and `room` bytes of zeroes
+/// behind it, all of it writable and executable, at `base`.
 pub(crate) fn stub_program(base: u64, room: u64) -> Vec<u8> {
     const ET_EXEC_X86_64_V1: u64 = 2 | 62 << 16 | 1 << 32;
     const EHSIZE_PHENTSIZE_PHNUM: u64 = 64 << 32 | 56 << 48;

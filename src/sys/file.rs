@@ -1,4 +1,4 @@
-//! What open files of special kinds can be asked and told: signalfd, timerfd, epoll, inotify, file handles.
+//! What open files of special kinds can be asked and told: signalfd, timerfd, epoll, inotify, file handles, attributes, owners.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -160,6 +160,15 @@ pub(crate) fn open_handle(kind: i32, handle: &[u8]) -> nix::Result<OwnedFd> {
     let flags = libc::O_PATH | libc::O_CLOEXEC;
     // SAFETY: the structure is live, and has as many bytes behind its head as that says.
     owned(unsafe { libc::syscall(libc::SYS_open_by_handle_at, libc::AT_FDCWD, words.as_mut_ptr(), flags) })
+}
+
+/// statx(2): the attributes (STATX_ATTR_..) that a file has.
+pub(crate) fn attributes(path: &CStr) -> nix::Result<u64> {
+    // SAFETY: a C structure of integers, for which all zeroes is a value.
+    let mut statx: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends in a zero byte, and the structure is live for the call, which fills it in.
+    check(unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), 0, 0, &raw mut statx) }.into())?;
+    Ok(statx.stx_attributes)
 }
 
 /// Who gets signals about an open file: F_GETOWN_EX, F_GETOWNER_UIDS, F_GETSIG.

@@ -9,11 +9,15 @@
 #include <sys/timerfd.h>
 
 static _Atomic int over;
+static _Atomic int elsewhere;
 static volatile int ticks;
 static void tick(int signal) { (void)signal; ticks++; }
 
+// One thread that is in another namespace than the others, too.
 static void *count(void *sum)
 {
+	must(unshare(CLONE_NEWUTS));
+	elsewhere = gettid();
 	uint64_t number = 0, total = 0;
 	while (!over)
 		total += ++number;
@@ -108,6 +112,11 @@ int main(void)
 	int right = 0;
 	pthread_t thread;
 	zero(pthread_create(&thread, NULL, count, &right));
+	while (!elsewhere)
+		nap(MS);
+	char number[16];
+	snprintf(number, sizeof number, "%d", elsewhere);
+	put_file("elsewhere", number);
 	signal(SIGALRM, tick);
 	must(setitimer(ITIMER_REAL, &(struct itimerval){ { 0, 20000 }, { 0, 20000 } }, NULL));
 	ready();

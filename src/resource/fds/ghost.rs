@@ -37,7 +37,7 @@ use crate::proc::fdinfo;
 use crate::resource::Report;
 use crate::resource::memory::{PageWriter, Run, Segments};
 use crate::sys::sysv::memory_device;
-use crate::sys::{PAGE, xattr};
+use crate::sys::{PAGE, file, xattr};
 
 /// A file without a name, but for its contents a copy of its inode.
 #[derive(Encode, Decode, Debug)]
@@ -199,6 +199,11 @@ impl Seen {
             Ok(birth) => birth,
             Err(reason) => return Ok(Err(reason)),
         };
+        // Such a file could not be made again step by step.
+        const FIXED: u64 = (libc::STATX_ATTR_IMMUTABLE | libc::STATX_ATTR_APPEND) as u64;
+        if file::attributes(&c_string(way.as_bytes())?).call("statx")? & FIXED != 0 {
+            return Ok(Err("it was deleted, and is immutable or append-only (chattr(1))".into()));
+        }
         let mut contents = None;
         if kind == SFlag::S_IFREG {
             let file = open_quietly(way)?;
@@ -746,6 +751,32 @@ mod tests {
         std::fs::hard_link(scratch.path("linked"), scratch.path("other")).unwrap();
         std::fs::remove_file(scratch.path("linked")).unwrap();
         assert!(describe(&linked).unwrap_err().reason.contains("other names"));
+    }
+
+    /// Deleted or not: the name decides nothing here, and chattr(1) wants one.
+    #[test]
+    fn what_must_not_change_is_refused() {
+        let scratch = Scratch::new();
+        let file = scratch.file("file");
+        let look = || {
+            let name = [scratch.path("file").as_os_str().as_bytes(), DELETED].concat();
+            let way = format!("/proc/self/fd/{}", file.as_raw_fd());
+            Ghosts::new(1).number(&name, &fstat(&file).unwrap(), &way).unwrap()
+        };
+        let change = |how| {
+            let chattr = std::process::Command::new("chattr").arg(how).arg(scratch.path("file")).output();
+            chattr.is_ok_and(|done| done.status.success())
+        };
+        assert_eq!(look().unwrap(), 1);
+        for (set, unset) in [("+a", "-a"), ("+i", "-i")] {
+            if !change(set) {
+                return; // not by us, or not in this file system
+            }
+            let refused = look();
+            assert!(change(unset));
+            assert!(refused.unwrap_err().text.contains("immutable"));
+        }
+        assert_eq!(look().unwrap(), 1);
     }
 
     #[test]

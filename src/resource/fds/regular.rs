@@ -1,5 +1,5 @@
-//! Files and directories of a file system: position, access mode, status flags. And whatever is open by O_PATH, which is
-//! no more than a place in the file system.
+//! Files and directories of a file system: position, access mode, status flags. And whatever is open by O_PATH,
+//! which is no more than a place in the file system.
 
 use std::os::fd::OwnedFd;
 

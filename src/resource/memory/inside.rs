@@ -15,11 +15,14 @@ use crate::freeze::Process;
 use crate::proc::{limits, read};
 use crate::resource::fds::open_fds;
 use crate::sys::{kcmp_file, pidfd};
-use crate::tracee::{Batch, Call, LastWill, Puppet, run_together, sys, with_hands};
+use crate::tracee::{Batch, Call, LastWill, Puppet, Scratch, run_together, sys, with_hands};
 
 /// Bytes of one remote write, and of one batch of them.
 const WRITE: u64 = 4 * 1024 * 1024;
 const BATCH: u64 = 256 * 1024 * 1024;
+
+/// Writers at the same time: of each one's file the task has a descriptor, which its last will closes.
+pub(super) const MOST: usize = Scratch::LAST_WILL;
 
 /// What one writer is to do: write ranges of memory, back to back, to a file of its own.
 pub(crate) struct Share<'f> {

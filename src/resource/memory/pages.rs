@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use nix::errno::Errno;
 
 use super::AddressSpace;
-use super::inside::Share;
+use super::inside::{self, Share};
 use super::kin::{self, Relatives};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
@@ -120,7 +120,7 @@ impl<'h> PageWriter<'h> {
         image: &mut ImageWriter,
     ) -> Result<Vec<Run>> {
         let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-        let parts = divide(ranges, (total / SHARE).clamp(1, self.writers as u64));
+        let parts = divide(ranges, (total / SHARE).clamp(1, self.writers.min(inside::MOST) as u64));
         let (mut runs, mut starts) = (Vec::new(), Vec::new());
         for (number, part) in parts.iter().enumerate() {
             let len = part.iter().map(|range| range.end - range.start).sum();

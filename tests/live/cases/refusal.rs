@@ -52,7 +52,12 @@ fn names_all() -> Outcome {
             let (fd, words) = line.strip_prefix("fd ")?.split_once(' ')?;
             Some((target.pid, format!("fd {fd} ("), words.to_owned()))
         });
-        for (pid, fd, words) in expected.chain([(child, "fd ".into(), "sockets".into())]) {
+        let thread = target.file("elsewhere").and_then(|tid| tid.parse().ok()).unwrap_or(0);
+        let others = [
+            (child, "fd ".into(), "sockets".into()),
+            (thread, "uts namespace".into(), "another namespace".into()),
+        ];
+        for (pid, fd, words) in expected.chain(others) {
             let named = report.refusals().iter().any(|refusal| {
                 let said = refusal.to_string();
                 refusal.pid.get() == pid
