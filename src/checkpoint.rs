@@ -19,7 +19,7 @@ use crate::proc::read;
 use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
 use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
-use crate::resource::memory::{self, AddressSpace, Kin, PageWriter, Relatives, SharedObjects};
+use crate::resource::memory::{self, AddressSpace, FromInside, Kin, PageWriter, Relatives, SharedObjects};
 use crate::resource::signals::pending;
 use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::{self, Blocked};
@@ -547,8 +547,9 @@ impl<'f> Borrowed<'f> {
             }
             None => Err(Error::new(ErrorKind::Kernel, "it cannot be asked").of(pid)),
         };
-        let inside = memory::inside::is_possible(self.process);
-        pages.write_private(space, (pid, relatives), &self.memory, inside.then_some(&mut write), image)
+        let inside =
+            FromInside { is_possible: &|| memory::inside::is_possible(self.process), write: &mut write };
+        pages.write_private(space, (pid, relatives), &self.memory, inside, image)
     }
 
     fn leave_notes(&self, sleeps: &[(Pid, Blocked)]) {

@@ -18,6 +18,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("static_counter", Subject::new(StaticC("counter"), &[])),
     ("dynamic_counter", Subject::new(C("counter"), &[])),
     ("large_counter", Subject::new(C("counter"), &["72"])),
+    ("large_counter_without_descriptors", Subject::new(C("counter"), &["8", "4"])),
     ("registers_avx", Subject::new(C("registers"), &["spin"])),
     ("registers_avx512", Subject::new(C("registers"), &["spin512"])),
     ("registers_avx_in_call", Subject::new(C("registers"), &["call"])),

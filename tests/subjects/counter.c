@@ -1,5 +1,7 @@
-// Counts without any system call, as fast as it can; with a number, beside so many MiB of memory that is full.
+// Counts without any system call, as fast as it can; with a number, beside so many MiB of memory that is full, and
+// with a second one, a limit on descriptors.
 #include "subject.h"
+#include <sys/resource.h>
 
 static uint64_t word(size_t place)
 {
@@ -14,6 +16,8 @@ int main(int argc, char **argv)
 	uint64_t *memory = calloc(words + 1, sizeof *memory);
 	for (size_t i = 0; i < words; i++)
 		memory[i] = word(i);
+	if (argc > 2)
+		must(setrlimit(RLIMIT_NOFILE, &(struct rlimit){ (rlim_t)atoi(argv[2]), (rlim_t)atoi(argv[2]) }));
 	ready();
 	do {
 		for (int i = 0; i < 100000; i++) {

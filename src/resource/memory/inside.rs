@@ -32,14 +32,16 @@ pub(crate) struct Share<'f> {
     pub(crate) ranges: Vec<Range<u64>>,
 }
 
-/// May this process write a large file of ours? A limit on file sizes would also send it a signal. What a process
-/// without a leader has got cannot be looked at before Linux 6.9.
+/// May this process write a large file of ours, and have it open? A limit on file sizes would also send it a signal.
+/// What a process without a leader has got cannot be looked at before Linux 6.9.
 pub(crate) fn is_possible(process: &Process) -> bool {
     if process.leader_is_dead() {
         return false;
     }
-    let limits = read::parsed(process.speaker(), "limits", limits::parse);
-    limits.is_ok_and(|limits| limits[libc::RLIMIT_FSIZE as usize].soft == u64::MAX)
+    let Ok(limits) = read::parsed(process.speaker(), "limits", limits::parse) else { return false };
+    let highest = free_numbers(process.speaker(), MOST + 2).ok().and_then(|numbers| numbers.last().copied());
+    limits[libc::RLIMIT_FSIZE as usize].soft == u64::MAX
+        && highest.is_some_and(|number| (number as u64) < limits[libc::RLIMIT_NOFILE as usize].soft)
 }
 
 /// Has the task write its memory, by one thread for each share where it can have so many. More than one to a

@@ -34,7 +34,7 @@ use policy::RangePolicy;
 pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared, seal};
 pub(crate) use kin::{Inheritance, Kin, Relatives};
 pub(crate) use layout::Layout;
-pub(crate) use pages::{PageWriter, Run, Segments};
+pub(crate) use pages::{FromInside, PageWriter, Run, Segments};
 pub(crate) use shared::{Origin, SharedObject, SharedObjects};
 pub(crate) use sysv::Made;
 

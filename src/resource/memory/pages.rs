@@ -69,7 +69,10 @@ pub(crate) struct PageWriter<'h> {
 }
 
 /// Writes a task's memory from inside the task.
-pub(crate) type FromInside<'p> = &'p mut dyn FnMut(&[Share<'_>]) -> Result<()>;
+pub(crate) struct FromInside<'p> {
+    pub(crate) is_possible: &'p dyn Fn() -> bool,
+    pub(crate) write: &'p mut dyn FnMut(&[Share<'_>]) -> Result<()>,
+}
 
 impl<'h> PageWriter<'h> {
     /// At most so many `writers` at the same time.
@@ -83,7 +86,7 @@ impl<'h> PageWriter<'h> {
         space: &mut AddressSpace,
         (pid, relatives): (Pid, Relatives<'_>),
         memory: &Memory,
-        inside: Option<FromInside<'_>>,
+        inside: FromInside<'_>,
         image: &mut ImageWriter,
     ) -> Result<()> {
         let Populated { data, guards } = Populated::scan(space, pid)?;
@@ -96,9 +99,9 @@ impl<'h> PageWriter<'h> {
         let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         self.counts.scanned +=
             space.vmas.iter().filter(|vma| vma.is_private()).map(|vma| vma.len() / PAGE).sum::<u64>();
-        space.runs = match inside {
-            Some(inside) if total >= LARGE => self.write_inside(&ranges, inside, image)?,
-            _ => {
+        space.runs = match total >= LARGE && (inside.is_possible)() {
+            true => self.write_inside(&ranges, inside.write, image)?,
+            false => {
                 let source = |ranges: &[Range<u64>], buffer: &mut [u8]| match relatives {
                     Relatives::None => memory.read_ranges(ranges, buffer),
                     Relatives::Some(_) => memory.read_shared_ranges(ranges, buffer),
@@ -116,7 +119,7 @@ impl<'h> PageWriter<'h> {
     fn write_inside(
         &mut self,
         ranges: &[Range<u64>],
-        inside: FromInside<'_>,
+        write: &mut dyn FnMut(&[Share<'_>]) -> Result<()>,
         image: &mut ImageWriter,
     ) -> Result<Vec<Run>> {
         let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
@@ -134,7 +137,7 @@ impl<'h> PageWriter<'h> {
         }
         let lanes = self.lanes.iter().zip(starts).zip(parts);
         let shares = lanes.map(|((lane, offset), ranges)| Share { file: &lane.segment.file, offset, ranges });
-        inside(&shares.collect::<Vec<_>>())?;
+        write(&shares.collect::<Vec<_>>())?;
         self.account(total)?;
         Ok(runs)
     }
