@@ -53,16 +53,21 @@ impl Queue {
 /// Before the batch, which ends in a stop signal.
 pub(crate) type Asked = (Sent, Vec<SigInfo>);
 
-/// What waits for a thread (and, if it speaks, for its process), to be compared with what waits later. A batch itself
-/// may discard SIGCONT, which does not count.
+/// What waits for a thread (and, if it speaks, for its process and all threads, whom the timers signal), to be compared
+/// with what waits later. A batch itself may discard SIGCONT, which does not count.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot(Vec<[u8; SIGINFO_SIZE]>);
 
 impl Snapshot {
     pub(crate) fn take(view: View<'_>) -> Result<Self> {
+        let mut queues = vec![(view.tid(), false)];
+        if view.speaks() {
+            queues = view.process.threads.iter().map(|thread| (thread.tid(), false)).collect();
+            queues.push((view.tid(), true));
+        }
         let mut all = Vec::new();
-        for shared in if view.speaks() { &[true, false][..] } else { &[false] } {
-            let queue = peek_siginfo(view.tid(), *shared).call("ptrace(PEEKSIGINFO)")?;
+        for (tid, shared) in queues {
+            let queue = peek_siginfo(tid, shared).call("ptrace(PEEKSIGINFO)")?;
             all.extend(queue.iter().filter(|info| info.signo() != libc::SIGCONT).map(|info| info.0));
         }
         Ok(Self(all))
