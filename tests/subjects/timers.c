@@ -124,7 +124,7 @@ int main(void)
 	begin();
 	sigset_t blocked;
 	sigemptyset(&blocked);
-	for (int i = 6; i < 9; i++)
+	for (int i = 6; i < 10; i++)
 		sigaddset(&blocked, SIGRTMIN + i);
 	must(sigprocmask(SIG_BLOCK, &blocked, NULL));
 	pthread_t thread;
@@ -151,6 +151,7 @@ int main(void)
 		{ CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGRTMIN + 6, MS, 400 * MS },
 		{ CLOCK_REALTIME, SIGEV_THREAD_ID, SIGRTMIN + 7, MS, 300 * MS },
 		{ CLOCK_BOOTTIME, SIGEV_SIGNAL, SIGRTMIN + 8, MS, 0 },
+		{ CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGRTMIN + 9, MS, 100 * SECOND },
 	};
 	const struct timer *pending = &all[9];
 	for (size_t i = 0; i < COUNT(all); i++)
@@ -159,13 +160,15 @@ int main(void)
 	for (size_t i = 0; i < COUNT(all); i++)
 		if (all[i].first)
 			arm(&all[i]);
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < 4; i++)
 		while (!is_pending(pending[i].signal))
 			nap(MS);
 	const char *before = listed();
 	ready();
 	wait_go();
 
+	for (int i = 0; i < 4; i++)
+		expect(is_pending(pending[i].signal), "the signal of timer %d is not pending", pending[i].id);
 	const char *after = listed();
 	expect(!strcmp(before, after), "not\n%s, but\n%s", before, after);
 	for (size_t i = 0; i < COUNT(all); i++) {
@@ -191,6 +194,7 @@ int main(void)
 	take_pending(&pending[1]);
 	siginfo_t info;
 	expect(take(pending[2].signal, &info, 0) == pending[2].signal && info.si_code == SI_TIMER);
+	expect(take(pending[3].signal, &info, 0) == pending[3].signal && !info.si_overrun);
 	expect(take(pending[2].signal, &info, 0) == -1, "the signal of a timer without an interval has come twice");
 	ns deadline = now(CLOCK_MONOTONIC) + 10 * SECOND;
 	while ((!caught[SIGRTMIN] || !caught[SIGRTMIN + 2]) && now(CLOCK_MONOTONIC) < deadline)
