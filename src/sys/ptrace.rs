@@ -28,6 +28,11 @@ impl SigInfo {
         self.word(8)
     }
 
+    /// `si_timerid`, of a signal that a timer of timer_create(2) has sent.
+    pub(crate) fn timer(&self) -> Option<i32> {
+        (self.code() == libc::SI_TIMER).then(|| self.word(16))
+    }
+
     fn word(&self, at: usize) -> i32 {
         self.0.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes)
     }

@@ -43,7 +43,7 @@ static void create(struct timer *timer)
 	struct sigevent event = { .sigev_notify = timer->notify, .sigev_signo = timer->signal };
 	event.sigev_value.sival_int = timer->signal + 1000;
 	if (timer->notify == SIGEV_THREAD_ID)
-		event._sigev_un._tid = other_thread;
+		event._sigev_un._tid = timer->signal < SIGRTMIN + 6 ? other_thread : gettid();
 	must(syscall(SYS_timer_create, timer->clock, &event, &timer->id));
 }
 
@@ -54,9 +54,79 @@ static void arm(struct timer *timer)
 	timer->armed = now(CLOCK_MONOTONIC);
 }
 
+// A text that has the id, signal, value, target and clock of every timer.
+static char *listed(void)
+{
+	static char text[2][4096];
+	static int which;
+	char *into = text[which++];
+	int fd = must(open("/proc/self/timers", O_RDONLY | O_CLOEXEC));
+	into[must(read(fd, into, sizeof text[0] - 1))] = 0;
+	close(fd);
+	return into;
+}
+
+static ns left_of(int id)
+{
+	struct itimerspec time;
+	must(syscall(SYS_timer_gettime, id, &time));
+	return of_timespec(time.it_value);
+}
+
+static int take(int signal, siginfo_t *info, ns limit)
+{
+	sigset_t set;
+	sigemptyset(&set);
+	sigaddset(&set, signal);
+	int taken = -1;
+	for (ns deadline = now(CLOCK_MONOTONIC) + limit, left = limit; left >= 0; left = deadline - now(CLOCK_MONOTONIC)) {
+		struct timespec time = timespec(left);
+		taken = sigtimedwait(&set, info, &time);
+		if (taken != -1 || errno != EINTR) // by a handler
+			break;
+	}
+	return taken;
+}
+
+static int is_pending(int signal)
+{
+	sigset_t set;
+	must(sigpending(&set));
+	return sigismember(&set, signal);
+}
+
+// A periodic timer whose signal is pending does not fire again before that is taken, which tells of the times that
+// were missed; it goes on in phase.
+static void take_pending(const struct timer *timer)
+{
+	int number = timer->signal - SIGRTMIN;
+	siginfo_t info;
+	ns since = now(CLOCK_MONOTONIC), left;
+	while ((left = left_of(timer->id)) < timer->interval / 2 || now(CLOCK_MONOTONIC) - since < timer->interval)
+		nap(5 * MS);
+	ns start = now(CLOCK_MONOTONIC);
+	ns phase = (start + left - timer->armed - timer->first - gap_min) % timer->interval;
+	expect(phase <= gap_max - gap_min + 20 * MS || phase >= timer->interval - 20 * MS, "signal %d: %lld ms off", number,
+	       phase / MS);
+	expect(take(timer->signal, &info, 0) == timer->signal, "signal %d is not pending", number);
+	expect(info.si_code == SI_TIMER && info.si_timerid == timer->id && info.si_value.sival_int == timer->signal + 1000,
+	       "signal %d: code %d, timer %d, value %d", number, info.si_code, info.si_timerid, info.si_value.sival_int);
+	expect(info.si_overrun > 0, "signal %d: overrun %d", number, info.si_overrun);
+	int again = take(timer->signal, &info, 0);
+	if (now(CLOCK_MONOTONIC) - start < left)
+		expect(again == -1, "signal %d has come twice", number);
+	expect(again != -1 || take(timer->signal, &info, 10 * SECOND) == timer->signal, "signal %d: no other", number);
+	expect(now(CLOCK_MONOTONIC) - start >= left - 5 * MS, "signal %d: too early", number);
+}
+
 int main(void)
 {
 	begin();
+	sigset_t blocked;
+	sigemptyset(&blocked);
+	for (int i = 6; i < 10; i++)
+		sigaddset(&blocked, SIGRTMIN + i);
+	must(sigprocmask(SIG_BLOCK, &blocked, NULL));
 	pthread_t thread;
 	zero(pthread_create(&thread, NULL, wait_for_ticks, NULL));
 	while (!other_thread)
@@ -69,7 +139,7 @@ int main(void)
 		must(sigaction(SIGRTMIN + i, &action, NULL));
 	struct timer all[] = {
 		{ CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGRTMIN, 1500 * MS, 0 },
-		{ CLOCK_REALTIME, SIGEV_SIGNAL, SIGRTMIN + 1, 20 * MS, 20 * MS },
+		{ CLOCK_REALTIME, SIGEV_SIGNAL, SIGRTMIN + 1, 300 * MS, 300 * MS },
 		{ CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGUSR2, 0, 0 }, // goes, and leaves a gap in the ids
 		{ CLOCK_BOOTTIME, SIGEV_THREAD_ID, SIGRTMIN + 2, 1200 * MS, 5 * SECOND },
 		{ CLOCK_MONOTONIC, SIGEV_NONE, SIGRTMIN + 3, 100 * SECOND, 7 * SECOND },
@@ -77,16 +147,30 @@ int main(void)
 		{ CLOCK_PROCESS_CPUTIME_ID, SIGEV_SIGNAL, SIGRTMIN + 4, 2000 * SECOND, 0 },
 		{ of_process, SIGEV_SIGNAL, SIGRTMIN + 4, 3000 * SECOND, 0 },
 		{ CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGRTMIN + 5, 0, 0 }, // never armed
+		// Their signals are blocked, and pending.
+		{ CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGRTMIN + 6, MS, 400 * MS },
+		{ CLOCK_REALTIME, SIGEV_THREAD_ID, SIGRTMIN + 7, MS, 300 * MS },
+		{ CLOCK_BOOTTIME, SIGEV_SIGNAL, SIGRTMIN + 8, MS, 0 },
+		{ CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGRTMIN + 9, MS, 100 * SECOND },
 	};
+	const struct timer *pending = &all[9];
 	for (size_t i = 0; i < COUNT(all); i++)
 		create(&all[i]);
 	must(syscall(SYS_timer_delete, all[2].id));
 	for (size_t i = 0; i < COUNT(all); i++)
 		if (all[i].first)
 			arm(&all[i]);
+	for (int i = 0; i < 4; i++)
+		while (!is_pending(pending[i].signal))
+			nap(MS);
+	const char *before = listed();
 	ready();
 	wait_go();
 
+	for (int i = 0; i < 4; i++)
+		expect(is_pending(pending[i].signal), "the signal of timer %d is not pending", pending[i].id);
+	const char *after = listed();
+	expect(!strcmp(before, after), "not\n%s, but\n%s", before, after);
 	for (size_t i = 0; i < COUNT(all); i++) {
 		struct itimerspec time;
 		if (i == 2) {
@@ -96,7 +180,7 @@ int main(void)
 		must(syscall(SYS_timer_gettime, all[i].id, &time));
 		ns passed_at_most = now(CLOCK_MONOTONIC) - all[i].armed - gap_min;
 		ns left = of_timespec(time.it_value), interval = of_timespec(time.it_interval);
-		if ((i == 0 && caught[SIGRTMIN]) || !all[i].first) {
+		if ((i == 0 && caught[SIGRTMIN]) || &all[i] == &pending[2] || !all[i].first) {
 			expect(!left && !interval, "timer %zu is armed: %lld", i, left);
 			continue;
 		}
@@ -106,11 +190,17 @@ int main(void)
 			       "timer %zu: %lld ms left of %lld, after at most %lld", i, left / MS, all[i].first / MS,
 			       passed_at_most / MS);
 	}
+	take_pending(&pending[0]);
+	take_pending(&pending[1]);
+	siginfo_t info;
+	expect(take(pending[2].signal, &info, 0) == pending[2].signal && info.si_code == SI_TIMER);
+	expect(take(pending[3].signal, &info, 0) == pending[3].signal && !info.si_overrun);
+	expect(take(pending[2].signal, &info, 0) == -1, "the signal of a timer without an interval has come twice");
 	ns deadline = now(CLOCK_MONOTONIC) + 10 * SECOND;
 	while ((!caught[SIGRTMIN] || !caught[SIGRTMIN + 2]) && now(CLOCK_MONOTONIC) < deadline)
 		nap(5 * MS);
 	int ticks = caught[SIGRTMIN + 1];
-	nap(200 * MS);
+	nap(700 * MS);
 	expect(caught[SIGRTMIN] == 1, "%d signals of the first", caught[SIGRTMIN]);
 	expect(caught[SIGRTMIN + 1] > ticks, "the ticking one has stopped");
 	expect(caught[SIGRTMIN + 2] >= 1 && by_thread >= caught[SIGRTMIN + 2], "its thread got %d", by_thread);

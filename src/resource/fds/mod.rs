@@ -51,6 +51,7 @@ pub(crate) use path::{FileRef, Finder, Reason};
 pub(crate) use pipe::Pipe;
 pub(crate) use places::Places;
 pub(crate) use table::{Collector, FdTable, FilePolicy, open_fds};
+pub(crate) use timerfd::readable as clock_of;
 
 /// What all open file descriptions have, whatever they are of; the owner of its section is a number that the
 /// tables use. A section of the kind's own record has the same owner.

@@ -167,7 +167,7 @@ fn good_look(timer: BorrowedFd<'_>, clock: i32) -> Result<Look> {
 }
 
 /// The clock that shows the time of this one: alarm clocks cannot be read on every machine.
-fn readable(clock: i32) -> Option<ClockId> {
+pub(crate) fn readable(clock: i32) -> Option<ClockId> {
     match clock {
         libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM => Some(ClockId::CLOCK_REALTIME),
         libc::CLOCK_BOOTTIME | libc::CLOCK_BOOTTIME_ALARM => Some(ClockId::CLOCK_BOOTTIME),

@@ -1,8 +1,10 @@
 //! Signals that wait to be delivered, to a process or to one thread, with their `siginfo` and in their order.
 //!
 //! PTRACE_PEEKSIGINFO shows them; the task itself queues them again, because rt_sigqueueinfo(2) takes any
-//! `si_code` only from a sender who is also the receiver. All signals are blocked while it does.
+//! `si_code` only from a sender who is also the receiver. All signals are blocked while it does. Those of periodic
+//! timers belong to the timers, see [`posix_timers`](super::posix_timers): they are pending before the others.
 
+use super::posix_timers::Sent;
 use crate::Pid;
 use crate::error::{NameCall, Result};
 use crate::image::{Bytes, Decode, Encode, Record, Tag};
@@ -15,9 +17,20 @@ use crate::tracee::{Answers, Batch, Memory, Scratch, Springboard, Tracee, sys};
 pub(crate) struct Queue(Vec<Bytes>);
 
 impl Queue {
-    fn read(tid: Pid, shared: bool) -> Result<Self> {
-        let signals = peek_siginfo(tid, shared).call("ptrace(PEEKSIGINFO)")?;
-        Ok(Self(signals.iter().map(|info| info.0.to_vec().into()).collect()))
+    fn ask(view: View<'_>, shared: bool, batch: &mut Batch) -> Result<Asked> {
+        let signals = peek_siginfo(view.tid(), shared).call("ptrace(PEEKSIGINFO)")?;
+        Ok((Sent::ask(&signals, view, batch)?, signals))
+    }
+
+    /// None if there is nothing to be queued.
+    fn describe((sent, signals): Asked, answers: &Answers) -> Result<Option<Self>> {
+        let mut queue = Vec::new();
+        for info in signals {
+            if !sent.contains(&info, answers)? {
+                queue.push(info.0.to_vec().into());
+            }
+        }
+        Ok((!queue.is_empty()).then_some(Self(queue)))
     }
 
     fn infos(&self) -> impl Iterator<Item = SigInfo> {
@@ -35,22 +48,26 @@ impl Queue {
             send(batch, info.signo() as u64, address);
         }
     }
-
-    fn not_empty(self) -> Option<Self> {
-        (!self.0.is_empty()).then_some(self)
-    }
 }
 
-/// What waits for a thread (and, if it speaks, for its process), to be compared with what waits later. A batch itself
-/// may discard SIGCONT, which does not count.
+/// Before the batch, which ends in a stop signal.
+pub(crate) type Asked = (Sent, Vec<SigInfo>);
+
+/// What waits for a thread (and, if it speaks, for its process and all threads, whom the timers signal), to be compared
+/// with what waits later. A batch itself may discard SIGCONT, which does not count.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot(Vec<[u8; SIGINFO_SIZE]>);
 
 impl Snapshot {
     pub(crate) fn take(view: View<'_>) -> Result<Self> {
+        let mut queues = vec![(view.tid(), false)];
+        if view.speaks() {
+            queues = view.process.threads.iter().map(|thread| (thread.tid(), false)).collect();
+            queues.push((view.tid(), true));
+        }
         let mut all = Vec::new();
-        for shared in if view.speaks() { &[true, false][..] } else { &[false] } {
-            let queue = peek_siginfo(view.tid(), *shared).call("ptrace(PEEKSIGINFO)")?;
+        for (tid, shared) in queues {
+            let queue = peek_siginfo(tid, shared).call("ptrace(PEEKSIGINFO)")?;
             all.extend(queue.iter().filter(|info| info.signo() != libc::SIGCONT).map(|info| info.0));
         }
         Ok(Self(all))
@@ -101,15 +118,14 @@ impl ProcessPending {
 impl State for ProcessPending {
     const SCOPE: Scope = Scope::Process;
     const STAGE: Stage = Stage::Pending;
-    /// Before the batch, which ends in a stop signal.
-    type Asked = Queue;
+    type Asked = Asked;
 
-    fn ask(view: View<'_>, _: &mut Batch) -> Result<Queue> {
-        Queue::read(view.tid(), true)
+    fn ask(view: View<'_>, batch: &mut Batch) -> Result<Asked> {
+        Queue::ask(view, true, batch)
     }
 
-    fn describe(asked: Queue, _: &Answers, _: View<'_>, _: &mut Report) -> Result<Option<Self>> {
-        Ok(asked.not_empty().map(Self))
+    fn describe(asked: Asked, answers: &Answers, _: View<'_>, _: &mut Report) -> Result<Option<Self>> {
+        Ok(Queue::describe(asked, answers)?.map(Self))
     }
 
     fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
@@ -133,14 +149,14 @@ impl Record for ThreadPending {
 impl State for ThreadPending {
     const SCOPE: Scope = Scope::Thread;
     const STAGE: Stage = Stage::Pending;
-    type Asked = Queue;
+    type Asked = Asked;
 
-    fn ask(view: View<'_>, _: &mut Batch) -> Result<Queue> {
-        Queue::read(view.tid(), false)
+    fn ask(view: View<'_>, batch: &mut Batch) -> Result<Asked> {
+        Queue::ask(view, false, batch)
     }
 
-    fn describe(asked: Queue, _: &Answers, _: View<'_>, _: &mut Report) -> Result<Option<Self>> {
-        Ok(asked.not_empty().map(Self))
+    fn describe(asked: Asked, answers: &Answers, _: View<'_>, _: &mut Report) -> Result<Option<Self>> {
+        Ok(Queue::describe(asked, answers)?.map(Self))
     }
 
     fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {

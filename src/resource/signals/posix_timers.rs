@@ -1,13 +1,24 @@
 //! Timers of timer_create(2): ids, clocks, notification, remaining time and interval. `/proc/PID/timers`
 //! lists them; PR_TIMER_CREATE_RESTORE_IDS (since Linux 6.15) lets a process choose their ids. The remaining time
 //! stands still while the process does not exist.
+//!
+//! A periodic timer whose signal waits does not run on before that is taken: the signal is part of the timer, and tells
+//! how many periods were missed. So it is not queued again like others ([`Sent`]): the timer is set to the last time at
+//! which it would have expired, so that it does at once. How many periods had been missed by then cannot be read:
+//! the count begins anew.
 
-use crate::error::{Refusal, Result, Subject};
+use std::collections::BTreeSet;
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::error::{NameCall, Refusal, Result, Subject};
 use crate::freeze::Process;
 use crate::image::{Decode, Encode, Record, Tag};
 use crate::proc::read;
 use crate::proc::timers::{self, Notify, PosixTimer, Target};
+use crate::resource::fds::clock_of;
 use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
+use crate::sys::ptrace::{SigInfo, peek_siginfo};
 use crate::tracee::{Answers, Batch, Call, Output, sys};
 
 #[derive(Encode, Decode, Debug)]
@@ -21,6 +32,8 @@ struct Timer {
     thread: u32,
     /// `struct itimerspec`: interval and remaining time, in seconds and nanoseconds.
     time: [u64; 4],
+    /// It is periodic, and its signal waits.
+    sent: bool,
 }
 
 /// The timers of one process.
@@ -35,10 +48,72 @@ impl Record for PosixTimers {
 
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 
+const TIMER_ABSTIME: u64 = 1;
+
 pub(crate) struct Asked {
     timer: PosixTimer,
-    time: (Call, Output),
+    time: Time,
     overruns: Call,
+    /// Its signal waits.
+    waits: bool,
+}
+
+/// timer_gettime(2)
+struct Time(Call, Output);
+
+impl Time {
+    fn ask(timer: &PosixTimer, batch: &mut Batch) -> Self {
+        let time = batch.output(32);
+        Self(batch.call(sys::timer_gettime, &[timer.id as u64, time.addr]), time)
+    }
+
+    fn get(&self, answers: &Answers) -> Result<[u64; 4]> {
+        answers.get(self.0)?;
+        let mut time = [0; 4];
+        time.iter_mut().zip(answers.words(&self.1)).for_each(|(slot, word)| *slot = word);
+        Ok(time)
+    }
+}
+
+/// The signals of a queue that are part of their timers.
+pub(crate) struct Sent(Vec<(PosixTimer, Time)>);
+
+impl Sent {
+    pub(super) fn ask(signals: &[SigInfo], view: View<'_>, batch: &mut Batch) -> Result<Self> {
+        let ids: BTreeSet<i32> = signals.iter().filter_map(SigInfo::timer).collect();
+        if ids.is_empty() {
+            return Ok(Self(Vec::new()));
+        }
+        let timers = read::parsed(view.process.speaker(), "timers", timers::parse)?;
+        let senders = timers.into_iter().filter(|timer| ids.contains(&timer.id));
+        let ask = |timer: PosixTimer| {
+            let time = Time::ask(&timer, batch);
+            (timer, time)
+        };
+        Ok(Self(senders.map(ask).collect()))
+    }
+
+    pub(super) fn contains(&self, info: &SigInfo, answers: &Answers) -> Result<bool> {
+        match self.0.iter().find(|(timer, _)| Some(timer.id) == info.timer()) {
+            Some((timer, time)) => Ok(keeps_its_signal(timer, time.get(answers)?)),
+            None => Ok(false),
+        }
+    }
+}
+
+/// Can it be set so that it sends its signal again at once, and goes on? Processor time begins anew with the task. And a
+/// SIGCONT would be gone at the end of the batch.
+fn keeps_its_signal(timer: &PosixTimer, time: [u64; 4]) -> bool {
+    let [seconds, nanoseconds, left @ ..] = time;
+    let periodic = [seconds, nanoseconds] != [0, 0] && left != [0, 0];
+    periodic && timer.signal != libc::SIGCONT && readable(timer.clock_id).is_some()
+}
+
+fn readable(clock: i32) -> Option<ClockId> {
+    match clock {
+        libc::CLOCK_TAI => Some(ClockId::CLOCK_TAI),
+        _ => clock_of(clock),
+    }
 }
 
 impl State for PosixTimers {
@@ -48,14 +123,12 @@ impl State for PosixTimers {
 
     fn ask(view: View<'_>, batch: &mut Batch) -> Result<Vec<Asked>> {
         let timers = read::parsed(view.process.speaker(), "timers", timers::parse)?;
-        let ask = |timer: PosixTimer| {
-            let time = batch.output(32);
-            let get = batch.call(sys::timer_gettime, &[timer.id as u64, time.addr]);
-            Asked {
-                timer,
-                time: (get, time),
-                overruns: batch.call(sys::timer_getoverrun, &[timer.id as u64]),
-            }
+        let waiting = if timers.is_empty() { BTreeSet::new() } else { waiting(view)? };
+        let ask = |timer: PosixTimer| Asked {
+            time: Time::ask(&timer, batch),
+            overruns: batch.call(sys::timer_getoverrun, &[timer.id as u64]),
+            waits: waiting.contains(&timer.id),
+            timer,
         };
         Ok(timers.into_iter().map(ask).collect())
     }
@@ -67,8 +140,7 @@ impl State for PosixTimers {
         report: &mut Report,
     ) -> Result<Option<Self>> {
         let mut timers = Vec::new();
-        for Asked { timer, time: (get, time), overruns } in asked {
-            answers.get(get)?;
+        for Asked { timer, time, overruns, waits } in asked {
             let refuse = |reason: &'static str| {
                 Refusal::new(
                     view.process.pid,
@@ -91,7 +163,8 @@ impl State for PosixTimers {
                 report.refuse(refuse("the thread that it signals is unknown"));
                 continue;
             };
-            record.time.iter_mut().zip(answers.words(&time)).for_each(|(slot, word)| *slot = word);
+            record.time = time.get(answers)?;
+            record.sent = waits && keeps_its_signal(&timer, record.time);
             timers.push(record);
         }
         // The file lists the newest first.
@@ -118,11 +191,44 @@ impl State for PosixTimers {
         }
         batch.call(sys::prctl, &[PR_TIMER_CREATE_RESTORE_IDS, 0]);
         for timer in self.0.iter().filter(|timer| timer.time[2..] != [0, 0]) {
-            let time = batch.input_words(&timer.time);
-            batch.call(sys::timer_settime, &[timer.id as u64, 0, time, 0]);
+            let (flags, time) = match timer.last_expiry()? {
+                Some(last) => (TIMER_ABSTIME, last),
+                None => (0, timer.time),
+            };
+            let time = batch.input_words(&time);
+            batch.call(sys::timer_settime, &[timer.id as u64, flags, time, 0]);
         }
         Ok(())
     }
+}
+
+impl Timer {
+    /// What to set it to if its signal waits: its interval, and when it would have expired last.
+    fn last_expiry(&self) -> Result<Option<[u64; 4]>> {
+        let Some(clock) = readable(self.clock).filter(|_| self.sent) else { return Ok(None) };
+        let now = clock_gettime(clock).call("clock_gettime")?;
+        Ok(before(self.time, (now.tv_sec() as u64, now.tv_nsec() as u64)))
+    }
+}
+
+/// None if it cannot have expired yet: it was set again, and the signal is one from before, which nobody gets.
+fn before([seconds, nanoseconds, left @ ..]: [u64; 4], now: (u64, u64)) -> Option<[u64; 4]> {
+    const SECOND: u64 = 1_000_000_000;
+    let whole = |(seconds, nanoseconds): (u64, u64)| seconds.checked_mul(SECOND)?.checked_add(nanoseconds);
+    let ago = whole((seconds, nanoseconds))?.checked_sub(whole(left.into())?)?;
+    // 0 would stop it.
+    let last = whole(now)?.saturating_sub(ago).max(1);
+    Some([seconds, nanoseconds, last / SECOND, last % SECOND])
+}
+
+/// The timers whose signals wait, for the process or for one of its threads.
+fn waiting(view: View<'_>) -> Result<BTreeSet<i32>> {
+    let peek = |tid, shared| peek_siginfo(tid, shared).call("ptrace(PEEKSIGINFO)");
+    let mut signals = peek(view.tid(), true)?;
+    for thread in &view.process.threads {
+        signals.extend(peek(thread.tid(), false)?);
+    }
+    Ok(signals.iter().filter_map(SigInfo::timer).collect())
 }
 
 /// Whose time a timer's clock shows, by the number that linux/posix-timers.h makes of a pid.
@@ -182,12 +288,24 @@ fn describe(timer: &PosixTimer, process: &Process) -> Option<Timer> {
         notify,
         thread,
         time: [0; 4],
+        sent: false,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_expiry() {
+        let (interval, now) = ([2, 500_000_000], (10, 100_000_000));
+        let last = |seconds, nanoseconds| before([interval[0], interval[1], seconds, nanoseconds], now);
+        assert_eq!(last(2, 500_000_000), Some([2, 500_000_000, 10, 100_000_000]));
+        assert_eq!(last(0, 1), Some([2, 500_000_000, 7, 600_000_001]));
+        assert_eq!(last(2, 500_000_001), None);
+        assert_eq!(before([20, 0, 1, 0], now), Some([20, 0, 0, 1]));
+        assert_eq!(before([u64::MAX, 0, 1, 0], now), None);
+    }
 
     #[test]
     fn clocks_of_tasks() {
