@@ -95,7 +95,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("pending_signals", Subject::new(C("signals"), &["pending"])),
     ("pending_of_child", Subject::new(C("signals"), &["of_child"])),
     ("alternate_stack", Subject::new(C("signals"), &["altstack"])),
-    ("posix_timers", Subject::new(C("timers"), &[])),
+    ("posix_timers", Subject::new(C("timers"), &[]).only_original()),
     ("interval_timers", Subject::new(C("signals"), &["timers"])),
     ("ticking_timer", Subject::new(C("signals"), &["ticking"])),
     ("sessions_and_groups", Subject::new(C("tasks"), &["sessions"])),
