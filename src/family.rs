@@ -77,14 +77,8 @@ impl Member {
     /// Makes its other threads, with their numbers.
     pub(crate) fn make_threads(&mut self, tids: &[u32]) -> Result<()> {
         const AT_ONCE: usize = 512;
-        const FLAGS: i32 = libc::CLONE_VM
-            | libc::CLONE_FS
-            | libc::CLONE_FILES
-            | libc::CLONE_SIGHAND
-            | libc::CLONE_THREAD
-            | libc::CLONE_SYSVSEM;
         for some in tids.chunks(AT_ONCE) {
-            let born = self.clone(0, some, FLAGS as u64, 0)?;
+            let born = self.clone(0, some, CloneArgs::THREAD, 0)?;
             self.threads.extend(born);
         }
         Ok(())

@@ -34,6 +34,14 @@ pub(crate) struct CloneArgs {
 }
 
 impl CloneArgs {
+    /// The flags of a thread like any other.
+    pub(crate) const THREAD: u64 = (libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM) as u64;
+
     /// As the words that a remote clone3(2) reads.
     pub(crate) fn words(&self) -> [u64; 11] {
         let a = self;

@@ -56,12 +56,6 @@ struct Hand {
 
 impl Hand {
     fn grow(speaker: &mut Puppet<'_>) -> Result<Self> {
-        const FLAGS: i32 = libc::CLONE_VM
-            | libc::CLONE_FS
-            | libc::CLONE_FILES
-            | libc::CLONE_SIGHAND
-            | libc::CLONE_THREAD
-            | libc::CLONE_SYSVSEM;
         speaker.tracee().trace_clones()?;
         let scratch = speaker.map_scratch()?;
         let mut regs = speaker.tracee().regs()?;
@@ -71,7 +65,7 @@ impl Hand {
         let made = scratch.put_way_back(&last_call, speaker.memory()).and_then(|stack| {
             let mut batch = speaker.batch();
             let args = CloneArgs {
-                flags: FLAGS as u64,
+                flags: CloneArgs::THREAD,
                 stack: scratch.base(),
                 stack_size: stack - scratch.base(),
                 ..CloneArgs::default()

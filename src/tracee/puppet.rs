@@ -233,25 +233,14 @@ impl<'t> Puppet<'t> {
         ending: Ending,
     ) -> Result<Self> {
         let stack = scratch.put_way_back(saved, memory)?;
-        let (regs, back) = (saved.regs, Some((saved.regs, saved.mask)));
         // An empty batch, which ends in the frame: the mask only changes when the way back is there.
-        let mut idle = regs;
+        let mut idle = saved.regs;
         idle.enter_loop(scratch.code, scratch.last(), scratch.last(), stack);
         tracee.set_regs(&idle)?;
-        tracee.set_sigmask(ending.mask())?;
-        Ok(Self {
-            tracee: tracee.clone(),
-            memory,
-            process,
-            scratch,
-            ending,
-            regs,
-            stack,
-            back,
-            tiles: None,
-            stop_arrived: false,
-            last_will: Vec::new(),
-        })
+        let mut puppet = Self::own(tracee, process, memory, scratch, ending)?;
+        (puppet.regs, puppet.stack) = (saved.regs, stack);
+        puppet.back = Some((saved.regs, saved.mask));
+        Ok(puppet)
     }
 
     /// Takes over a blank task, which has nothing to be put back.
