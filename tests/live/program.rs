@@ -159,7 +159,11 @@ struct Warden {
 impl Drop for Warden {
     fn drop(&mut self) {
         let _ = kill(Pid::from_raw(self.pid as i32), Signal::SIGKILL);
-        let _ = self.keeper.wait();
+        // Its end waits for all of its namespace, of whom some may be children of ours.
+        while let Ok(None) = self.keeper.try_wait() {
+            let _ = waitpid(None, Some(WaitPidFlag::WNOHANG));
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-// Timers, children, watched files, a worker thread and the thread pool, all at once.
+// Timers, children by files and by pipes, watched files, a worker thread and the thread pool, all at once.
 'use strict';
 const { spawn } = require('child_process');
 const crypto = require('crypto');
@@ -7,7 +7,7 @@ const { Worker } = require('worker_threads');
 const zlib = require('zlib');
 
 const wrong = [];
-const progress = { ticks: 0, files: 0, watch: 0, worker: 0, pool: 0 };
+const progress = { ticks: 0, files: 0, talk: 0, watch: 0, worker: 0, pool: 0 };
 const complain = (what) => { if (wrong.length < 10) wrong.push(what); };
 let stop = false;
 
@@ -40,6 +40,27 @@ function make() {
         fs.unlinkSync(name);
         if (!stop) make();
     });
+}
+
+// A child that lasts, and knows the sum so far. Its pipes are socket pairs.
+function talk() {
+    const child = spawn('sh', ['-c', 'while read n; do sum=$((sum + n)); echo $sum; done'],
+        { stdio: ['pipe', 'pipe', 'inherit'] });
+    let sum = 0;
+    let answer = '';
+    const say = () => {
+        sum += ++progress.talk;
+        child.stdin.write(`${progress.talk}\n`);
+    };
+    child.stdout.setEncoding('utf8').on('data', (text) => {
+        answer += text;
+        if (!answer.endsWith('\n')) return;
+        if (answer !== `${sum}\n`) complain(`a child says ${answer} instead of ${sum}`);
+        answer = '';
+        if (stop) child.stdin.end(); else setTimeout(say, 1);
+    });
+    child.on('close', (code) => { if (code !== 0) complain(`it ended with ${code}`); });
+    say();
 }
 
 // Every file that comes to a directory is heard of.
@@ -100,6 +121,7 @@ process.on('exit', () => {
 tick();
 make();
 make();
+talk();
 watch();
 work();
 compress().catch((error) => complain(`the pool: ${error}`));

@@ -15,6 +15,7 @@ const MAKE: Program = Program::Shell("make");
 const TAR: Program = Program::Shell("tar");
 const NODE: Program = Program::Node("work");
 const GO: Program = Program::Go("work");
+const ASYNCIO: Program = Program::Python("loop");
 
 pub(super) const CASES: &[Case] = &[
     // G1 is what a JVM takes by itself on a machine with more than one processor and enough memory.
@@ -26,6 +27,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "tar_gzip", test: || rounds(TAR, &[]), programs: &[TAR] },
     Case { name: "node", test: || rounds(NODE, &[]), programs: &[NODE] },
     Case { name: "go", test: || rounds(GO, &[]), programs: &[GO] },
+    Case { name: "python_asyncio", test: || rounds(ASYNCIO, &[]), programs: &[ASYNCIO] },
 ];
 
 /// With its performance data in /tmp/hsperfdata_USER/PID, which is mapped and removed at the end: in a /tmp of its own,
