@@ -22,7 +22,7 @@ mod regular;
 mod signalfd;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod timerfd;
 mod unsupported;
 

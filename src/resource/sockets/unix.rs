@@ -339,13 +339,15 @@ impl Pairs {
 impl UnixPair {
     fn can_be(&self) -> bool {
         let mirrored = |shutdown: u8| (shutdown & RECEIVES_NO_MORE) << 1 | (shutdown & SENDS_NO_MORE) >> 1;
-        let each = self.ends.iter().all(|end| end.shutdown <= BOTH && end.options.are_known());
+        let resets = self.kind == Kind::Stream && self.ends.len() == 1;
+        let possible = |end: &End| end.shutdown <= BOTH && end.options.are_known() && (resets || !end.reset);
+        let each = self.ends.iter().all(possible);
         let together = match &self.ends[..] {
             [one] if self.kind.is_connected() => one.shutdown == BOTH,
             [_] => true,
             [one, other] => {
                 let agree = !self.kind.is_connected() || mirrored(one.shutdown) == other.shutdown;
-                agree && one.description != other.description && !one.reset && !other.reset
+                agree && one.description != other.description
             }
             _ => false,
         };
@@ -439,4 +441,72 @@ fn set_groups(groups: &[u32], batch: &mut Batch) {
     let bytes: Vec<u8> = groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
     let list = batch.input(&bytes);
     batch.call(call::setgroups, &[groups.len() as u64, list]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::fds::tests::Scratch;
+
+    fn end(description: u32, shutdown: u8) -> End {
+        End { description, shutdown, options: Options::default(), queue: Queue::default(), reset: false }
+    }
+
+    fn pair(kind: Kind, ends: Vec<End>) -> UnixPair {
+        UnixPair { kind, creator: Creator { process: 7, user: 0, group: 0, groups: Vec::new() }, ends }
+    }
+
+    #[test]
+    fn how_two_ends_can_be() {
+        let can = |kind, ends: Vec<End>| pair(kind, ends).can_be();
+        for (kind, one, other) in
+            [(Kind::Stream, 0, 0), (Kind::Packets, 1, 2), (Kind::Stream, 3, 3), (Kind::Datagram, 1, 0)]
+        {
+            assert!(can(kind, vec![end(1, one), end(2, other)]), "{kind:?} {one} {other}");
+        }
+        for (kind, one, other) in [(Kind::Stream, 1, 0), (Kind::Packets, 1, 1), (Kind::Datagram, 4, 0)] {
+            assert!(!can(kind, vec![end(1, one), end(2, other)]), "{kind:?} {one} {other}");
+        }
+        assert!(can(Kind::Stream, vec![end(1, 3)]) && can(Kind::Datagram, vec![end(1, 0)]));
+        assert!(!can(Kind::Stream, vec![end(1, 0)]));
+        assert!(!can(Kind::Stream, vec![]) && !can(Kind::Datagram, vec![end(1, 0), end(2, 0), end(3, 0)]));
+        assert!(!can(Kind::Datagram, vec![end(1, 0), end(1, 0)]));
+        let reset = |ends: u32| (1..=ends).map(|number| End { reset: true, ..end(number, 3) }).collect();
+        assert!(
+            can(Kind::Stream, reset(1)) && !can(Kind::Stream, reset(2)) && !can(Kind::Datagram, reset(1))
+        );
+    }
+
+    #[test]
+    fn pairs_that_contradict_the_image() {
+        let load = |pairs: Vec<(u32, UnixPair)>, sockets: &[(u32, u32)]| {
+            let scratch = Scratch::new();
+            let image = scratch.image(|records| {
+                for (description, pair) in sockets {
+                    records.put(Owner(*description), &UnixSocket { pair: *pair }).unwrap();
+                }
+                for (number, pair) in &pairs {
+                    records.put(Owner(*number), pair).unwrap();
+                }
+            });
+            let outcome = Pairs::load(&image, |number| number == 7);
+            outcome.map(|pairs| pairs.0.len()).map_err(|error| error.kind())
+        };
+        let good = || pair(Kind::Stream, vec![end(1, 0), end(2, 0)]);
+        let stranger = || {
+            let Creator { user, group, groups, .. } = good().creator;
+            UnixPair { creator: Creator { process: 8, user, group, groups }, ..good() }
+        };
+        assert_eq!(load(vec![(5, good())], &[(1, 5), (2, 5)]), Ok(1));
+        for (pairs, sockets) in [
+            (vec![(5, good())], &[(1, 5)][..]),
+            (vec![(5, good())], &[(1, 5), (2, 6)]),
+            (vec![(5, good())], &[(1, 5), (2, 5), (3, 5)]),
+            (vec![(5, stranger())], &[(1, 5), (2, 5)]),
+            (vec![(5, good()), (6, good())], &[(1, 5), (2, 5)]),
+            (vec![], &[(1, 5)]),
+        ] {
+            assert_eq!(load(pairs, sockets), Err(ErrorKind::Image), "{sockets:?}");
+        }
+    }
 }
