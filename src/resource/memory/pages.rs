@@ -14,10 +14,11 @@ use nix::errno::Errno;
 use super::AddressSpace;
 use super::inside::{self, Share};
 use super::kin::{self, Relatives};
+use super::parent::{Paged, Parent};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 use crate::hooks::Progress;
-use crate::image::{Decode, Encode, Image, ImageWriter, Segment};
+use crate::image::{Decode, Encode, Image, ImageWriter, Owner, Segment};
 use crate::sys::PAGE;
 use crate::sys::pagemap::{Page, Query, scan};
 use crate::tracee::Memory;
@@ -36,7 +37,7 @@ pub(crate) struct Run {
 }
 
 /// Copies of this size go through the processor's caches best.
-const BUFFER: usize = 512 * 1024;
+pub(super) const BUFFER: usize = 512 * 1024;
 
 /// From this size on it pays that the task writes its pages itself.
 pub(crate) const LARGE: u64 = 4 * 1024 * 1024;
@@ -50,6 +51,8 @@ pub(crate) struct Counts {
     pub(crate) scanned: u64,
     pub(crate) zero: u64,
     pub(crate) written: u64,
+    /// Left to the parent image, which has them.
+    pub(crate) inherited: u64,
 }
 
 /// A segment that is being written, and how far it is.
@@ -63,9 +66,20 @@ pub(crate) struct PageWriter<'h> {
     /// One for each writer; the first is everybody's.
     lanes: Vec<Lane>,
     writers: usize,
+    /// The image that has what has not changed.
+    parent: Option<&'h Parent>,
     buffer: Vec<u8>,
     pub(crate) counts: Counts,
     progress: &'h mut dyn FnMut(Progress) -> Result<()>,
+}
+
+/// Whose memory it is.
+#[derive(Clone, Copy)]
+pub(crate) struct Whose<'k> {
+    pub(crate) pid: Pid,
+    /// By which the image knows the process.
+    pub(crate) number: u32,
+    pub(crate) relatives: Relatives<'k>,
 }
 
 /// Writes a task's memory from inside the task.
@@ -76,15 +90,38 @@ pub(crate) struct FromInside<'p> {
 
 impl<'h> PageWriter<'h> {
     /// At most so many `writers` at the same time.
-    pub(crate) fn new(writers: usize, progress: &'h mut dyn FnMut(Progress) -> Result<()>) -> Self {
-        Self { lanes: Vec::new(), writers, buffer: Vec::new(), counts: Counts::default(), progress }
+    pub(crate) fn new(
+        writers: usize,
+        parent: Option<&'h Parent>,
+        progress: &'h mut dyn FnMut(Progress) -> Result<()>,
+    ) -> Self {
+        Self { lanes: Vec::new(), writers, parent, buffer: Vec::new(), counts: Counts::default(), progress }
     }
 
-    /// Stores the pages that a process has of its own, but for those that its kin still has too.
+    /// Where the parent image, if there is one, has what this record is of.
+    pub(crate) fn known<R: Paged>(&self, owner: Owner) -> Result<Vec<Run>> {
+        self.parent.map_or(Ok(Vec::new()), |parent| parent.runs::<R>(owner))
+    }
+
+    /// What of the ranges is where `known` runs lead to, and the rest.
+    fn unchanged(
+        &mut self,
+        known: &[Run],
+        ranges: &[Range<u64>],
+        source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()>,
+    ) -> Result<(Vec<Run>, Vec<Range<u64>>)> {
+        let Some(parent) = self.parent else { return Ok((Vec::new(), ranges.to_vec())) };
+        let same = parent.unchanged(known, ranges, source)?;
+        self.counts.inherited += same.iter().map(|run| run.len / PAGE).sum::<u64>();
+        let rest = kin::without(ranges, same.iter().map(Run::range));
+        Ok((same, rest))
+    }
+
+    /// Stores the pages that a process has of its own, but for those that its kin or the parent image still has too.
     pub(crate) fn write_private(
         &mut self,
         space: &mut AddressSpace,
-        (pid, relatives): (Pid, Relatives<'_>),
+        Whose { pid, number, relatives }: Whose<'_>,
         memory: &Memory,
         inside: FromInside<'_>,
         image: &mut ImageWriter,
@@ -96,22 +133,24 @@ impl<'h> PageWriter<'h> {
             Relatives::Some(None) | Relatives::None => Vec::new(),
         };
         let ranges = kin::without(&data, common.iter().map(Run::range));
-        let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         self.counts.scanned +=
             space.vmas.iter().filter(|vma| vma.is_private()).map(|vma| vma.len() / PAGE).sum::<u64>();
+        let source = |ranges: &[Range<u64>], buffer: &mut [u8]| match relatives {
+            Relatives::None => memory.read_ranges(ranges, buffer),
+            Relatives::Some(_) => memory.read_shared_ranges(ranges, buffer),
+        };
+        let known = self.known::<AddressSpace>(Owner(number))?;
+        let (same, ranges) = self.unchanged(&known, &ranges, source)?;
+        let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         space.runs = match total >= LARGE && (inside.is_possible)() {
             true => self.write_inside(&ranges, inside.write, image)?,
             false => {
-                let source = |ranges: &[Range<u64>], buffer: &mut [u8]| match relatives {
-                    Relatives::None => memory.read_ranges(ranges, buffer),
-                    Relatives::Some(_) => memory.read_shared_ranges(ranges, buffer),
-                };
                 // A page of zeroes in a private file mapping hides what the file says there.
                 let sparse = |address| space.vma_at(address).is_some_and(super::Vma::is_anonymous);
                 self.write_ranges(&ranges, source, sparse, image)?
             }
         };
-        space.runs.extend(common);
+        space.runs.extend(common.into_iter().chain(same));
         space.runs.sort_unstable_by_key(|run| run.addr);
         Ok(())
     }
@@ -147,6 +186,7 @@ impl<'h> PageWriter<'h> {
         &mut self,
         file: &File,
         ranges: &[Range<u64>],
+        known: &[Run],
         image: &mut ImageWriter,
     ) -> Result<Vec<Run>> {
         let source = |ranges: &[Range<u64>], mut buffer: &mut [u8]| {
@@ -157,7 +197,7 @@ impl<'h> PageWriter<'h> {
             }
             Ok(())
         };
-        self.write_ranges(ranges, source, |_| true, image)
+        self.write_changed(ranges, source, |_| true, known, image)
     }
 
     /// Copies the data of a file, which may end within a page. Are zeroes that were written data?
@@ -166,6 +206,7 @@ impl<'h> PageWriter<'h> {
         file: &File,
         data: &[Range<u64>],
         zeroes: bool,
+        known: &[Run],
         image: &mut ImageWriter,
     ) -> Result<Vec<Run>> {
         let mut pages: Vec<Range<u64>> = Vec::new();
@@ -184,7 +225,7 @@ impl<'h> PageWriter<'h> {
             }
             Ok(())
         };
-        self.write_ranges(&pages, source, |_| !zeroes, image)
+        self.write_changed(&pages, source, |_| !zeroes, known, image)
     }
 
     /// Copies a range of memory, but for its pages of zeroes.
@@ -192,10 +233,27 @@ impl<'h> PageWriter<'h> {
         &mut self,
         memory: &Memory,
         range: Range<u64>,
+        known: &[Run],
         image: &mut ImageWriter,
     ) -> Result<Vec<Run>> {
         let source = |ranges: &[Range<u64>], buffer: &mut [u8]| memory.read_ranges(ranges, buffer);
-        self.write_ranges(&[range], source, |_| true, image)
+        self.write_changed(&[range], source, |_| true, known, image)
+    }
+
+    /// Copies what is not where `known` runs lead to.
+    fn write_changed(
+        &mut self,
+        ranges: &[Range<u64>],
+        source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()>,
+        sparse: impl Fn(u64) -> bool,
+        known: &[Run],
+        image: &mut ImageWriter,
+    ) -> Result<Vec<Run>> {
+        let (same, ranges) = self.unchanged(known, ranges, &source)?;
+        let mut runs = self.write_ranges(&ranges, source, sparse, image)?;
+        runs.extend(same);
+        runs.sort_unstable_by_key(|run| run.addr);
+        Ok(runs)
     }
 
     /// Copies through a buffer; leaves pages of zeroes out where `sparse` allows it.
@@ -214,11 +272,14 @@ impl<'h> PageWriter<'h> {
                 len += piece.end - piece.start;
                 group.push(piece);
             }
-            let mut buffer = std::mem::take(&mut self.buffer);
-            buffer.resize(len as usize, 0);
-            source(&group, &mut buffer)?;
-            self.write_group(&group, &mut buffer, &sparse, &mut kept, image)?;
-            self.buffer = buffer;
+            let mut whole = std::mem::take(&mut self.buffer);
+            if whole.is_empty() {
+                whole = vec![0; BUFFER];
+            }
+            let buffer = whole.get_mut(..len as usize).unwrap_or_default();
+            source(&group, buffer)?;
+            self.write_group(&group, buffer, &sparse, &mut kept, image)?;
+            self.buffer = whole;
         }
         Ok(join(kept, ranges))
     }

@@ -1,5 +1,6 @@
 //! What is not a subject in modes: refusals, crashes, conflicts, and the process that hosts the library.
 
+mod chain;
 mod crash;
 pub(crate) mod criu;
 mod external;
@@ -25,9 +26,18 @@ pub(crate) struct Case {
 }
 
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
-    [refusal::CASES, image::CASES, pids::CASES, crash::CASES, host::CASES, external::CASES, real::CASES]
-        .into_iter()
-        .flatten()
+    [
+        refusal::CASES,
+        image::CASES,
+        chain::CASES,
+        pids::CASES,
+        crash::CASES,
+        host::CASES,
+        external::CASES,
+        real::CASES,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 const HELPER: &str = "CRYOSLEEP_HELPER";
