@@ -13,6 +13,7 @@ use nix::unistd::{UnlinkatFlags, fsync, geteuid, mkdir, unlinkat};
 
 use super::manifest::Id;
 use super::sections::{has_magic, named};
+use super::segment::{Chunks, PageFormat, PageSegment, SegmentWriter};
 use super::{Kind, ListedFile, Manifest, ManifestInfo, Owner, Record, Section, SectionWriter, Sections, Tag};
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 
@@ -119,14 +120,6 @@ fn check_trust(stat: &FileStat) -> Result<(), &'static str> {
 const TRUST_HINT: &str =
     "an image must belong to the caller or to root, and nobody else may write to it: chown, chmod go-w";
 
-/// A page segment, open for reading and writing. The caller fills it; [`ImageWriter::finish`] takes its
-/// length from the file.
-#[derive(Debug)]
-pub(crate) struct Segment {
-    pub(crate) index: u16,
-    pub(crate) file: File,
-}
-
 /// The records of an image, until it is finished.
 #[derive(Debug)]
 pub(crate) struct Records(SectionWriter<Vec<u8>>);
@@ -154,6 +147,7 @@ pub(crate) struct ImageWriter {
     dir: Dir,
     id: Id,
     durability: Durability,
+    pages: PageFormat,
     segments: u16,
     /// Created by this writer, and to be removed should it not get to its end.
     created: Vec<String>,
@@ -183,6 +177,7 @@ impl ImageWriter {
             dir,
             id: Id::random(),
             durability: Durability::default(),
+            pages: PageFormat::default(),
             segments: 0,
             created: Vec::new(),
         })
@@ -193,13 +188,23 @@ impl ImageWriter {
         self
     }
 
-    /// Creates the next page segment.
-    pub(crate) fn segment(&mut self) -> Result<Segment> {
+    pub(crate) fn pages(mut self, format: PageFormat) -> Self {
+        self.pages = format;
+        self
+    }
+
+    /// How pages are stored.
+    pub(crate) fn page_format(&self) -> PageFormat {
+        self.pages
+    }
+
+    /// Creates the next page segment. What becomes known of its chunks is to be among the records.
+    pub(crate) fn segment(&mut self) -> Result<SegmentWriter> {
         let index = self.segments;
         let next = index.checked_add(1).ok_or_else(|| bad_image("too many page segments"))?;
         let file = self.create_file(self.id.file_name(usize::from(index) + 1))?;
         self.segments = next;
-        Ok(Segment { index, file })
+        Ok(SegmentWriter::new(index, file, self.pages))
     }
 
     /// Writes the records, and makes this the directory's image: at once, by the name of its
@@ -326,7 +331,7 @@ pub(crate) struct Image {
     manifest: Manifest,
     state: Vec<u8>,
     sections: Sections,
-    segments: Vec<File>,
+    segments: Vec<PageSegment>,
 }
 
 impl Image {
@@ -370,8 +375,22 @@ impl Image {
         };
         let state = read_state(dir, listed)?;
         let sections = Sections::parse(&state, Kind::State).about(|| dir.file(&listed.name))?;
-        let segments = rest.iter().map(|listed| open_listed(dir, listed)).collect::<Result<_>>()?;
-        Ok(Self { manifest, state, sections, segments })
+        let files = rest.iter().map(|listed| open_listed(dir, listed)).collect::<Result<Vec<_>>>()?;
+        let mut image = Self { manifest, state, sections, segments: Vec::new() };
+        for (index, file) in (0..).zip(files) {
+            let segment = image.open_segment(dir, index, file)?;
+            image.segments.push(segment);
+        }
+        if let Some(owner) = image.owners::<Chunks>().find(|owner| owner.0 as usize >= image.segments.len()) {
+            return Err(bad_image("the image lacks this page segment").about(named::<Chunks>(owner)));
+        }
+        Ok(image)
+    }
+
+    fn open_segment(&self, dir: &Dir, index: u16, file: File) -> Result<PageSegment> {
+        let listed = self.manifest.files.get(usize::from(index) + 1).ok_or_else(|| no_segment(index))?;
+        let chunks = self.get(Owner(index.into()))?;
+        PageSegment::new(file, dir.path.join(&listed.name), listed.length, chunks)
     }
 
     pub(crate) fn manifest(&self) -> &Manifest {
@@ -404,14 +423,8 @@ impl Image {
     }
 
     /// A page segment, open for reading.
-    pub(crate) fn segment(&self, index: u16) -> Result<&File> {
+    pub(crate) fn segment(&self, index: u16) -> Result<&PageSegment> {
         self.segments.get(usize::from(index)).ok_or_else(|| no_segment(index))
-    }
-
-    /// The length that a page segment has by the manifest, and had when it was opened.
-    pub(crate) fn segment_length(&self, index: u16) -> Result<u64> {
-        let listed = self.manifest.files.get(usize::from(index) + 1);
-        listed.map(|listed| listed.length).ok_or_else(|| no_segment(index))
     }
 }
 
@@ -508,7 +521,7 @@ mod tests {
         let mut writer = ImageWriter::create(dir).unwrap();
         for content in ["first pages", "more"] {
             let segment = writer.segment().unwrap();
-            segment.file.write_all_at(content.as_bytes(), 0).unwrap();
+            segment.file().write_all_at(content.as_bytes(), 0).unwrap();
         }
         writer.finish(records(&[name, "second"]), INFO()).unwrap()
     }
@@ -554,12 +567,11 @@ mod tests {
         assert_eq!(image.owners::<Thing>().collect::<Vec<_>>(), [Owner(1), Owner(2)]);
         assert_eq!(image.sections().count(), 2);
         assert_eq!(image.manifest().root, 412);
-        assert_eq!(image.segment_length(0).unwrap(), 11);
+        assert_eq!(image.segment(0).unwrap().length(), 11);
         let mut content = [0; 4];
-        image.segment(1).unwrap().read_exact_at(&mut content, 0).unwrap();
+        image.segment(1).unwrap().read(0, &mut content).unwrap();
         assert_eq!(&content, b"more");
         assert_eq!(image.segment(2).unwrap_err().kind(), ErrorKind::Image);
-        assert_eq!(image.segment_length(2).unwrap_err().kind(), ErrorKind::Image);
         let lengths =
             fs::read_dir(scratch.image()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
         assert_eq!(written.bytes, lengths.sum());
@@ -582,7 +594,7 @@ mod tests {
         let mut writer = ImageWriter::create(&scratch.image()).unwrap().durability(Durability::Synced);
         drop(writer.segment().unwrap());
         writer.finish(records(&["a"]), INFO()).unwrap();
-        assert_eq!(Image::open(&scratch.image()).unwrap().segment_length(0).unwrap(), 0);
+        assert_eq!(Image::open(&scratch.image()).unwrap().segment(0).unwrap().length(), 0);
     }
 
     #[test]
@@ -612,7 +624,7 @@ mod tests {
         // Whoever had the old one open still has it.
         assert_eq!(old.require::<Thing>(Owner(1)).unwrap(), thing("old"));
         let mut content = [0; 4];
-        old.segment(1).unwrap().read_exact_at(&mut content, 0).unwrap();
+        old.segment(1).unwrap().read(0, &mut content).unwrap();
     }
 
     #[test]
