@@ -14,7 +14,7 @@ use crate::arch::RegsExt;
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Refusal, Result};
 use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
-use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
+use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, PageChecksums, PageFormat, Records};
 use crate::proc::read;
 use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
@@ -78,6 +78,7 @@ pub struct Checkpoint<'h> {
     after: AfterDump,
     time_limit: Duration,
     durability: Durability,
+    pages: PageFormat,
     files: FilePolicy,
     writers: NonZeroUsize,
     parent: Option<PathBuf>,
@@ -86,12 +87,13 @@ pub struct Checkpoint<'h> {
 
 impl std::fmt::Debug for Checkpoint<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { root, after, time_limit, durability, writers, parent, .. } = self;
+        let Self { root, after, time_limit, durability, pages, writers, parent, .. } = self;
         f.debug_struct("Checkpoint")
             .field("root", root)
             .field("after", after)
             .field("time_limit", time_limit)
             .field("durability", durability)
+            .field("pages", pages)
             .field("writers", writers)
             .field("parent", parent)
             .finish_non_exhaustive()
@@ -177,6 +179,7 @@ impl<'h> Checkpoint<'h> {
             after: AfterDump::default(),
             time_limit: TIME_LIMIT,
             durability: Durability::default(),
+            pages: PageFormat::default(),
             files: FilePolicy::default(),
             writers: default_writers(),
             parent: None,
@@ -202,6 +205,12 @@ impl<'h> Checkpoint<'h> {
         self
     }
 
+    /// Whether the image has checksums of its pages; it has unless this says otherwise.
+    pub fn page_checksums(mut self, checksums: PageChecksums) -> Self {
+        self.pages.checksums = checksums;
+        self
+    }
+
     /// How many bytes an image may hold of one file that is open or mapped though it was deleted: 1 MiB unless this
     /// says otherwise. Holes do not count, nor do files in memory (tmpfs, memfds). A larger one is refused.
     pub fn ghost_limit(mut self, bytes: u64) -> Self {
@@ -221,11 +230,12 @@ impl<'h> Checkpoint<'h> {
         self
     }
 
-    /// How many threads write a process's memory at the same time, each to a page segment of its own. As many
+    /// How many threads write memory at the same time, each to a page segment of its own. As many
     /// as there are processors, but at most 4, unless this says otherwise; more than 63 are not used.
     ///
-    /// All but the first are threads that the target gets for that time. It may not be allowed any (RLIMIT_NPROC,
-    /// pids.max): then there are fewer. Small targets have one.
+    /// They are the caller's, or, where pages are stored as they are ([`PageChecksums::Off`]), the target's, which gets
+    /// all but the first for that time. It may not be allowed any (RLIMIT_NPROC, pids.max): then there are fewer. Small
+    /// amounts have one.
     pub fn writers(mut self, writers: NonZeroUsize) -> Self {
         self.writers = writers;
         self
@@ -345,7 +355,7 @@ impl<'h> Checkpoint<'h> {
     ) -> Result<Vec<(Pid, Blocked)>> {
         let Described { mut records, spaces, shared, ghosts, sleeps, kin } = described;
         let root = borrowed.first().map_or(self.root, |root| Pid::from(root.process.number));
-        let mut image = ImageWriter::create(dir)?.durability(self.durability);
+        let mut image = ImageWriter::create(dir)?.durability(self.durability).pages(self.pages);
         if let Some(parent) = parent {
             image = image.child_of(parent.image())?;
         }
@@ -374,11 +384,12 @@ impl<'h> Checkpoint<'h> {
         }
         shared.write(Memory::open, &mut pages, &mut image, &mut records)?;
         ghosts.write(&mut pages, &mut image, &mut records)?;
+        let counts = pages.finish(&mut records)?;
         stats.memory = started.elapsed();
-        stats.pages_scanned = pages.counts.scanned;
-        stats.pages_zero = pages.counts.zero;
-        stats.pages_in_parent = pages.counts.inherited;
-        stats.pages_written = pages.counts.written;
+        stats.pages_scanned = counts.scanned;
+        stats.pages_zero = counts.zero;
+        stats.pages_in_parent = counts.inherited;
+        stats.pages_written = counts.written;
         stats.bytes_written = image.finish(records, ManifestInfo { root })?.bytes;
         Ok(sleeps)
     }

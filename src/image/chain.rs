@@ -150,7 +150,7 @@ mod tests {
         if let Some(parent) = parent {
             writer = writer.child_of(&Image::open(parent)?)?;
         }
-        writer.segment()?.file.write_all_at(pages.as_bytes(), 0).unwrap();
+        writer.segment()?.file().write_all_at(pages.as_bytes(), 0).unwrap();
         writer.finish(records(&["a"]), INFO()).map(drop)
     }
 
@@ -164,8 +164,9 @@ mod tests {
     }
 
     fn contents(image: &Image, segment: u16) -> String {
-        let mut bytes = vec![0; image.segment_length(segment).unwrap() as usize];
-        image.segment(segment).unwrap().read_exact_at(&mut bytes, 0).unwrap();
+        let segment = image.segment(segment).unwrap();
+        let mut bytes = vec![0; segment.length() as usize];
+        segment.read(0, &mut bytes).unwrap();
         String::from_utf8(bytes).unwrap()
     }
 

@@ -15,6 +15,7 @@ use nix::unistd::{UnlinkatFlags, fsync, geteuid, mkdir, unlinkat};
 use super::chain::{self, ParentLink};
 use super::manifest::Id;
 use super::sections::{has_magic, named};
+use super::segment::{Chunks, PageFormat, PageSegment, SegmentWriter};
 use super::{Kind, ListedFile, Manifest, ManifestInfo, Owner, Record, Section, SectionWriter, Sections, Tag};
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 
@@ -121,14 +122,6 @@ fn check_trust(stat: &FileStat) -> Result<(), &'static str> {
 const TRUST_HINT: &str =
     "an image must belong to the caller or to root, and nobody else may write to it: chown, chmod go-w";
 
-/// A page segment, open for reading and writing. The caller fills it; [`ImageWriter::finish`] takes its
-/// length from the file.
-#[derive(Debug)]
-pub(crate) struct Segment {
-    pub(crate) index: u16,
-    pub(crate) file: File,
-}
-
 /// The records of an image, until it is finished.
 #[derive(Debug)]
 pub(crate) struct Records(SectionWriter<Vec<u8>>);
@@ -159,6 +152,7 @@ pub(crate) struct ImageWriter {
     /// What it only holds the changes of, and how many page segments that has, with its own parents.
     parent: Option<ParentLink>,
     inherited: u16,
+    pages: PageFormat,
     segments: u16,
     /// Created by this writer, and to be removed should it not get to its end.
     created: Vec<String>,
@@ -190,6 +184,7 @@ impl ImageWriter {
             durability: Durability::default(),
             parent: None,
             inherited: 0,
+            pages: PageFormat::default(),
             segments: 0,
             created: Vec::new(),
         })
@@ -207,14 +202,26 @@ impl ImageWriter {
         Ok(self)
     }
 
-    /// Creates the next page segment. They are counted from those of the oldest image of the chain.
-    pub(crate) fn segment(&mut self) -> Result<Segment> {
+    pub(crate) fn pages(mut self, format: PageFormat) -> Self {
+        self.pages = format;
+        self
+    }
+
+    /// How pages are stored.
+    pub(crate) fn page_format(&self) -> PageFormat {
+        self.pages
+    }
+
+    /// Creates the next page segment. They are counted from those of the oldest image of the chain. What
+    /// becomes known of its chunks is to be among the records.
+    pub(crate) fn segment(&mut self) -> Result<SegmentWriter> {
         let own = self.segments;
-        let index = self.inherited.checked_add(own).filter(|index| *index < u16::MAX);
-        let index = index.ok_or_else(|| bad_image("too many page segments"))?;
+        if self.inherited.checked_add(own).is_none_or(|index| index == u16::MAX) {
+            return Err(bad_image("too many page segments"));
+        }
         let file = self.create_file(self.id.file_name(usize::from(own) + 1))?;
         self.segments = own + 1;
-        Ok(Segment { index, file })
+        Ok(SegmentWriter::new(own, file, self.pages).behind(self.inherited))
     }
 
     /// Writes the records, and makes this the directory's image: at once, by the name of its
@@ -343,7 +350,7 @@ pub(crate) struct Image {
     manifest_crc32: u32,
     state: Vec<u8>,
     sections: Sections,
-    segments: Vec<File>,
+    segments: Vec<PageSegment>,
     parent: Option<Box<Image>>,
     /// How many page segments its parents have.
     inherited: u16,
@@ -399,9 +406,32 @@ impl Image {
         };
         let state = read_state(dir, listed)?;
         let sections = Sections::parse(&state, Kind::State).about(|| dir.file(&listed.name))?;
-        let segments = rest.iter().map(|listed| open_listed(dir, listed)).collect::<Result<_>>()?;
-        let dir = dir.clone();
-        Ok(Self { dir, manifest, manifest_crc32, state, sections, segments, parent: None, inherited: 0 })
+        let files = rest.iter().map(|listed| open_listed(dir, listed)).collect::<Result<Vec<_>>>()?;
+        let (dir_of_it, segments) = (dir.clone(), Vec::new());
+        let mut image = Self {
+            dir: dir_of_it,
+            manifest,
+            manifest_crc32,
+            state,
+            sections,
+            segments,
+            parent: None,
+            inherited: 0,
+        };
+        for (index, file) in (0..).zip(files) {
+            let segment = image.open_segment(dir, index, file)?;
+            image.segments.push(segment);
+        }
+        if let Some(owner) = image.owners::<Chunks>().find(|owner| owner.0 as usize >= image.segments.len()) {
+            return Err(bad_image("the image lacks this page segment").about(named::<Chunks>(owner)));
+        }
+        Ok(image)
+    }
+
+    fn open_segment(&self, dir: &Dir, index: u16, file: File) -> Result<PageSegment> {
+        let listed = self.manifest.files.get(usize::from(index) + 1).ok_or_else(|| no_segment(index))?;
+        let chunks = self.get(Owner(index.into()))?;
+        PageSegment::new(file, dir.path.join(&listed.name), listed.length, chunks)
     }
 
     /// Puts one image of a chain before those that come after it.
@@ -472,16 +502,9 @@ impl Image {
     }
 
     /// A page segment, open for reading.
-    pub(crate) fn segment(&self, index: u16) -> Result<&File> {
+    pub(crate) fn segment(&self, index: u16) -> Result<&PageSegment> {
         let (image, own) = self.holder(index)?;
         image.segments.get(own).ok_or_else(|| no_segment(index))
-    }
-
-    /// The length that a page segment has by the manifest, and had when it was opened.
-    pub(crate) fn segment_length(&self, index: u16) -> Result<u64> {
-        let (image, own) = self.holder(index)?;
-        let listed = image.manifest.files.get(own + 1);
-        listed.map(|listed| listed.length).ok_or_else(|| no_segment(index))
     }
 }
 
@@ -584,7 +607,7 @@ pub(super) mod tests {
         let mut writer = ImageWriter::create(dir).unwrap();
         for content in ["first pages", "more"] {
             let segment = writer.segment().unwrap();
-            segment.file.write_all_at(content.as_bytes(), 0).unwrap();
+            segment.file().write_all_at(content.as_bytes(), 0).unwrap();
         }
         writer.finish(records(&[name, "second"]), INFO()).unwrap()
     }
@@ -630,12 +653,11 @@ pub(super) mod tests {
         assert_eq!(image.owners::<Thing>().collect::<Vec<_>>(), [Owner(1), Owner(2)]);
         assert_eq!(image.sections().count(), 2);
         assert_eq!(image.manifest().root, 412);
-        assert_eq!(image.segment_length(0).unwrap(), 11);
+        assert_eq!(image.segment(0).unwrap().length(), 11);
         let mut content = [0; 4];
-        image.segment(1).unwrap().read_exact_at(&mut content, 0).unwrap();
+        image.segment(1).unwrap().read(0, &mut content).unwrap();
         assert_eq!(&content, b"more");
         assert_eq!(image.segment(2).unwrap_err().kind(), ErrorKind::Image);
-        assert_eq!(image.segment_length(2).unwrap_err().kind(), ErrorKind::Image);
         let lengths =
             fs::read_dir(scratch.image()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
         assert_eq!(written.bytes, lengths.sum());
@@ -658,7 +680,7 @@ pub(super) mod tests {
         let mut writer = ImageWriter::create(&scratch.image()).unwrap().durability(Durability::Synced);
         drop(writer.segment().unwrap());
         writer.finish(records(&["a"]), INFO()).unwrap();
-        assert_eq!(Image::open(&scratch.image()).unwrap().segment_length(0).unwrap(), 0);
+        assert_eq!(Image::open(&scratch.image()).unwrap().segment(0).unwrap().length(), 0);
     }
 
     #[test]
@@ -688,7 +710,7 @@ pub(super) mod tests {
         // Whoever had the old one open still has it.
         assert_eq!(old.require::<Thing>(Owner(1)).unwrap(), thing("old"));
         let mut content = [0; 4];
-        old.segment(1).unwrap().read_exact_at(&mut content, 0).unwrap();
+        old.segment(1).unwrap().read(0, &mut content).unwrap();
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod codec;
 mod dir;
 mod manifest;
 mod sections;
+mod segment;
 
 use std::fmt;
 
@@ -30,9 +31,11 @@ pub(crate) use bytes::Bytes;
 pub(crate) use chain::ancestors;
 pub(crate) use codec::{Decode, Encode, decode, encode};
 pub use dir::Durability;
-pub(crate) use dir::{Image, ImageWriter, Records, Segment};
+pub(crate) use dir::{Image, ImageWriter, Records};
 pub(crate) use manifest::{ListedFile, Manifest, ManifestInfo};
 pub(crate) use sections::{Kind, Section, SectionWriter, Sections};
+pub use segment::PageChecksums;
+pub(crate) use segment::{Chunks, PageFormat, SegmentWriter};
 
 /// Four ASCII characters that say what a section of an image holds. A tag is never used for anything else
 /// again.

@@ -7,11 +7,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cryosleep::{AfterDump, Checkpoint, CheckpointStats, ErrorKind, Restore};
+use cryosleep::{AfterDump, Checkpoint, CheckpointStats, Error, ErrorKind, Restore};
 use nix::sys::signal::Signal;
 
 use super::{Case, Dice, ensure};
-use crate::program::{Program, Target, nothing_left, others};
+use crate::program::{Program, Target, nothing_left};
 use crate::{Outcome, cell, view};
 
 const WRITER: Program = Program::C("writer");
@@ -212,14 +212,21 @@ fn broken() -> Outcome {
     writer.target.verdict()
 }
 
+/// What is wrong with a parent is said, with what can be done about it.
 fn refused(says: &str) -> Outcome {
+    let error = damaged(says)?;
+    ensure(error.hint().is_some(), || format!("no hint: {error}"))
+}
+
+fn damaged(says: &str) -> Result<Error, String> {
     let error = match Restore::from(image(2)).run() {
         Ok(_) => return Err("it was restored".into()),
         Err(error) => error,
     };
-    ensure(others().is_empty(), || format!("{:?} are left", others()))?;
-    let good = error.kind() == ErrorKind::Image && error.to_string().contains(says) && error.hint().is_some();
-    ensure(good, || format!("instead of {says:?}: {:?}: {error}", error.kind()))
+    nothing_left()?;
+    let good = error.kind() == ErrorKind::Image && error.to_string().contains(says);
+    ensure(good, || format!("instead of {says:?}: {:?}: {error}", error.kind()))?;
+    Ok(error)
 }
 
 /// An image cannot take the place of one of its parents.
@@ -263,7 +270,10 @@ fn damage(writer: &Writer) -> Outcome {
         fs::rename(&away, image(index)).map_err(text)?;
         for file in fs::read_dir(image(index)).map_err(text)?.flatten().map(|entry| entry.path()) {
             let good = fs::read(&file).map_err(text)?;
-            if !file.to_string_lossy().contains("page") {
+            if file.to_string_lossy().contains("page") {
+                fs::write(&file, good.iter().map(|byte| !byte).collect::<Vec<_>>()).map_err(text)?;
+                damaged(&name)?;
+            } else {
                 for bit in (0..20).map(|part| part * (good.len() * 8 - 1) / 19) {
                     let mut flipped = good.clone();
                     flipped[bit / 8] ^= 1 << (bit % 8);

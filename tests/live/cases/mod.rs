@@ -16,7 +16,7 @@ use std::process::{Child, Command, ExitCode};
 use cryosleep::{AfterDump, Checkpoint, Pids, Restore};
 
 use crate::Outcome;
-use crate::program::Program;
+use crate::program::{Program, bare};
 
 /// A test of its own: its name, what it does, and the programs that it needs.
 pub(crate) struct Case {
@@ -64,6 +64,7 @@ pub(crate) fn help() -> Option<ExitCode> {
     let image = arguments.get(2)?;
     let done = match role.as_str() {
         "dump" => Checkpoint::of(pid).after(AfterDump::Resume).write_to(image).map(drop),
+        "bare_dump" => bare(Checkpoint::of(pid)).after(AfterDump::Resume).write_to(image).map(drop),
         "clone" => Restore::from(image).pids(Pids::NewNamespace).run().map(drop),
         _ => Restore::from(image).run().map(drop),
     };
