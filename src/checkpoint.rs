@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,14 @@ use crate::arch::RegsExt;
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Refusal, Result};
 use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
-use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
+use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, PageChecksums, PageFormat, Records};
 use crate::proc::read;
 use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
 use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
-use crate::resource::memory::{self, AddressSpace, FromInside, Kin, PageWriter, Relatives, SharedObjects};
+use crate::resource::memory::{
+    self, AddressSpace, FromInside, Kin, PageWriter, Parent, Relatives, SharedObjects, Whose,
+};
 use crate::resource::signals::pending;
 use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::{self, Blocked};
@@ -74,20 +76,24 @@ pub struct Checkpoint<'h> {
     after: AfterDump,
     time_limit: Duration,
     durability: Durability,
+    pages: PageFormat,
     files: FilePolicy,
     writers: NonZeroUsize,
+    parent: Option<PathBuf>,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
 impl std::fmt::Debug for Checkpoint<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { root, after, time_limit, durability, writers, .. } = self;
+        let Self { root, after, time_limit, durability, pages, writers, parent, .. } = self;
         f.debug_struct("Checkpoint")
             .field("root", root)
             .field("after", after)
             .field("time_limit", time_limit)
             .field("durability", durability)
+            .field("pages", pages)
             .field("writers", writers)
+            .field("parent", parent)
             .finish_non_exhaustive()
     }
 }
@@ -129,6 +135,8 @@ pub struct CheckpointStats {
     pub pages_scanned: u64,
     /// Pages that were populated but held zeroes only, and so were left out.
     pub pages_zero: u64,
+    /// Pages that are in the parent image ([`Checkpoint::parent`]) as they are now, and so were left out.
+    pub pages_in_parent: u64,
     /// Pages stored.
     pub pages_written: u64,
     /// Size of the image, in bytes.
@@ -169,8 +177,10 @@ impl<'h> Checkpoint<'h> {
             after: AfterDump::default(),
             time_limit: TIME_LIMIT,
             durability: Durability::default(),
+            pages: PageFormat::default(),
             files: FilePolicy::default(),
             writers: default_writers(),
+            parent: None,
             hooks: None,
         }
     }
@@ -193,6 +203,12 @@ impl<'h> Checkpoint<'h> {
         self
     }
 
+    /// Whether the image has checksums of its pages; it has unless this says otherwise.
+    pub fn page_checksums(mut self, checksums: PageChecksums) -> Self {
+        self.pages.checksums = checksums;
+        self
+    }
+
     /// How many bytes an image may hold of one file that is open or mapped though it was deleted: 1 MiB unless this
     /// says otherwise. Holes do not count, nor do files in memory (tmpfs, memfds). A larger one is refused.
     pub fn ghost_limit(mut self, bytes: u64) -> Self {
@@ -212,13 +228,33 @@ impl<'h> Checkpoint<'h> {
         self
     }
 
-    /// How many threads write a process's memory at the same time, each to a page segment of its own. As many
+    /// How many threads write memory at the same time, each to a page segment of its own. As many
     /// as there are processors, but at most 4, unless this says otherwise; more than 63 are not used.
     ///
-    /// All but the first are threads that the target gets for that time. It may not be allowed any (RLIMIT_NPROC,
-    /// pids.max): then there are fewer. Small targets have one.
+    /// They are the caller's, or, where pages are stored as they are ([`PageChecksums::Off`]), the target's, which gets
+    /// all but the first for that time. It may not be allowed any (RLIMIT_NPROC, pids.max): then there are fewer. Small
+    /// amounts have one.
     pub fn writers(mut self, writers: NonZeroUsize) -> Self {
         self.writers = writers;
+        self
+    }
+
+    /// Stores only the pages that are not in the image in this directory, an earlier one of the same tree: the
+    /// new image is its child, and good for nothing without it. The parent may itself be a child; a chain has at most
+    /// 100 images, each in a directory of its own. They can be moved together.
+    ///
+    /// Which pages are the same is found out by reading both.
+    ///
+    /// ```
+    /// # use cryosleep::{AfterDump, Checkpoint};
+    /// # fn hourly(pid: u32) -> cryosleep::Result<()> {
+    /// Checkpoint::of(pid).after(AfterDump::Resume).write_to("/var/lib/images/1")?;
+    /// let dumped = Checkpoint::of(pid).parent("/var/lib/images/1").write_to("/var/lib/images/2")?;
+    /// println!("{} pages have changed", dumped.stats.pages_written);
+    /// # Ok(()) }
+    /// ```
+    pub fn parent(mut self, image: impl AsRef<Path>) -> Self {
+        self.parent = Some(image.as_ref().into());
         self
     }
 
@@ -264,6 +300,7 @@ impl<'h> Checkpoint<'h> {
         let _entered = span.enter();
         let mut stats = CheckpointStats::default();
         let root = self.root;
+        let parent = self.parent.as_deref().map(Parent::open).transpose().in_phase(Phase::Read)?;
         self.tell(Event::PreDump { root }).in_phase(Phase::Freeze)?;
         sleep_precisely();
         let started = Instant::now();
@@ -284,7 +321,8 @@ impl<'h> Checkpoint<'h> {
         if !report.0.is_empty() {
             return Err(Error::unsupported(report.0).in_phase(Phase::Describe));
         }
-        let sleeps = self.write(described, &borrowed, dir, &mut stats).in_phase(Phase::Write)?;
+        let sleeps =
+            self.write(described, &borrowed, (dir, parent.as_ref()), &mut stats).in_phase(Phase::Write)?;
         self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;
         match self.after {
             AfterDump::Kill => end_all(&frozen, borrowed).in_phase(Phase::Release)?,
@@ -310,19 +348,22 @@ impl<'h> Checkpoint<'h> {
         &mut self,
         described: Described,
         borrowed: &[Borrowed<'_>],
-        dir: &Path,
+        (dir, parent): (&Path, Option<&Parent>),
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
         let Described { mut records, spaces, shared, ghosts, sleeps, kin } = described;
         let root = borrowed.first().map_or(self.root, |root| Pid::from(root.process.number));
-        let mut image = ImageWriter::create(dir)?.durability(self.durability);
+        let mut image = ImageWriter::create(dir)?.durability(self.durability).pages(self.pages);
+        if let Some(parent) = parent {
+            image = image.child_of(parent.image())?;
+        }
         let started = Instant::now();
         let hooks = &mut self.hooks;
         let mut progress = |progress: Progress| match hooks {
             Some(hooks) => vetoed(hooks.progress(progress)),
             None => Ok(()),
         };
-        let mut pages = PageWriter::new(self.writers.get(), &mut progress);
+        let mut pages = PageWriter::new(self.writers.get(), parent, &mut progress);
         let donors: BTreeSet<u32> = kin.values().copied().collect();
         let mut written: BTreeMap<u32, (Pid, AddressSpace)> = BTreeMap::new();
         let owners = borrowed.iter().filter(|process| process.owns_memory);
@@ -341,10 +382,12 @@ impl<'h> Checkpoint<'h> {
         }
         shared.write(Memory::open, &mut pages, &mut image, &mut records)?;
         ghosts.write(&mut pages, &mut image, &mut records)?;
+        let counts = pages.finish(&mut records)?;
         stats.memory = started.elapsed();
-        stats.pages_scanned = pages.counts.scanned;
-        stats.pages_zero = pages.counts.zero;
-        stats.pages_written = pages.counts.written;
+        stats.pages_scanned = counts.scanned;
+        stats.pages_zero = counts.zero;
+        stats.pages_in_parent = counts.inherited;
+        stats.pages_written = counts.written;
         stats.bytes_written = image.finish(records, ManifestInfo { root })?.bytes;
         Ok(sleeps)
     }
@@ -545,7 +588,8 @@ impl<'f> Borrowed<'f> {
         };
         let inside =
             FromInside { is_possible: &|| memory::inside::is_possible(self.process), write: &mut write };
-        pages.write_private(space, (pid, relatives), &self.memory, inside, image)
+        let whose = Whose { pid, number: self.process.number, relatives };
+        pages.write_private(space, whose, &self.memory, inside, image)
     }
 
     fn leave_notes(&self, sleeps: &[(Pid, Blocked)]) {

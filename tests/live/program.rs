@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use cryosleep::{AfterDump, Checkpoint, Dumped, Exit, Pids, Restore, Restored};
+use cryosleep::{AfterDump, Checkpoint, Dumped, Exit, PageChecksums, Pids, Restore, Restored};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -116,6 +116,18 @@ impl Program {
     }
 }
 
+/// What a checkpoint is told besides whom, and what becomes of him.
+pub(crate) type Options = fn(Checkpoint<'static>) -> Checkpoint<'static>;
+
+pub(crate) fn usual(checkpoint: Checkpoint<'static>) -> Checkpoint<'static> {
+    checkpoint
+}
+
+/// Pages without checksums, which the target writes itself.
+pub(crate) fn bare(checkpoint: Checkpoint<'static>) -> Checkpoint<'static> {
+    checkpoint.page_checksums(PageChecksums::Off)
+}
+
 /// A running (or frozen, or restored) subject.
 pub(crate) struct Target {
     pub(crate) pid: u32,
@@ -126,6 +138,7 @@ pub(crate) struct Target {
     warden: Option<Warden>,
     /// What it was restored as.
     restored: Option<Restored>,
+    pub(crate) options: Options,
 }
 
 /// A process 1 that does nothing but wait for others, and the child of ours that keeps it alive.
@@ -221,6 +234,7 @@ impl Target {
             gone: Gone::default(),
             warden: None,
             restored: None,
+            options: usual,
         };
         target.until("ready", || target.file("ready").is_some())?;
         if !matches!(home, Home::Here) {
@@ -286,7 +300,8 @@ impl Target {
     }
 
     pub(crate) fn dump(&self, after: AfterDump) -> Result<Dumped, String> {
-        Checkpoint::of(self.pid).after(after).write_to(&self.image).map_err(|error| error.to_string())
+        let checkpoint = (self.options)(Checkpoint::of(self.pid)).after(after);
+        checkpoint.write_to(&self.image).map_err(|error| error.to_string())
     }
 
     /// Dumps it, makes sure that it is gone, restores it.

@@ -2,6 +2,7 @@
 
 use crate::modes::Subject;
 use crate::program::Program::{C, Python, Shell, StaticC};
+use crate::program::bare;
 
 /// A call with a time limit of 1.5 seconds, stopped in its middle.
 const fn timed(name: &'static [&'static str]) -> Subject {
@@ -18,7 +19,8 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("static_counter", Subject::new(StaticC("counter"), &[])),
     ("dynamic_counter", Subject::new(C("counter"), &[])),
     ("large_counter", Subject::new(C("counter"), &["72"])),
-    ("large_counter_without_descriptors", Subject::new(C("counter"), &["8", "4"])),
+    ("large_counter_bare", Subject::new(C("counter"), &["40"]).dumped(bare)),
+    ("large_counter_without_descriptors", Subject::new(C("counter"), &["8", "4"]).dumped(bare)),
     ("registers_avx", Subject::new(C("registers"), &["spin"])),
     ("registers_avx512", Subject::new(C("registers"), &["spin512"])),
     ("registers_avx_in_call", Subject::new(C("registers"), &["call"])),

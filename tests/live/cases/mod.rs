@@ -1,5 +1,6 @@
 //! What is not a subject in modes: refusals, crashes, conflicts, and the process that hosts the library.
 
+mod chain;
 mod crash;
 pub(crate) mod criu;
 mod external;
@@ -15,7 +16,7 @@ use std::process::{Child, Command, ExitCode};
 use cryosleep::{AfterDump, Checkpoint, Pids, Restore};
 
 use crate::Outcome;
-use crate::program::Program;
+use crate::program::{Program, bare};
 
 /// A test of its own: its name, what it does, and the programs that it needs.
 pub(crate) struct Case {
@@ -25,9 +26,18 @@ pub(crate) struct Case {
 }
 
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
-    [refusal::CASES, image::CASES, pids::CASES, crash::CASES, host::CASES, external::CASES, real::CASES]
-        .into_iter()
-        .flatten()
+    [
+        refusal::CASES,
+        image::CASES,
+        chain::CASES,
+        pids::CASES,
+        crash::CASES,
+        host::CASES,
+        external::CASES,
+        real::CASES,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 const HELPER: &str = "CRYOSLEEP_HELPER";
@@ -54,6 +64,7 @@ pub(crate) fn help() -> Option<ExitCode> {
     let image = arguments.get(2)?;
     let done = match role.as_str() {
         "dump" => Checkpoint::of(pid).after(AfterDump::Resume).write_to(image).map(drop),
+        "bare_dump" => bare(Checkpoint::of(pid)).after(AfterDump::Resume).write_to(image).map(drop),
         "clone" => Restore::from(image).pids(Pids::NewNamespace).run().map(drop),
         _ => Restore::from(image).run().map(drop),
     };
