@@ -16,6 +16,7 @@ const MAPPINGS: Program = Program::C("mappings");
 const SECCOMP: Program = Program::C("seccomp");
 const LOCKS: Program = Program::C("locks");
 const TASKS: Program = Program::C("tasks");
+const TIMERS: Program = Program::C("timers");
 const SHARING: Program = Program::C("sharing");
 
 pub(super) const CASES: &[Case] = &[
@@ -28,6 +29,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "refusal_of_deleted_lease", test: deleted_lease, programs: &[LOCKS] },
     Case { name: "refusal_of_mappings", test: mappings, programs: &[MAPPINGS] },
     Case { name: "refusal_of_mapping_policy", test: mapping_policy, programs: &[NUMA] },
+    Case { name: "refusal_of_overrun_counts", test: overrun_counts, programs: &[TIMERS] },
     Case { name: "refusal_of_impossible_sharing", test: impossible_sharing, programs: &[SHARING] },
     Case { name: "stop_after_dump", test: stop_after_dump, programs: &[TASKS] },
 ];
@@ -128,6 +130,14 @@ fn mappings() -> Outcome {
 
 fn mapping_policy() -> Outcome {
     is_refused(NUMA, "mapping", &["mapping", "memory policy", "mbind"])
+}
+
+fn overrun_counts() -> Outcome {
+    is_refused(
+        TIMERS,
+        "refused",
+        &["timer 0: its last signal came with an overrun", "timer 1: ", "try again"],
+    )
 }
 
 /// As a whole, and for a part of it that shares with what is outside and has an unusual exit signal.
