@@ -572,21 +572,20 @@ impl<'f> Borrowed<'f> {
         self.process
     }
 
-    /// Asks it about those of its children that are stopped.
+    /// Asks it about its children: which are stopped, or have been continued.
     fn stops_of(&self, frozen: &Frozen) -> Result<Vec<(u32, JobStop)>> {
         let Some(speaker) = self.process.threads.first() else { return Ok(Vec::new()) };
-        let own = |child: &&Process| child.stat.ppid == self.process.pid.get() && child.is_stopped();
-        let stopped: Vec<&Process> = frozen.processes.iter().filter(own).collect();
+        let own = |child: &&Process| child.stat.ppid == self.process.pid.get();
+        let children: Vec<&Process> = frozen.processes.iter().filter(own).collect();
         let mut stops = Vec::new();
-        for some in stopped.chunks(256) {
+        for some in children.chunks(256) {
             let Some(mut puppet) = self.puppet(speaker)? else { break };
             let mut batch = puppet.batch();
-            let asked: Vec<_> =
-                some.iter().filter_map(|child| job_stop::Asked::of(child, &mut batch)).collect();
+            let asked: Vec<_> = some.iter().map(|child| job_stop::Asked::of(child, &mut batch)).collect();
             let answers = puppet.run(batch)?;
             puppet.release()?;
             for one in asked {
-                stops.push(one.describe(&answers)?);
+                stops.extend(one.describe(&answers)?);
             }
         }
         Ok(stops)

@@ -83,11 +83,6 @@ impl Process {
         Owner(threads.find(|thread| thread.tid() == tid).map_or(self.number, |thread| thread.tracee.number()))
     }
 
-    /// It is in a job-control stop.
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.threads.iter().any(|thread| thread.job_stop.is_some())
-    }
-
     /// The leader has ended while other threads live on.
     pub(crate) fn leader_is_dead(&self) -> bool {
         self.threads.first().is_none_or(|thread| thread.tid() != self.pid)

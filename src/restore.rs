@@ -538,10 +538,7 @@ impl ProcessPlan {
         }
         let memory = sharing.get(Kind::Memory);
         let stop: Option<JobStop> = image.get(owner)?;
-        let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
-        if stop.is_some_and(|stop| !stops.contains(&stop.signal)) {
-            return Err(Error::new(ErrorKind::Image, "it is stopped by a signal that stops nobody"));
-        }
+        stop.map_or(Ok(()), JobStop::check)?;
         let mut threads = BTreeMap::new();
         for tid in tids {
             threads.insert(*tid, ThreadPlan::load(image, Pid::from(*tid)).of(Pid::from(*tid))?);
