@@ -13,6 +13,7 @@ use crate::resource::tasks::blocked::{Clocks, Sleeper};
 use crate::resource::tasks::seccomp::{self, Suspended};
 use crate::sys;
 use crate::tracee::{Ids, Stop, Tracee};
+use crate::vfork;
 
 /// How long a task may keep the others waiting before everything is released and tried again: a vfork
 /// parent, for one, cannot stop before its child goes on.
@@ -155,7 +156,7 @@ pub(crate) fn freeze(root: Pid, limit: Duration) -> Result<Frozen> {
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(50));
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(vfork::explain(error)),
             Ok(()) => return tree.finish(root),
         }
     }

@@ -1,5 +1,6 @@
 // Trees of processes with sessions and groups, the dead, the stopped, and threads.
 #include "subject.h"
+#include <spawn.h>
 #include <sys/rseq.h>
 
 // --- a tree: each member checks that it still is who it was, next to whom it was ---
@@ -159,6 +160,31 @@ static int vforked(void)
 	return passed();
 }
 
+// The same by the call that posix_spawn(3) makes: its child opens a fifo, and waits for somebody to do the same.
+static void *herald(void *unused)
+{
+	nap(50 * MS);
+	ready();
+	wait_go();
+	close(must(open(in_base("fifo"), O_WRONLY)));
+	return unused;
+}
+
+static int spawned(void)
+{
+	posix_spawn_file_actions_t actions;
+	must(mkfifo(in_base("fifo"), 0600));
+	zero(posix_spawn_file_actions_init(&actions));
+	zero(posix_spawn_file_actions_addopen(&actions, 0, in_base("fifo"), O_RDONLY, 0));
+	pthread_t thread;
+	pid_t child;
+	zero(pthread_create(&thread, NULL, herald, NULL));
+	zero(posix_spawn(&child, "/bin/true", &actions, NULL, (char *[]){ "true", NULL }, environ));
+	join_child(child);
+	zero(pthread_join(thread, NULL));
+	return passed();
+}
+
 // --- threads ---
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
@@ -302,7 +328,7 @@ int main(int argc, char **argv)
 {
 	begin();
 	static const struct { const char *name; int (*run)(void); } parts[] = {
-		{ "sessions", sessions }, { "zombies", zombies }, { "stopped", stopped }, { "vfork", vforked },
+		{ "sessions", sessions }, { "zombies", zombies }, { "stopped", stopped }, { "vfork", vforked }, { "spawn", spawned },
 		{ "threads", threads }, { "robust", robust }, { "rseq", rseq },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)
