@@ -477,35 +477,40 @@ impl<'f> Borrowed<'f> {
             unsupported::check(process, report)?;
             let owner = shares.process(process.number).get(Kind::Memory);
             let first = owners.get(&owner).and_then(|index: &usize| all.get(*index));
-            let borrowed = Self::borrow(process, first).of(process.pid)?;
+            let borrowed = Self::borrow(process, first, report).of(process.pid)?;
             owners.entry(owner).or_insert(all.len());
             all.push(borrowed);
         }
         Ok(all)
     }
 
-    fn borrow(process: &'f Process, sharer: Option<&Self>) -> Result<Self> {
+    fn borrow(process: &'f Process, sharer: Option<&Self>, report: &mut Report) -> Result<Self> {
         let memory = Memory::open(process.speaker())?;
         let mappings = match sharer {
             Some(sharer) => sharer.mappings.clone(),
             None => Arc::new(memory::mappings(process.speaker())?),
         };
         let vdso = memory::vdso(&mappings);
+        let owns_memory = sharer.is_none();
+        let mut borrowed =
+            Self { process, owns_memory, mappings, memory, tools: None, continues: Vec::new() };
+        // What we let tasks execute is 64-bit code.
+        if unsupported::in_32_bit_mode(process, report)? {
+            return Ok(borrowed);
+        }
+        let memory = &borrowed.memory;
         for thread in &process.threads {
             if let Some(vdso) = &vdso {
-                Springboard::bring_home(&thread.tracee, &memory, vdso)?;
+                Springboard::bring_home(&thread.tracee, memory, vdso)?;
             }
             let regs = thread.tracee.regs()?;
             // No system call is made in a critical section.
             if regs.interrupted_call().is_none() {
-                rseq::leave_critical_section(&thread.tracee, regs, &memory)?;
+                rseq::leave_critical_section(&thread.tracee, regs, memory)?;
             } else {
-                blocked::call_again(&thread.tracee, regs, thread.sleeper, &memory)?;
+                blocked::call_again(&thread.tracee, regs, thread.sleeper, memory)?;
             }
         }
-        let owns_memory = sharer.is_none();
-        let mut borrowed =
-            Self { process, owns_memory, mappings, memory, tools: None, continues: Vec::new() };
         if unsupported::can_be_asked(process)
             && let Some(speaker) = process.threads.first()
         {

@@ -1,6 +1,7 @@
 //! What a task may have that cannot be brought back yet: refused by name.
 
 use crate::Pid;
+use crate::arch;
 use crate::error::{NameCall, Refusal, Result, Subject};
 use crate::freeze::{Frozen, Process, Thread};
 use crate::proc::read;
@@ -80,6 +81,17 @@ fn per_thread(tid: Pid, report: &mut Report) -> Result<()> {
         report.attribute(tid, "syscall user dispatch", "it is not supported");
     }
     Ok(())
+}
+
+/// Refuses a process with a thread that could not execute our calls.
+pub(crate) fn in_32_bit_mode(process: &Process, report: &mut Report) -> Result<bool> {
+    for thread in &process.threads {
+        if thread.tracee.regs()?.cs != arch::CS_64 {
+            report.attribute(thread.tid(), "32-bit mode", "32-bit tasks are not supported");
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Can the tasks of this process execute system calls for us?

@@ -16,6 +16,7 @@ const MAPPINGS: Program = Program::C("mappings");
 const SECCOMP: Program = Program::C("seccomp");
 const LOCKS: Program = Program::C("locks");
 const TASKS: Program = Program::C("tasks");
+const COMPAT: Program = Program::C32("compat");
 const TIMERS: Program = Program::C("timers");
 const SHARING: Program = Program::C("sharing");
 
@@ -29,6 +30,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "refusal_of_deleted_lease", test: deleted_lease, programs: &[LOCKS] },
     Case { name: "refusal_of_mappings", test: mappings, programs: &[MAPPINGS] },
     Case { name: "refusal_of_mapping_policy", test: mapping_policy, programs: &[NUMA] },
+    Case { name: "refusal_of_32_bit_task", test: compat, programs: &[COMPAT] },
     Case { name: "refusal_of_overrun_counts", test: overrun_counts, programs: &[TIMERS] },
     Case { name: "refusal_of_impossible_sharing", test: impossible_sharing, programs: &[SHARING] },
     Case { name: "stop_after_dump", test: stop_after_dump, programs: &[TASKS] },
@@ -138,6 +140,10 @@ fn mappings() -> Outcome {
 
 fn mapping_policy() -> Outcome {
     is_refused(NUMA, "mapping", &["mapping", "memory policy", "mbind"])
+}
+
+fn compat() -> Outcome {
+    is_refused(COMPAT, "", &["32-bit"])
 }
 
 fn overrun_counts() -> Outcome {
