@@ -93,6 +93,7 @@ pub(crate) mod sys {
         setfsuid = SYS_setfsuid;
         setfsgid = SYS_setfsgid;
         setgroups = SYS_setgroups;
+        keyctl = SYS_keyctl;
         capset = SYS_capset;
         prlimit64 = SYS_prlimit64;
     }

@@ -9,7 +9,7 @@
 #include <sys/timerfd.h>
 
 static _Atomic int over;
-static _Atomic int elsewhere;
+static _Atomic int elsewhere, keyrings;
 static volatile int ticks;
 static void tick(int signal) { (void)signal; ticks++; }
 
@@ -17,6 +17,7 @@ static void tick(int signal) { (void)signal; ticks++; }
 static void *count(void *sum)
 {
 	must(unshare(CLONE_NEWUTS));
+	keyrings += syscall(SYS_keyctl, 0 /* KEYCTL_GET_KEYRING_ID */, -1 /* of the thread */, 1) != -1;
 	elsewhere = gettid();
 	uint64_t number = 0, total = 0;
 	while (!over)
@@ -114,6 +115,9 @@ int main(void)
 	zero(pthread_create(&thread, NULL, count, &right));
 	while (!elsewhere)
 		nap(MS);
+	keyrings += syscall(SYS_keyctl, 0, -2 /* of the process */, 1) != -1;
+	if (keyrings)
+		put_file("keyrings", ""); // the kernel has them
 	char number[16];
 	snprintf(number, sizeof number, "%d", elsewhere);
 	put_file("elsewhere", number);

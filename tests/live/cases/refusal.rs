@@ -57,10 +57,14 @@ fn names_all() -> Outcome {
             Some((target.pid, format!("fd {fd} ("), words.to_owned()))
         });
         let thread = target.file("elsewhere").and_then(|tid| tid.parse().ok()).unwrap_or(0);
-        let others = [
+        let mut others = vec![
             (child, "fd ".into(), "sockets".into()),
             (thread, "uts namespace".into(), "another namespace".into()),
         ];
+        if target.file("keyrings").is_some() {
+            others.push((target.pid, "keyring".into(), "process keyring".into()));
+            others.push((thread, "keyring".into(), "thread keyring".into()));
+        }
         for (pid, fd, words) in expected.chain(others) {
             let named = report.refusals().iter().any(|refusal| {
                 let said = refusal.to_string();
