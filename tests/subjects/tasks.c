@@ -312,14 +312,38 @@ static void *follow(void *unused)
 	return unused;
 }
 
+// Waits inside a critical section, and begins it again whenever it is aborted: as long as the kernel knows that it is in
+// there, it is when it leaves.
+static volatile int leave;
+static void *critical(void *unused)
+{
+	struct rseq *area = (struct rseq *)((char *)__builtin_thread_pointer() + __rseq_offset);
+	uint64_t known;
+	asm volatile(".pushsection .data\n.balign 32\n"
+		     "5: .long 0, 0\n.quad 1f, 2f - 1f, 4f\n.popsection\n" // struct rseq_cs
+		     "3: lea 5b(%%rip), %%rax\nmov %%rax, %[section]\n"
+		     "1: cmpl $0, %[leave]\nje 1b\nmov %[section], %[known]\n"
+		     "2: jmp 6f\n.byte 0x0f, 0xb9, 0x3d\n.long 0x53053053\n" // RSEQ_SIG
+		     "4: jmp 3b\n6:\n"
+		     : [known] "=&r"(known), [section] "+m"(area->rseq_cs)
+		     : [leave] "m"(leave)
+		     : "rax", "memory", "cc");
+	expect(known, "the kernel has forgotten the critical section");
+	return unused;
+}
+
 static int rseq(void)
 {
 	if (!__rseq_size)
 		skip("this C library does not use rseq");
-	pthread_t thread;
+	pthread_t thread, inside;
 	zero(pthread_create(&thread, NULL, follow, NULL));
+	zero(pthread_create(&inside, NULL, critical, NULL));
+	nap(20 * MS);
 	ready();
 	follow(NULL);
+	leave = 1;
+	zero(pthread_join(inside, NULL));
 	zero(pthread_join(thread, NULL));
 	return passed();
 }
