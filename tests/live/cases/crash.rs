@@ -1,7 +1,9 @@
 //! kill -9 of whoever checkpoints or restores, at any moment.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use cryosleep::AfterDump;
@@ -9,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-use super::{Case, Dice, ensure, helper};
+use super::{Case, Dice, ensure, helper, helper_by};
 use crate::program::{Program, Target, nothing_left, others, reap};
 use crate::{Outcome, view};
 
@@ -48,20 +50,33 @@ pub(super) const CASES: &[Case] = &[
 
 const ROUNDS: u32 = 70;
 
+/// A helper that has just begun.
+fn begun(role: &str, pid: u32, image: &Path) -> Result<Child, String> {
+    let mut child = helper_by(&[], role, pid, image)?.stdout(Stdio::piped()).spawn().map_err(text)?;
+    let mut line = [0; b"begins\n".len()];
+    child.stdout.as_mut().map_or(Ok(()), |stdout| stdout.read_exact(&mut line)).map_err(text)?;
+    Ok(child)
+}
+
 /// Runs a helper and kills it after some part of the time that a whole run takes.
 fn interrupted(role: &str, pid: u32, image: &Path, whole: Duration, dice: &mut Dice) -> Outcome {
-    let mut child = helper(role, pid, image)?;
+    let mut child = begun(role, pid, image)?;
     std::thread::sleep(Duration::from_micros(dice.roll(whole.as_micros() as u64 * 5 / 4)));
-    child.kill().map_err(|e| e.to_string())?;
-    child.wait().map(drop).map_err(|e| e.to_string())
+    child.kill().map_err(text)?;
+    child.wait().map(drop).map_err(text)
 }
 
 /// How long a helper takes that nobody disturbs.
 fn measure(role: &str, pid: u32, image: &Path) -> Result<Duration, String> {
+    let mut child = begun(role, pid, image)?;
     let started = Instant::now();
-    let status = helper(role, pid, image)?.wait().map_err(|e| e.to_string())?;
+    let status = child.wait().map_err(text)?;
     ensure(status.success(), || format!("the helper ended by {status}"))?;
     Ok(started.elapsed())
+}
+
+fn text(error: std::io::Error) -> String {
+    error.to_string()
 }
 
 fn dump(program: Program, part: &str) -> Outcome {
@@ -73,6 +88,7 @@ fn dump_in(rounds: u32, program: Program, part: &str) -> Outcome {
     let target = Target::start(program, &[part])?;
     std::thread::sleep(Duration::from_millis(60));
     let all: BTreeSet<u32> = view::tree(target.pid);
+    let before = held(&all);
     let (mut dice, mut stopped) = (Dice::new(), 0);
     let whole = measure("dump", target.pid, target.image())?;
     for round in 0..rounds {
@@ -95,8 +111,19 @@ fn dump_in(rounds: u32, program: Program, part: &str) -> Outcome {
     }
     // And it can still be checkpointed.
     target.dump(AfterDump::Resume)?;
+    let after = held(&all);
+    ensure(before == after, || format!("descriptors and threads: {before:?} instead of {after:?}"))?;
     target.go()?;
     target.verdict()
+}
+
+/// The open descriptors and the threads of each.
+fn held(all: &BTreeSet<u32>) -> Vec<[BTreeSet<String>; 2]> {
+    let names = |path: String| {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    };
+    all.iter().map(|pid| ["fd", "task"].map(|of| names(format!("/proc/{pid}/{of}")))).collect()
 }
 
 /// Sends SIGCONT to those that are stopped; says how many.

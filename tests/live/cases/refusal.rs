@@ -60,7 +60,11 @@ fn names_all() -> Outcome {
         let mut others = vec![
             (child, "fd ".into(), "sockets".into()),
             (thread, "uts namespace".into(), "another namespace".into()),
+            (target.pid, "debug registers".into(), "breakpoints".into()),
         ];
+        if let Some(tid) = target.file("dispatches").and_then(|tid| tid.parse::<u32>().ok()) {
+            others.push((tid, "syscall user dispatch".into(), "not supported".into()));
+        }
         if target.file("keyrings").is_some() {
             others.push((target.pid, "keyring".into(), "process keyring".into()));
             others.push((thread, "keyring".into(), "thread keyring".into()));
