@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use cryosleep::AfterDump;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::{Case, Dice, ensure, helper, helper_by};
@@ -38,7 +38,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "crash_of_restore_tree", test: || restore(TASKS, "sessions"), programs: &[TASKS] },
     Case {
         name: "crash_of_restore_namespace",
-        test: || restore_in(30, "clone", TASKS, "sessions"),
+        test: || restore_in(20, "clone", TASKS, "sessions"),
         programs: &[TASKS],
     },
     Case {
@@ -48,7 +48,7 @@ pub(super) const CASES: &[Case] = &[
     },
 ];
 
-const ROUNDS: u32 = 70;
+const ROUNDS: u32 = 40;
 
 /// A helper that has just begun.
 fn begun(role: &str, pid: u32, image: &Path) -> Result<Child, String> {
@@ -134,16 +134,48 @@ fn continue_stopped(all: &BTreeSet<u32>) -> Result<u32, String> {
         .sum()
 }
 
-/// Who is left when those that are being killed have gone.
+/// Who is left when those that are being killed have gone: nobody, or all of so many, ready.
 fn settled(all: usize) -> BTreeSet<u32> {
     let started = Instant::now();
     loop {
         std::thread::sleep(Duration::from_millis(5));
         let left: BTreeSet<u32> = others().into_iter().filter(|pid| view::state(*pid) != 'Z').collect();
-        if left.is_empty() || left.len() == all || started.elapsed() > Duration::from_secs(3) {
+        let whole = left.len() == all && left.iter().all(is_ready);
+        if left.is_empty() || whole || started.elapsed() > Duration::from_secs(3) {
             return left;
         }
     }
+}
+
+/// It is what it was, or the process 1 that was made for it, and nobody traces it.
+fn is_ready(pid: &u32) -> bool {
+    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let is_init = exe.to_string_lossy().starts_with("/memfd:cryosleep-stub")
+        && status.contains("Name:\tcryosleep-init");
+    (exe.starts_with(crate::cell::scratch()) || is_init) && status.contains("TracerPid:\t0\n")
+}
+
+/// What has been restored finds itself to be right, and ends. No: it was about to be killed.
+fn lives_on(target: &Target) -> Result<bool, String> {
+    target.go()?;
+    let (started, mut killed) = (Instant::now(), false);
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Err(_) => break, // all have ended
+            Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)) => killed = true,
+            Ok(WaitStatus::StillAlive) if started.elapsed() > Duration::from_secs(20) => break,
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(5)),
+            Ok(_) => {}
+        }
+    }
+    let result = target.file("result");
+    let right = result.as_deref() == Some("ok\n");
+    ensure(right || killed && result.is_none(), || format!("it says {result:?}\n{}", view::whereabouts()))?;
+    for name in ["go", "result"] {
+        let _ = std::fs::remove_file(target.dir().join(name));
+    }
+    Ok(right)
 }
 
 fn restore(program: Program, part: &str) -> Outcome {
@@ -177,17 +209,13 @@ fn restore_in(rounds: u32, role: &str, program: Program, part: &str) -> Outcome 
         }
         // The release of a tree is one detach after the other: a kill in between ends those that are not free
         // yet. But nothing may be left that is not ready.
-        let ready = |pid: &u32| {
-            let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let is_init = exe.to_string_lossy().starts_with("/memfd:cryosleep-stub")
-                && status.contains("Name:\tcryosleep-init");
-            (exe.starts_with(crate::cell::scratch()) || is_init) && status.contains("TracerPid:\t0\n")
-        };
-        ensure(left == all || all.len() > 1 && left.iter().all(ready), || {
+        let whole = left.len() == all.len() + usize::from(role == "clone");
+        ensure(left.iter().all(is_ready) && (whole || all.len() > 1), || {
             format!("round {round}: of {all:?} are left {left:?}\n{}", view::whereabouts())
         })?;
-        complete += 1;
+        if whole && lives_on(&target).map_err(|why| format!("round {round}: {why}"))? {
+            complete += 1;
+        }
         end()?;
     }
     println!("complete {complete} times in {rounds} rounds of {whole:?}");
