@@ -29,6 +29,7 @@ use crate::resource::tasks::cgroup::Membership;
 use crate::resource::tasks::cpu::Processor;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::{self, JobStop};
+use crate::resource::tasks::login::LoginUser;
 use crate::resource::tasks::sharing::{Kind, Shares};
 use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
@@ -515,35 +516,40 @@ impl<'f> Borrowed<'f> {
             unsupported::check(process, report)?;
             let owner = shares.process(process.number).get(Kind::Memory);
             let first = owners.get(&owner).and_then(|index: &usize| all.get(*index));
-            let borrowed = Self::borrow(process, first).of(process.pid)?;
+            let borrowed = Self::borrow(process, first, report).of(process.pid)?;
             owners.entry(owner).or_insert(all.len());
             all.push(borrowed);
         }
         Ok(all)
     }
 
-    fn borrow(process: &'f Process, sharer: Option<&Self>) -> Result<Self> {
+    fn borrow(process: &'f Process, sharer: Option<&Self>, report: &mut Report) -> Result<Self> {
         let memory = Memory::open(process.speaker())?;
         let mappings = match sharer {
             Some(sharer) => sharer.mappings.clone(),
             None => Arc::new(memory::mappings(process.speaker())?),
         };
         let vdso = memory::vdso(&mappings);
+        let owns_memory = sharer.is_none();
+        let mut borrowed =
+            Self { process, owns_memory, mappings, memory, tools: None, continues: Vec::new() };
+        // What we let tasks execute is 64-bit code.
+        if unsupported::in_32_bit_mode(process, report)? {
+            return Ok(borrowed);
+        }
+        let memory = &borrowed.memory;
         for thread in &process.threads {
             if let Some(vdso) = &vdso {
-                Springboard::bring_home(&thread.tracee, &memory, vdso)?;
+                Springboard::bring_home(&thread.tracee, memory, vdso)?;
             }
             let regs = thread.tracee.regs()?;
             // No system call is made in a critical section.
             if regs.interrupted_call().is_none() {
-                rseq::leave_critical_section(&thread.tracee, regs, &memory)?;
+                rseq::leave_critical_section(&thread.tracee, regs, memory)?;
             } else {
-                blocked::call_again(&thread.tracee, regs, thread.sleeper, &memory)?;
+                blocked::call_again(&thread.tracee, regs, thread.sleeper, memory)?;
             }
         }
-        let owns_memory = sharer.is_none();
-        let mut borrowed =
-            Self { process, owns_memory, mappings, memory, tools: None, continues: Vec::new() };
         if unsupported::can_be_asked(process)
             && let Some(speaker) = process.threads.first()
         {
@@ -611,21 +617,20 @@ impl<'f> Borrowed<'f> {
         self.process
     }
 
-    /// Asks it about those of its children that are stopped.
+    /// Asks it about its children: which are stopped, or have been continued.
     fn stops_of(&self, frozen: &Frozen) -> Result<Vec<(u32, JobStop)>> {
         let Some(speaker) = self.process.threads.first() else { return Ok(Vec::new()) };
-        let own = |child: &&Process| child.stat.ppid == self.process.pid.get() && child.is_stopped();
-        let stopped: Vec<&Process> = frozen.processes.iter().filter(own).collect();
+        let own = |child: &&Process| child.stat.ppid == self.process.pid.get();
+        let children: Vec<&Process> = frozen.processes.iter().filter(own).collect();
         let mut stops = Vec::new();
-        for some in stopped.chunks(256) {
+        for some in children.chunks(256) {
             let Some(mut puppet) = self.puppet(speaker)? else { break };
             let mut batch = puppet.batch();
-            let asked: Vec<_> =
-                some.iter().filter_map(|child| job_stop::Asked::of(child, &mut batch)).collect();
+            let asked: Vec<_> = some.iter().map(|child| job_stop::Asked::of(child, &mut batch)).collect();
             let answers = puppet.run(batch)?;
             puppet.release()?;
             for one in asked {
-                stops.push(one.describe(&answers)?);
+                stops.extend(one.describe(&answers)?);
             }
         }
         Ok(stops)
@@ -728,6 +733,9 @@ impl Described {
     fn process(&mut self, borrowed: &Borrowed<'_>, ghosts: &mut Ghosts, report: &mut Report) -> Result<()> {
         let process = borrowed.process;
         self.records.put(Owner(process.number), &Membership::of(process.speaker())?)?;
+        if let Some(login) = LoginUser::of(process.speaker()) {
+            self.records.put(Owner(process.number), &login)?;
+        }
         if let Some(leader) = DeadLeader::describe(process)? {
             self.records.put(Owner(process.number), &leader)?;
         }

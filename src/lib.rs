@@ -77,6 +77,7 @@ mod resource;
 mod restore;
 mod sys;
 mod tracee;
+mod vfork;
 
 pub use checkpoint::{AfterDump, Checkpoint, CheckpointStats, Dumped, Preflight};
 pub use error::{Error, ErrorKind, Phase, Refusal, Result, Subject};

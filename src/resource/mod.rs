@@ -261,6 +261,7 @@ const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<tasks::sharing::Sharing>(),
     RecordKind::of::<tasks::blocked::Blocked>(),
     RecordKind::of::<tasks::cgroup::Membership>(),
+    RecordKind::of::<tasks::login::LoginUser>(),
     RecordKind::of::<memory::AddressSpace>(),
     RecordKind::of::<memory::SharedObject>(),
     RecordKind::of::<crate::image::Chunks>(),

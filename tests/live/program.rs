@@ -23,6 +23,8 @@ pub(crate) enum Program {
     C(&'static str),
     /// The same, linked statically.
     StaticC(&'static str),
+    /// The same as a 32-bit program without a C library.
+    C32(&'static str),
     /// tests/subjects/NAME.sh
     Shell(&'static str),
     /// tests/subjects/NAME.py
@@ -34,7 +36,7 @@ pub(crate) enum Program {
 impl Program {
     fn source(self) -> PathBuf {
         let name = match self {
-            Program::C(name) | Program::StaticC(name) => format!("{name}.c"),
+            Program::C(name) | Program::StaticC(name) | Program::C32(name) => format!("{name}.c"),
             Program::Shell(name) => format!("{name}.sh"),
             Program::Python(name) => format!("{name}.py"),
             Program::Java(name) => format!("{name}.java"),
@@ -46,9 +48,11 @@ impl Program {
     fn binary(self) -> PathBuf {
         match self {
             Program::StaticC(name) => cell::scratch().join(format!("{name}-static")),
-            Program::C(name) | Program::Shell(name) | Program::Python(name) | Program::Java(name) => {
-                cell::scratch().join(name)
-            }
+            Program::C(name)
+            | Program::C32(name)
+            | Program::Shell(name)
+            | Program::Python(name)
+            | Program::Java(name) => cell::scratch().join(name),
         }
     }
 
@@ -64,6 +68,7 @@ impl Program {
         let linking: &[&str] = match self {
             Program::C(_) => &[],
             Program::StaticC(_) => &["-static"],
+            Program::C32(_) => &["-m32", "-nostdlib", "-static", "-ffreestanding", "-fno-pic"],
             Program::Shell(_) | Program::Python(_) => return Ok(()),
             Program::Java(_) => {
                 let mut javac = Command::new("javac");
@@ -102,7 +107,7 @@ impl Program {
     fn command(self, arguments: &[&str]) -> Command {
         let mut command = Command::new("setsid");
         match self {
-            Program::C(_) | Program::StaticC(_) => command.arg(self.binary()),
+            Program::C(_) | Program::StaticC(_) | Program::C32(_) => command.arg(self.binary()),
             Program::Shell(_) => command.arg("sh").arg(self.source()),
             Program::Python(_) => command.arg("python3").arg(self.source()),
             Program::Java(name) => {
