@@ -3,7 +3,6 @@
 #include <linux/mempolicy.h>
 #include <sys/shm.h>
 
-#define PAGE 4096L
 static const size_t SIZE = 16 * PAGE;
 
 static void *map(int prot, int flags, int fd, off_t offset)
@@ -575,28 +574,6 @@ static int deleted(void)
 	must(pread(must(open("two", O_RDONLY)), page, PAGE, 0));
 	expect_painted(page, PAGE, 5);
 	return passed();
-}
-
-// How many pages of this memory two processes have in common; 0 too where that is not for us to know.
-static int in_common(pid_t a, pid_t b, char *memory, size_t size)
-{
-	const size_t count = size / PAGE;
-	uint64_t *entries[2] = { malloc(count * 8), malloc(count * 8) };
-	for (int i = 0; i < 2; i++) {
-		char path[64];
-		snprintf(path, sizeof path, "/proc/%d/pagemap", i ? b : a);
-		int fd = must(open(path, O_RDONLY));
-		expect(pread(fd, entries[i], count * 8, (unsigned long)memory / PAGE * 8) == (ssize_t)(count * 8));
-		close(fd);
-	}
-	int common = 0;
-	for (size_t i = 0; i < count; i++) {
-		const uint64_t number = (1ull << 55) - 1;
-		common += entries[0][i] >> 63 && (entries[0][i] & number) && (entries[0][i] & number) == (entries[1][i] & number);
-	}
-	free(entries[0]);
-	free(entries[1]);
-	return common;
 }
 
 // Three generations, of which each has changed a little of what it got from the one before.

@@ -394,7 +394,7 @@ impl MmBuilder<'_> {
         let accounted = vma.has(Traits::ACCOUNT) && vma.is_private() && vma.prot & write == 0;
         // What may only be executed gets its protection with its key.
         let last = u64::from(if vma.is_execute_only() { 0 } else { vma.prot });
-        let prot = if accounted { last | u64::from(write) } else { last };
+        let prot = if accounted || vma.is_filled_first() { last | u64::from(write) } else { last };
         match &vma.backing {
             Backing::Anonymous { name } => {
                 let droppable = vma.has(Traits::DROPPABLE);
@@ -462,8 +462,11 @@ impl MmBuilder<'_> {
 
     fn write(&self, puppet: &Puppet<'_>, space: &AddressSpace, runs: &[Run]) -> Result<()> {
         let memory = puppet.memory();
-        let writable =
-            |addr: u64| space.vma_at(addr).is_some_and(|vma| vma.prot & libc::PROT_WRITE as u32 != 0);
+        let writable = |addr: u64| {
+            space
+                .vma_at(addr)
+                .is_some_and(|vma| vma.prot & libc::PROT_WRITE as u32 != 0 || vma.is_filled_first())
+        };
         Segments(self.image).each(runs, |pieces| {
             let (fast, slow): (Vec<_>, Vec<_>) = pieces.iter().partition(|(addr, _)| writable(*addr));
             memory.write_all(&fast)?;
@@ -498,11 +501,18 @@ impl MmBuilder<'_> {
     }
 }
 
-/// What needs the pages to be there: guard regions, locks. Locking touches pages: later it would make copies of those
+/// What needs the pages to be there: protection of huge ones, guard regions, locks. Locking touches pages: later it would make copies of those
 /// that have come to be shared with children.
 fn lock(puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
     const MADV_GUARD_INSTALL: u64 = 102;
     let mut batch = puppet.batch();
+    for vma in space.vmas.iter().filter(|vma| vma.is_filled_first() && !vma.is_execute_only()) {
+        batch.about(vma.subject());
+        batch.call(sys::mprotect, &[vma.start, vma.len(), u64::from(vma.prot)]);
+        if batch.is_nearly_full() {
+            puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
+        }
+    }
     for (start, end) in &space.guards {
         batch.about(Subject::Vma { start: *start, end: *end, what: "guard region".into() });
         batch.call(sys::madvise, &[*start, end.saturating_sub(*start), MADV_GUARD_INSTALL]);

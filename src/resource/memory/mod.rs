@@ -25,6 +25,7 @@ use crate::proc::smaps::{self, Mapping, VmFlags};
 use crate::proc::{Device, read};
 use crate::resource::Report;
 use crate::resource::fds::{FileRef, Ghosts, Reason};
+use crate::sys::hugetlb::PageShift;
 use crate::tracee::{Answers, Batch, Call, Memory, Puppet, Springboard, sys};
 
 use keys::Keys;
@@ -108,6 +109,8 @@ pub(crate) struct Vma {
     pub(crate) traits: u32,
     /// Its protection key.
     pub(crate) key: u8,
+    /// Of huge pages (hugetlb), their size as its binary logarithm; 0 of all others.
+    pub(crate) huge: u8,
     pub(crate) offset: u64,
     pub(crate) backing: Backing,
 }
@@ -140,6 +143,11 @@ impl Vma {
 
     pub(crate) fn is_anonymous(&self) -> bool {
         matches!(self.backing, Backing::Anonymous { .. })
+    }
+
+    /// Is it only filled while it is writable? Whatever else is private can be written to from outside at any time.
+    pub(crate) fn is_filled_first(&self) -> bool {
+        self.huge != 0 && self.is_private() && self.prot & libc::PROT_WRITE as u32 == 0
     }
 
     pub(crate) fn subject(&self) -> Subject {
@@ -291,9 +299,14 @@ fn vma(mapping: &Mapping, backing: Backing) -> Vma {
         prot: mapping.prot.bits(),
         traits: traits.bits(),
         key: mapping.protection_key as u8,
+        huge: if mapping.flags.contains(VmFlags::HUGETLB) { huge_shift(mapping) } else { 0 },
         offset: mapping.offset,
         backing,
     }
+}
+
+fn huge_shift(mapping: &Mapping) -> u8 {
+    mapping.kernel_page_size_kb.saturating_mul(1024).trailing_zeros() as u8
 }
 
 /// The files that mappings are of, each once.
@@ -361,6 +374,10 @@ fn without_file(pid: Pid, mapping: &Mapping, objects: &mut SharedObjects) -> Opt
     if let Some(reason) = unsupported(mapping) {
         return Some(Err(reason.into()));
     }
+    if mapping.flags.contains(VmFlags::HUGETLB) {
+        let reason = "a System V segment of huge pages (SHM_HUGETLB) is not supported";
+        return name.starts_with(b"/SYSV").then(|| Err(reason.into()));
+    }
     if mapping.inode == 0 && mapping.device == Default::default() {
         return Some(anonymous(name));
     }
@@ -390,7 +407,6 @@ fn anonymous(name: &[u8]) -> Classified {
 /// Properties that no mapping may have yet.
 fn unsupported(mapping: &Mapping) -> Option<&'static str> {
     let reasons = [
-        (VmFlags::HUGETLB, "memory of huge pages (hugetlb) is not supported yet"),
         (VmFlags::PFN_MAP, "the memory of a device cannot be saved"),
         (VmFlags::IO, "the memory of a device cannot be saved"),
         (VmFlags::MIXED_MAP, "the memory of a device cannot be saved"),
@@ -463,6 +479,11 @@ impl AddressSpace {
             }
             if matches!(vma.backing, Backing::File { index, .. } if index as usize >= self.files.len()) {
                 return bad("a mapping of a file that is not listed");
+            }
+            if vma.huge != 0
+                && (PageShift::new(vma.huge).is_none() || !matches!(vma.backing, Backing::File { .. }))
+            {
+                return bad("impossible huge pages");
             }
             end = vma.end;
         }

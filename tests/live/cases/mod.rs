@@ -4,6 +4,7 @@ mod crash;
 pub(crate) mod criu;
 mod external;
 mod host;
+mod huge;
 mod image;
 mod pids;
 mod real;
@@ -25,9 +26,8 @@ pub(crate) struct Case {
 }
 
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
-    [refusal::CASES, image::CASES, pids::CASES, crash::CASES, host::CASES, external::CASES, real::CASES]
-        .into_iter()
-        .flatten()
+    let small = [refusal::CASES, image::CASES, pids::CASES, crash::CASES, host::CASES, external::CASES];
+    small.into_iter().chain([huge::CASES, real::CASES]).flatten()
 }
 
 const HELPER: &str = "CRYOSLEEP_HELPER";
