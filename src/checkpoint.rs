@@ -19,7 +19,9 @@ use crate::proc::read;
 use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
 use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
-use crate::resource::memory::{self, AddressSpace, FromInside, Kin, PageWriter, Relatives, SharedObjects};
+use crate::resource::memory::{
+    self, AddressSpace, FromInside, Kin, PageWriter, Relatives, SharedObjects, Vdso,
+};
 use crate::resource::signals::pending;
 use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::{self, Blocked};
@@ -317,7 +319,7 @@ impl<'h> Checkpoint<'h> {
         dir: &Path,
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
-        let Described { mut records, spaces, shared, ghosts, sleeps, kin } = described;
+        let Described { mut records, spaces, shared, ghosts, sleeps, kin, .. } = described;
         let root = borrowed.first().map_or(self.root, |root| Pid::from(root.process.number));
         let mut image = ImageWriter::create(dir)?.durability(self.durability);
         let started = Instant::now();
@@ -633,6 +635,8 @@ impl Drop for Borrowed<'_> {
 struct Described {
     records: Records,
     spaces: Vec<AddressSpace>,
+    /// Those that have been recorded.
+    vdsos: BTreeSet<u32>,
     shared: SharedObjects,
     ghosts: Ghosts,
     sleeps: Vec<(Pid, Blocked)>,
@@ -651,6 +655,7 @@ impl Described {
         let mut described = Self {
             records: Records::new()?,
             spaces: Vec::new(),
+            vdsos: BTreeSet::new(),
             shared: SharedObjects::new()?,
             ghosts: Ghosts::default(),
             sleeps: Vec::new(),
@@ -693,11 +698,15 @@ impl Described {
         }
         let Some((speaker, others)) = process.threads.split_first() else { return Ok(()) };
         for (space, answers) in self.threads(borrowed, std::slice::from_ref(speaker), report)? {
+            let vdso = Vdso::of(&borrowed.memory, &borrowed.mappings)?;
+            if self.vdsos.insert(vdso.sum()) {
+                self.records.put(Owner(vdso.sum()), &vdso)?;
+            }
             let described = memory::describe(
                 process,
                 &borrowed.mappings,
                 (&space, &answers),
-                &borrowed.memory,
+                &vdso,
                 (&mut self.shared, &mut *ghosts),
                 report,
             )?;

@@ -733,6 +733,50 @@ static int properties(void)
 	return passed();
 }
 
+static long clock_of(int by_vdso)
+{
+	struct timespec time;
+	must(by_vdso ? clock_gettime(CLOCK_MONOTONIC, &time) : syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &time));
+	return time.tv_sec * SECOND + time.tv_nsec;
+}
+
+// All functions of the vdso, which a program finds when it starts.
+static void use_vdso(void)
+{
+	for (int i = 0; i < 1000; i++) {
+		long before = clock_of(0), between = clock_of(1), after = clock_of(0);
+		expect(before <= between && between <= after, "%ld %ld %ld", before, between, after);
+	}
+	struct timeval day;
+	struct timespec step;
+	must(gettimeofday(&day, NULL));
+	must(clock_getres(CLOCK_MONOTONIC, &step));
+	unsigned cpu = 1000000, node;
+	must(getcpu(&cpu, &node));
+	expect(labs(time(NULL) - day.tv_sec) <= 1 && step.tv_sec == 0 && step.tv_nsec > 0 && cpu < 100000);
+}
+
+// The test makes the vdso of both another one while they wait.
+static int vdso(void)
+{
+	char *common = anonymous(0);
+	paint(common, SIZE, 1);
+	use_vdso();
+	pid_t child = must(fork());
+	ready();
+	wait_go();
+	use_vdso();
+	expect_painted(common, SIZE, 1);
+	char *heap = sbrk(0);
+	must((long)sbrk(64 << 20));
+	paint(heap, 64 << 20, 2);
+	expect(deep(1000) == 1000);
+	if (!child)
+		return 0;
+	join_child(child);
+	return passed();
+}
+
 // What cannot be restored, and must not suffer from that.
 static int refused(void)
 {
@@ -756,7 +800,7 @@ int main(int argc, char **argv)
 	static const struct { const char *name; int (*run)(void); } parts[] = {
 		{ "private", private }, { "files", files }, { "shared", shared }, { "advice", advice }, { "guards", guards },
 		{ "properties", properties }, { "sysv", sysv },
-		{ "memfds", memfds }, { "deleted", deleted }, { "cow", cow }, { "refused", refused },
+		{ "memfds", memfds }, { "deleted", deleted }, { "cow", cow }, { "refused", refused }, { "vdso", vdso },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))

@@ -11,6 +11,7 @@ mod pages;
 mod policy;
 mod shared;
 mod sysv;
+mod vdso;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -26,7 +27,7 @@ use crate::proc::{Device, read};
 use crate::resource::Report;
 use crate::resource::fds::{FileRef, Ghosts, Reason};
 use crate::sys::hugetlb::PageShift;
-use crate::tracee::{Answers, Batch, Call, Memory, Puppet, Springboard, sys};
+use crate::tracee::{Answers, Batch, Call, Puppet, sys};
 
 use keys::Keys;
 use locks::FutureLocks;
@@ -38,6 +39,7 @@ pub(crate) use layout::Layout;
 pub(crate) use pages::{FromInside, PageWriter, Run, Segments};
 pub(crate) use shared::{Origin, SharedObject, SharedObjects};
 pub(crate) use sysv::Made;
+pub(crate) use vdso::Vdso;
 
 bitflags::bitflags! {
     /// What a mapping has been asked to do, by mmap(2), madvise(2) and mlock(2). Part of the image format.
@@ -163,7 +165,7 @@ pub(crate) struct AddressSpace {
     pub(crate) files: Vec<FileRef>,
     pub(crate) vmas: Vec<Vma>,
     pub(crate) runs: Vec<Run>,
-    /// What the vdso's text sums up to: with another text no task could go on in it.
+    /// What the text of its [`Vdso`] sums up to.
     pub(crate) vdso: u32,
     /// Guard regions: where any access is a fault, without a mapping of their own.
     pub(crate) guards: Vec<(u64, u64)>,
@@ -214,7 +216,7 @@ pub(crate) fn describe(
     process: &Process,
     mappings: &[Mapping],
     (asked, answers): (&Asked, &Answers),
-    memory: &Memory,
+    vdso: &Vdso,
     (objects, ghosts): (&mut SharedObjects, &mut Ghosts),
     report: &mut Report,
 ) -> Result<Option<AddressSpace>> {
@@ -259,7 +261,7 @@ pub(crate) fn describe(
         files: files.list,
         vmas,
         runs: Vec::new(),
-        vdso: vdso_sum(memory, mappings)?,
+        vdso: vdso.sum(),
         guards: Vec::new(),
         policies: asked.policies.clone(),
         keys,
@@ -272,14 +274,6 @@ pub(crate) fn describe(
 pub(crate) fn vdso(mappings: &[Mapping]) -> Option<Range<u64>> {
     let vdso = mappings.iter().find(|mapping| mapping.name == b"[vdso]");
     vdso.map(|mapping| mapping.start..mapping.end)
-}
-
-/// A checksum of the vdso, but for its end, which may hold our springboard.
-pub(crate) fn vdso_sum(memory: &Memory, mappings: &[Mapping]) -> Result<u32> {
-    let Some(vdso) = vdso(mappings) else { return Ok(0) };
-    let text = (vdso.end - vdso.start).saturating_sub(Springboard::ROOM);
-    let text = memory.read_vec(vdso.start, text as usize)?;
-    Ok(crc32fast::hash(&text))
 }
 
 fn subject(mapping: &Mapping) -> Subject {

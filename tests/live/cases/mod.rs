@@ -9,6 +9,7 @@ mod image;
 mod pids;
 mod real;
 mod refusal;
+mod vdso;
 
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
@@ -27,7 +28,7 @@ pub(crate) struct Case {
 
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     let small = [refusal::CASES, image::CASES, pids::CASES, crash::CASES, host::CASES, external::CASES];
-    small.into_iter().chain([huge::CASES, real::CASES]).flatten()
+    small.into_iter().chain([huge::CASES, vdso::CASES, real::CASES]).flatten()
 }
 
 const HELPER: &str = "CRYOSLEEP_HELPER";
