@@ -251,8 +251,7 @@ impl<'h> Checkpoint<'h> {
         on_own_thread(move || {
             let frozen = freeze_program(self.root, self.time_limit).in_phase(Phase::Freeze)?;
             let mut report = Report::default();
-            unsupported::nested(&frozen, &mut report).in_phase(Phase::Collect)?;
-            if !report.0.is_empty() {
+            if unsupported::namespaces(&frozen, &mut report).in_phase(Phase::Collect)? {
                 return Ok(Preflight(report.0));
             }
             let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
@@ -279,8 +278,7 @@ impl<'h> Checkpoint<'h> {
         self.tell(Event::Frozen { root }).in_phase(Phase::Freeze)?;
 
         let mut report = Report::default();
-        unsupported::nested(&frozen, &mut report).in_phase(Phase::Collect)?;
-        if !report.0.is_empty() {
+        if unsupported::namespaces(&frozen, &mut report).in_phase(Phase::Collect)? {
             return Err(Error::unsupported(report.0).in_phase(Phase::Collect));
         }
         let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;

@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use nix::unistd::getsid;
+
 use crate::Pid;
 use crate::error::{Context, NameCall, Result, Subject};
 use crate::image::{Bytes, Decode, Encode, Record, Tag};
@@ -28,12 +30,17 @@ fn contents(pid: Pid, name: &str) -> Option<Bytes> {
     let text = text.trim_ascii();
     // "/autogroup-25 nice 0": the number is the kernel's, the nice value is the user's.
     let wanted = match name {
+        "autogroup" if text.is_empty() => return None, // its session has none of its own
         "autogroup" => text.rsplit(|byte| *byte == b' ').next()?.to_vec(),
         // Read as hexadecimal without saying so, written as any C number.
         "coredump_filter" => [b"0x", text].concat(),
         _ => text.to_vec(),
     };
     Some(wanted.into())
+}
+
+fn is_in_our_session(pid: Pid) -> Result<bool> {
+    Ok(getsid(Some(pid.nix())).call("getsid")? == getsid(None).call("getsid")?)
 }
 
 impl State for ProcFiles {
@@ -52,6 +59,9 @@ impl State for ProcFiles {
     fn settle(&self, task: Rebuilt<'_>) -> Result<()> {
         for (name, wanted) in FILES.iter().zip(&self.0) {
             let Some(wanted) = wanted else { continue };
+            if *name == "autogroup" && is_in_our_session(task.pid)? {
+                continue; // it is a session's, and that one's is not for the image to say
+            }
             if contents(task.pid, name).as_ref() != Some(wanted) {
                 let path = PathBuf::from(format!("/proc/{}/{name}", task.pid));
                 std::fs::write(&path, &**wanted).call("write").about(|| Subject::Path(path))?;

@@ -176,16 +176,23 @@ fn process_1() -> Outcome {
 fn outer_session() -> Outcome {
     let target = Target::start(PIDS, &["member"])?;
     let member = view::tree(target.pid).into_iter().nth(1).ok_or("it has no child")?;
+    // Of the session: it goes with one that is made anew, and leaves that of whoever restores alone.
+    let autogroup = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/autogroup")).unwrap_or_default();
+    let ours = autogroup("self");
+    std::fs::write(format!("/proc/{member}/autogroup"), "5").map_err(|e| e.to_string())?;
     let dumped = Checkpoint::of(member).write_to(target.image()).map_err(|error| error.to_string())?;
     ensure(dumped.root.get() == member, || format!("{dumped:?}"))?;
     reap(target.pid());
     let same = into_new(target.image())?;
+    let theirs = autogroup(&same.pid().to_string());
+    ensure(theirs.ends_with("nice 5\n"), || theirs)?;
     target.go()?;
     ended(&target, same, RIGHT)?;
     std::fs::write(target.dir().join("inherited"), "").map_err(|e| e.to_string())?;
     let inherited =
         Restore::from(target.image()).pids(Pids::NewNamespace).outer_session(OuterSession::Inherit);
     ended(&target, inherited.run().map_err(|error| error.to_string())?, RIGHT)?;
+    ensure(autogroup("self") == ours, || ours)?;
     nothing_left()
 }
 
