@@ -20,7 +20,7 @@ use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
 use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
 use crate::resource::memory::{
-    self, AddressSpace, FromInside, Kin, PageWriter, Parent, Relatives, SharedObjects, Whose,
+    self, AddressSpace, FromInside, Kin, PageWriter, Parent, Relatives, SharedObjects, Vdso, Whose,
 };
 use crate::resource::signals::pending;
 use crate::resource::tasks::births;
@@ -352,7 +352,7 @@ impl<'h> Checkpoint<'h> {
         (dir, parent): (&Path, Option<&Parent>),
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
-        let Described { mut records, spaces, shared, ghosts, sleeps, kin } = described;
+        let Described { mut records, spaces, shared, ghosts, sleeps, kin, .. } = described;
         let root = borrowed.first().map_or(self.root, |root| Pid::from(root.process.number));
         let mut image = ImageWriter::create(dir)?.durability(self.durability).pages(self.pages);
         if let Some(parent) = parent {
@@ -678,6 +678,8 @@ impl Drop for Borrowed<'_> {
 struct Described {
     records: Records,
     spaces: Vec<AddressSpace>,
+    /// Those that have been recorded.
+    vdsos: BTreeSet<u32>,
     shared: SharedObjects,
     ghosts: Ghosts,
     sleeps: Vec<(Pid, Blocked)>,
@@ -696,6 +698,7 @@ impl Described {
         let mut described = Self {
             records: Records::new()?,
             spaces: Vec::new(),
+            vdsos: BTreeSet::new(),
             shared: SharedObjects::new()?,
             ghosts: Ghosts::default(),
             sleeps: Vec::new(),
@@ -741,11 +744,15 @@ impl Described {
         }
         let Some((speaker, others)) = process.threads.split_first() else { return Ok(()) };
         if let Some((space, answers)) = self.speaker(borrowed, speaker, report)? {
+            let vdso = Vdso::of(&borrowed.memory, &borrowed.mappings)?;
+            if self.vdsos.insert(vdso.sum()) {
+                self.records.put(Owner(vdso.sum()), &vdso)?;
+            }
             let described = memory::describe(
                 process,
                 &borrowed.mappings,
                 (&space, &answers),
-                &borrowed.memory,
+                &vdso,
                 (&mut self.shared, &mut *ghosts),
                 report,
             )?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info_span};
 
-use crate::arch::Regs;
+use crate::arch::{Regs, RegsExt};
 use crate::checkpoint::{on_own_thread, sleep_precisely};
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Result, Subject};
 use crate::family::{Family, Member, Released};
@@ -618,6 +618,10 @@ impl<'i> Ready<'i> {
             }
         }
         blueprint.shared.plan()?;
+        for (pid, process) in &blueprint.processes {
+            let at = process.threads.values().map(|thread| thread.registers.general().pc());
+            blueprint.space(process).and_then(|space| space.check_vdso(at)).of(Pid::from(*pid))?;
+        }
         let finder = Finder::new(image, options.validation)?;
         let mut opened = Opened::default();
         for (pid, process) in &blueprint.processes {

@@ -273,6 +273,7 @@ const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<fds::Ghost>(),
     RecordKind::of::<fds::DescriptionLocks>(),
     RecordKind::of::<fds::Watches>(),
+    RecordKind::of::<memory::Vdso>(),
 ];
 
 /// Every kind of record that an image can hold.

@@ -129,7 +129,7 @@ pub(crate) fn usual(checkpoint: Checkpoint<'static>) -> Checkpoint<'static> {
 }
 
 /// Pages without checksums, which the target writes itself.
-pub(crate) fn bare(checkpoint: Checkpoint<'static>) -> Checkpoint<'static> {
+pub(crate) fn bare(checkpoint: Checkpoint<'_>) -> Checkpoint<'_> {
     checkpoint.page_checksums(PageChecksums::Off)
 }
 

@@ -104,6 +104,7 @@ const STATUS: &[(&str, &str)] = &[
     ("RssAnon", "as VmRSS"),
     ("RssFile", "as VmRSS"),
     ("RssShmem", "as VmRSS"),
+    ("HugetlbPages", "as VmRSS"),
     ("VmPTE", "page tables follow VmRSS"),
     ("VmSwap", "what was swapped out is read in"),
     ("SigQ", "counts all signals that are pending for the user, in all processes of the machine"),

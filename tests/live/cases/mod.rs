@@ -5,10 +5,12 @@ mod crash;
 pub(crate) mod criu;
 mod external;
 mod host;
+mod huge;
 mod image;
 mod pids;
 mod real;
 mod refusal;
+mod vdso;
 
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
@@ -34,6 +36,8 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         crash::CASES,
         host::CASES,
         external::CASES,
+        huge::CASES,
+        vdso::CASES,
         real::CASES,
     ]
     .into_iter()
