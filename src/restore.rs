@@ -1,8 +1,9 @@
 //! Restore: read, plan, build, release.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info_span};
@@ -16,7 +17,8 @@ use crate::image::{Image, Owner};
 use crate::proc::status::{self, Status};
 use crate::proc::{read, stat};
 use crate::resource::fds::{
-    Builder, Channel, External, FdTable, FileOwner, FileValidation, Finder, Inherited, Places, Watches,
+    Builder, Channel, External, FdTable, FileHandler, FileOwner, FileValidation, Finder, Handlers, Inherited,
+    Places, Watches,
 };
 use crate::resource::memory::{self, AddressSpace, Inheritance, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
@@ -74,6 +76,7 @@ pub struct Restore<'h> {
     cgroups: Cgroups,
     cpu_check: CpuCheck,
     inherited: Inherited,
+    handlers: Handlers,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
@@ -222,6 +225,7 @@ impl<'h> Restore<'h> {
             cgroups: Cgroups::default(),
             cpu_check: CpuCheck::default(),
             inherited: Inherited::default(),
+            handlers: Handlers::default(),
             hooks: None,
         }
     }
@@ -260,7 +264,24 @@ impl<'h> Restore<'h> {
     /// ([`Checkpoint::external`](crate::Checkpoint::external)), or any that is open by this path. The tasks get the very
     /// description that `file` is of; a second description of that file is opened anew.
     pub fn inherit(mut self, key: External, file: impl Into<OwnedFd>) -> Self {
-        self.inherited.add(key, file.into());
+        self.inherited.add(&key, file.into());
+        self
+    }
+
+    /// The same with a descriptor of the calling process by its number, as whoever started it may have said it.
+    ///
+    /// # Errors
+    /// When there is no such descriptor.
+    pub fn inherit_fd(self, key: External, number: RawFd) -> Result<Self> {
+        let own = system::pidfd::open(Pid::from(std::process::id())).call("pidfd_open")?;
+        let file = system::pidfd::get_fd(own.as_fd(), number).call("pidfd_getfd");
+        let file = file.about(|| Subject::Fd { fd: number, what: key.to_string() })?;
+        Ok(self.inherit(key, file))
+    }
+
+    /// Makes files again of kinds that the library does not know.
+    pub fn handler(mut self, handler: Arc<dyn FileHandler>) -> Self {
+        self.handlers.add(handler);
         self
     }
 
@@ -628,6 +649,7 @@ impl<'i> Ready<'i> {
         }
         let tasks = blueprint.tree.numbers().collect();
         let mut files = Builder::new(image, finder, inherited, tasks);
+        files.handlers = options.handlers.clone();
         files.renumbered = !matches!(options.pids, Pids::Original);
         files.make_all()?;
         let channel = Channel::new(blueprint.channel_number)?;

@@ -48,8 +48,8 @@ enum Source {
     /// pipe(2): both ends are made together.
     Nameless,
     Fifo(FileRef),
-    /// An end of it is outside the tree: the caller supplies another, by this inode number. Whatever was in it stays there.
-    External(u64),
+    /// An end of it is outside the tree: the caller supplies another, by this key. Whatever was in it stays there.
+    External(Bytes),
 }
 
 impl Record for Pipe {
@@ -95,10 +95,13 @@ impl Seen {
         policy: &FilePolicy,
     ) -> std::result::Result<(Owner, Pipe), Refusal> {
         let outside = self.is_outside();
-        let named = policy.external.contains(&External::Pipe(inode));
-        let external = named || outside && policy.outer_pipes == OuterPipes::External;
-        if external && self.pipe.source == Source::Nameless {
-            self.pipe.source = Source::External(inode);
+        let key = External::Pipe(inode);
+        let named = policy.external.get(&key).cloned();
+        let all = outside && policy.outer_pipes == OuterPipes::External;
+        if let Some(key) = named.or(all.then(|| key.key()))
+            && self.pipe.source == Source::Nameless
+        {
+            self.pipe.source = Source::External(key);
             self.pipe.contents = Contents::Stream(Bytes::default());
         } else if outside {
             return Err(self.first);
@@ -160,7 +163,7 @@ impl FileKind for PipeEnd {
         let flags = common.flags();
         match ends {
             Ends::Pipe(pair) => pair.take(flags).about(subject),
-            Ends::External(inode) => builder.inherited.take(&External::Pipe(*inode), flags),
+            Ends::External(key) => builder.inherited.take(key, flags),
             Ends::Fifo { file, both, .. } if self.fresh => {
                 *both = None;
                 builder.finder.open(file, flags & OPEN_FLAGS | OFlag::O_NONBLOCK)
@@ -319,7 +322,7 @@ pub(super) enum Ends {
         both: Option<OwnedFd>,
         _reader: OwnedFd,
     },
-    External(u64),
+    External(Bytes),
 }
 
 /// Both ends that pipe2(2) has made. The tasks get these, or others of the same pipe.
@@ -333,7 +336,7 @@ pub(super) struct Pair {
 impl Pipe {
     fn make(self, finder: &Finder) -> Result<Ends> {
         match self.source {
-            Source::External(inode) => Ok(Ends::External(inode)),
+            Source::External(key) => Ok(Ends::External(key)),
             Source::Nameless => {
                 let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).call("pipe2")?;
                 self.fill(&writer)?;

@@ -3,6 +3,7 @@
 mod crash;
 pub(crate) mod criu;
 mod external;
+mod files;
 mod host;
 mod image;
 mod pids;
@@ -25,9 +26,18 @@ pub(crate) struct Case {
 }
 
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
-    [refusal::CASES, image::CASES, pids::CASES, crash::CASES, host::CASES, external::CASES, real::CASES]
-        .into_iter()
-        .flatten()
+    [
+        refusal::CASES,
+        image::CASES,
+        pids::CASES,
+        crash::CASES,
+        host::CASES,
+        external::CASES,
+        files::CASES,
+        real::CASES,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 const HELPER: &str = "CRYOSLEEP_HELPER";

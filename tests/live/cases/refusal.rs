@@ -16,6 +16,7 @@ const MAPPINGS: Program = Program::C("mappings");
 const SECCOMP: Program = Program::C("seccomp");
 const LOCKS: Program = Program::C("locks");
 const TASKS: Program = Program::C("tasks");
+const EVENTFILES: Program = Program::C("eventfiles");
 const SHARING: Program = Program::C("sharing");
 
 pub(super) const CASES: &[Case] = &[
@@ -26,6 +27,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "refusal_of_seccomp_listener", test: seccomp_listener, programs: &[SECCOMP] },
     Case { name: "refusal_of_seccomp_without_privilege", test: seccomp_unprivileged, programs: &[SECCOMP] },
     Case { name: "refusal_of_deleted_lease", test: deleted_lease, programs: &[LOCKS] },
+    Case { name: "refusal_of_fanotify_asker", test: asker, programs: &[EVENTFILES] },
     Case { name: "refusal_of_mappings", test: mappings, programs: &[MAPPINGS] },
     Case { name: "refusal_of_mapping_policy", test: mapping_policy, programs: &[NUMA] },
     Case { name: "refusal_of_impossible_sharing", test: impossible_sharing, programs: &[SHARING] },
@@ -116,6 +118,11 @@ fn vfork_parent() -> Outcome {
 /// Looking at it would break the lease.
 fn deleted_lease() -> Outcome {
     is_refused(LOCKS, "deleted_lease", &["deleted", "lease"])
+}
+
+/// Opening its files would be waiting for it, for ever.
+fn asker() -> Outcome {
+    is_refused(EVENTFILES, "asker", &["fanotify", "permissions"])
 }
 
 fn seccomp_listener() -> Outcome {
