@@ -388,8 +388,7 @@ impl<'h> Checkpoint<'h> {
 
 /// What tasks share; `None` if something has been refused that forbids any further look.
 fn look_first(frozen: &Frozen, report: &mut Report) -> Result<Option<Shares>> {
-    unsupported::nested(frozen, report)?;
-    if !report.0.is_empty() {
+    if unsupported::namespaces(frozen, report)? {
         return Ok(None);
     }
     let shares = Shares::find(frozen, report)?;

@@ -109,6 +109,8 @@ pub(crate) struct Frozen {
     /// In the order they were found: parents before their children, the root first.
     pub(crate) processes: Vec<Process>,
     pub(crate) zombies: Vec<Zombie>,
+    /// All other processes, but for kernel threads.
+    pub(crate) others: Vec<Pid>,
 }
 
 impl Drop for Frozen {
@@ -204,6 +206,8 @@ struct Freezing {
     found: BTreeMap<Pid, Vec<Thread>>,
     order: Vec<Pid>,
     zombies: Vec<Pid>,
+    /// As of the last look.
+    others: Vec<Pid>,
     clocks: Clocks,
 }
 
@@ -234,15 +238,14 @@ impl Freezing {
         }
     }
 
-    fn unknown_children(&self) -> Result<Vec<Pid>> {
-        let known = |pid: &Pid| self.found.contains_key(pid) || self.zombies.contains(pid);
+    fn unknown_children(&mut self) -> Result<Vec<Pid>> {
         // /proc/PID/task/TID/children would be quicker, but needs CONFIG_PROC_CHILDREN and is not exact.
-        let parents = read::parents()?;
-        Ok(parents
-            .iter()
-            .filter(|(pid, parent)| self.found.contains_key(parent) && !known(pid))
-            .map(|p| p.0)
-            .collect())
+        let parents = read::parents()?.into_iter();
+        let unknown = parents.filter(|(pid, _)| !self.found.contains_key(pid) && !self.zombies.contains(pid));
+        let (ours, others): (Vec<_>, Vec<_>) =
+            unknown.partition(|(_, parent)| self.found.contains_key(parent));
+        self.others = others.into_iter().map(|(pid, _)| pid).collect();
+        Ok(ours.into_iter().map(|(pid, _)| pid).collect())
     }
 
     fn stop_process(&mut self, pid: Pid, deadline: Instant) -> Result<()> {
@@ -295,7 +298,8 @@ impl Freezing {
     }
 
     fn finish(mut self, root: Pid) -> Result<Frozen> {
-        let mut frozen = Frozen { processes: Vec::new(), zombies: Vec::new() };
+        let others = std::mem::take(&mut self.others);
+        let mut frozen = Frozen { processes: Vec::new(), zombies: Vec::new(), others };
         let mut found = std::mem::take(&mut self.found);
         for pid in &self.order {
             let mut threads = found.remove(pid).unwrap_or_default();

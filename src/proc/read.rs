@@ -1,12 +1,18 @@
 //! Reading the files of one task and handing them to their parsers: the only I/O in this module.
 
+use std::cmp::Ordering;
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{OFlag, open, readlink, readlinkat};
 use nix::sys::stat::Mode;
 
 use super::Malformed;
 use crate::Pid;
 use crate::error::{Error, ErrorKind, NameCall, Result, Subject};
+use crate::sys::Compare;
 
 /// Reads `/proc/PID/name` whole.
 pub(crate) fn bytes(pid: Pid, name: &str) -> Result<Vec<u8>> {
@@ -67,11 +73,28 @@ pub(crate) fn parsed<T>(
 
 /// Reads a symbolic link of a task as raw bytes.
 pub(crate) fn link(pid: Pid, name: &str) -> Result<Vec<u8>> {
-    use std::os::unix::ffi::OsStringExt;
     let path = format!("/proc/{pid}/{name}");
-    match std::fs::read_link(&path).call("readlink") {
-        Ok(target) => Ok(target.into_os_string().into_vec()),
+    match readlink(path.as_str()).call("readlink") {
+        Ok(target) => Ok(target.into_vec()),
         Err(error) => Err(error.about(Subject::Path(path.into())).of(pid)),
+    }
+}
+
+/// A directory of a task whose links are read: the second costs a fraction of the first.
+pub(crate) struct Links(OwnedFd);
+
+impl Links {
+    /// `/proc/PID/name`. Works for threads too.
+    pub(crate) fn of(pid: Pid, name: &str) -> Result<Self> {
+        let path = format!("/proc/{pid}/{name}");
+        let opened =
+            open(path.as_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+        opened.call("open").map(Self).map_err(|error| error.about(Subject::Path(path.into())).of(pid))
+    }
+
+    /// None if there is none of that name.
+    pub(crate) fn get(&self, name: &str) -> Option<Vec<u8>> {
+        readlinkat(&self.0, name).ok().map(OsString::into_vec)
     }
 }
 
@@ -92,21 +115,29 @@ pub(crate) fn parent(pid: Pid) -> Result<Pid> {
     }
 }
 
-/// Every process that this /proc shows.
-pub(crate) fn processes() -> Result<Vec<Pid>> {
-    numbered("/proc")
-}
-
-/// The same, with its parent.
+/// Every process that this /proc shows with its parent, but for the kernel's own threads.
 pub(crate) fn parents() -> Result<Vec<(Pid, Pid)>> {
+    let kernel = kernel_daemon();
+    // They have its fd table, and nobody else has: one call tells, where a parent takes three.
+    let is_kernels = |pid| {
+        kernel.is_some_and(|kernel| crate::sys::kcmp(kernel, pid, Compare::Files) == Ok(Ordering::Equal))
+    };
     let mut all = Vec::new();
-    for pid in numbered("/proc")? {
+    for pid in numbered("/proc")?.into_iter().filter(|pid| !is_kernels(*pid)) {
         // One that has ended meanwhile is nobody's child.
         if let Ok(parent) = parent(pid) {
             all.push((pid, parent));
         }
     }
     Ok(all)
+}
+
+/// kthreadd, which makes all kernel threads, where it can be seen: in the first pid namespace.
+fn kernel_daemon() -> Option<Pid> {
+    const PF_KTHREAD: u32 = 0x0020_0000;
+    let second = Pid::from(2);
+    let stat = parsed(second, "stat", super::stat::parse).ok()?;
+    (stat.ppid == 0 && stat.flags & PF_KTHREAD != 0).then_some(second)
 }
 
 /// All pids are lower than this.

@@ -13,7 +13,6 @@ use crate::Pid;
 use crate::error::{Error, ErrorKind, NameCall, Result};
 use crate::freeze::{Frozen, Process};
 use crate::image::{Decode, Encode, Image, Owner, Record, Records, Tag};
-use crate::proc::read;
 use crate::resource::Report;
 use crate::sys::{Compare, kcmp};
 
@@ -132,9 +131,8 @@ impl Shares {
             sorted.groups()?.iter().for_each(|group| shares.put(kind, group));
             all.push(sorted);
         }
-        let known: BTreeSet<Pid> = frozen.processes.iter().map(|process| process.pid).collect();
-        for other in read::processes()?.into_iter().filter(|pid| !known.contains(pid)) {
-            for (sorted, seat) in all.iter().filter_map(|sorted| Some((sorted, sorted.find(other)?))) {
+        for other in &frozen.others {
+            for (sorted, seat) in all.iter().filter_map(|sorted| Some((sorted, sorted.find(*other)?))) {
                 let reason = format!("process {other} outside of the tree shares it");
                 report.attribute(seat.tid, sorted.kind.name(), reason);
             }

@@ -199,9 +199,7 @@ fn none_outside(frozen: &Frozen, plan: &Plan) -> Result<()> {
     let mut stand_ins: BTreeMap<u32, (u32, Pid, &'static str)> = BTreeMap::new();
     let living = frozen.processes.iter().map(|process| (process.pid, &process.stat, &process.status));
     let dead = frozen.zombies.iter().map(|zombie| (zombie.pid, &zombie.stat, &zombie.status));
-    let mut known = BTreeSet::new();
     for (pid, stat, status) in living.chain(dead) {
-        known.insert(pid);
         let leaders =
             [(stat.pgrp, &status.ns_pgid, "process group"), (stat.session, &status.ns_sid, "session")];
         for (here, own, what) in leaders {
@@ -210,7 +208,7 @@ fn none_outside(frozen: &Frozen, plan: &Plan) -> Result<()> {
             }
         }
     }
-    for (pid, _) in read::parents()?.into_iter().filter(|(pid, _)| !known.contains(pid)) {
+    for pid in frozen.others.iter().copied() {
         let Ok(stat) = read::parsed(pid, "stat", stat::parse) else { continue };
         let numbers = [pid.get(), stat.session.max(0) as u32, stat.pgrp.max(0) as u32];
         let Some((own, member, what)) = numbers.iter().find_map(|number| stand_ins.get(number)) else {

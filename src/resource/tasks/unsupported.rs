@@ -2,8 +2,8 @@
 
 use crate::Pid;
 use crate::error::{NameCall, Refusal, Result, Subject};
-use crate::freeze::{Frozen, Process, Thread};
-use crate::proc::read;
+use crate::freeze::{Frozen, Process};
+use crate::proc::read::Links;
 use crate::resource::Report;
 use crate::resource::tasks::seccomp;
 use crate::sys::{ptrace, sched};
@@ -12,45 +12,69 @@ use crate::sys::{ptrace, sched};
 const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "time", "time_for_children", "user", "uts"];
 
 /// Only a process with a single thread can leave these. Any thread can leave the others by itself, which takes some
-/// 15 microseconds a thread to find out.
+/// 10 microseconds a thread to find out.
 const OF_PROCESSES: [&str; 2] = ["time", "user"];
 
-/// A tree may live in a pid namespace of its own, but all of it in the same one: in two, the same number means two
-/// tasks, so that nothing else can be said of the tree.
-pub(crate) fn nested(frozen: &Frozen, report: &mut Report) -> Result<()> {
-    let same = read::link(frozen.root()?.speaker(), "ns/pid")?;
+/// Adds to the report who is in another namespace than the caller. Is the tree in more than one pid namespace? It may
+/// live in one of its own, but all of it in the same one: in two, the same number means two tasks, so that nothing else
+/// can be said of the tree.
+pub(crate) fn namespaces(frozen: &Frozen, report: &mut Report) -> Result<bool> {
+    let own = Links::of(Pid::from(std::process::id()), "ns")?;
+    // Older kernels lack some.
+    let ours: Vec<Namespace> = NAMESPACES.iter().filter_map(|name| Some((*name, own.get(name)?))).collect();
+    let pids = Links::of(frozen.root()?.speaker(), "ns")?.get("pid");
+    let mut nested = false;
     for process in &frozen.processes {
-        // pid_for_children has no link in a task whose own is empty. Each thread has one of its own.
-        let other = |tid, name| read::link(tid, name).is_ok_and(|theirs| theirs != same);
-        if other(process.speaker(), "ns/pid")
-            || process.threads.iter().any(|thread| other(thread.tid(), "ns/pid_for_children"))
-        {
+        if !is_within(process, &pids, ours.clone(), report)? {
             let reason = "it, or its next child, is in another namespace than the root of the tree";
             report.refuse(
                 Refusal::new(process.pid, Subject::Namespace("pid"), reason)
                     .hint("checkpoint each pid namespace by itself"),
             );
+            nested = true;
         }
     }
-    Ok(())
+    Ok(nested)
+}
+
+/// Its name, and what its link says.
+type Namespace = (&'static str, Vec<u8>);
+
+/// Reports the first thread that is in another than one of `ours`. Are all of them, and their next children, in this
+/// pid namespace?
+fn is_within(
+    process: &Process,
+    pids: &Option<Vec<u8>>,
+    mut ours: Vec<Namespace>,
+    report: &mut Report,
+) -> Result<bool> {
+    let mut within = true;
+    for (index, thread) in process.threads.iter().enumerate() {
+        let links = Links::of(thread.tid(), "ns")?;
+        let differs = |name, wanted: &Vec<u8>| links.get(name).is_some_and(|theirs| theirs != *wanted);
+        let of_pids = |name| pids.as_ref().is_some_and(|pids| differs(name, pids));
+        // pid_for_children has no link in a task whose own is empty. Each thread has one of its own.
+        within &= !of_pids("pid_for_children") && (index > 0 || !of_pids("pid"));
+        ours.retain(|(name, ours)| {
+            let other = differs(name, ours);
+            if other {
+                report.refuse(
+                    Refusal::new(
+                        thread.tid(),
+                        Subject::Namespace(name),
+                        "it is in another namespace than the caller",
+                    )
+                    .hint("run the checkpoint inside the same namespaces"),
+                );
+            }
+            !other && (index > 0 || !OF_PROCESSES.contains(name)) // of these the first thread has told
+        });
+    }
+    Ok(within)
 }
 
 /// Adds to the report what this process holds that no resource describes.
 pub(crate) fn check(process: &Process, report: &mut Report) -> Result<()> {
-    let own = Pid::from(std::process::id());
-    for name in NAMESPACES {
-        let way = format!("ns/{name}");
-        // Older kernels lack some.
-        let Ok(ours) = read::link(own, &way) else { continue };
-        let threads = if OF_PROCESSES.contains(&name) { 1 } else { usize::MAX };
-        let mut threads = process.threads.iter().take(threads).map(Thread::tid);
-        if let Some(tid) = threads.find(|tid| read::link(*tid, &way).is_ok_and(|theirs| theirs != ours)) {
-            report.refuse(
-                Refusal::new(tid, Subject::Namespace(name), "it is in another namespace than the caller")
-                    .hint("run the checkpoint inside the same namespaces"),
-            );
-        }
-    }
     if !can_be_asked(process) {
         report.refuse(seccomp::refusal(process.pid));
     }
