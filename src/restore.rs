@@ -17,8 +17,8 @@ use crate::image::{Image, Owner};
 use crate::proc::status::{self, Status};
 use crate::proc::{read, stat};
 use crate::resource::fds::{
-    Builder, Channel, External, FdTable, FileHandler, FileOwner, FileValidation, Finder, Handlers, Inherited,
-    Places, Watches,
+    Builder, Channel, Description, External, FdTable, FileHandler, FileOwner, FileValidation, Finder,
+    Handlers, Inherited, Places, Room, Watches,
 };
 use crate::resource::memory::{self, AddressSpace, Inheritance, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
@@ -465,9 +465,9 @@ impl Blueprint {
         let spaces = || processes.values().filter_map(|process: &ProcessPlan| process.space.as_ref());
         let workshop = Workshop::find(spaces(), shared.len)?;
         spaces().try_for_each(|space| shared.check(space, &workshop))?;
-        let seats = processes.values().flat_map(|process: &ProcessPlan| &process.seats);
-        let tables: BTreeMap<u32, &FdTable> =
-            seats.filter_map(|(number, seat)| Some((*number, seat.table.as_ref()?))).collect();
+        let tables: BTreeMap<u32, &FdTable> = tables(&processes).collect();
+        let descriptions = image.owners::<Description>().map(|owner| owner.0).collect();
+        tables.values().try_for_each(|table| table.check_references(&descriptions))?;
         let slot = |table: u32, fd| tables.get(&table)?.slot(fd).map(|slot| slot.description);
         let watches = Watches::load(image, slot)?;
         let file_owners = FileOwner::load(image, &tree, slot)?;
@@ -499,6 +499,13 @@ impl Blueprint {
 }
 
 impl Blueprint {
+    /// The highest that a table ever needs.
+    fn highest_number(&self, number: u32, table: &FdTable) -> RawFd {
+        let watches = self.watches.values().filter(|watches| watches.table() == number);
+        let numbers = watches.flat_map(Watches::numbers).chain(table.highest());
+        numbers.chain([self.channel_number]).max().unwrap_or(0)
+    }
+
     /// The address space of a process, whoever has its record.
     fn space(&self, process: &ProcessPlan) -> Result<&AddressSpace> {
         let owner = self.processes.get(&process.memory);
@@ -518,6 +525,12 @@ impl Blueprint {
             of_threads(process) || process.states.iter().any(|(_, state)| state.suspends_seccomp())
         })
     }
+}
+
+/// All fd tables, by the first task that has them.
+fn tables(processes: &BTreeMap<u32, ProcessPlan>) -> impl Iterator<Item = (u32, &FdTable)> {
+    let seats = processes.values().flat_map(|process| &process.seats);
+    seats.filter_map(|(number, seat)| Some((*number, seat.table.as_ref()?)))
 }
 
 /// A number that no process uses, so that the way in does not stand in the way.
@@ -620,6 +633,7 @@ struct Ready<'i> {
     channel: Channel,
     /// The tree's outer group is to be joined by number.
     outer_group: Option<u32>,
+    room: Room,
 }
 
 impl<'i> Ready<'i> {
@@ -638,6 +652,10 @@ impl<'i> Ready<'i> {
                 wait_until_free(tid, &mut patience)?;
             }
         }
+        let room = Room::find()?;
+        for (number, table) in tables(&blueprint.processes) {
+            room.check(blueprint.highest_number(number, table)).of(Pid::from(number))?;
+        }
         blueprint.shared.plan()?;
         let finder = Finder::new(image, options.validation)?;
         let mut opened = Opened::default();
@@ -653,7 +671,7 @@ impl<'i> Ready<'i> {
         files.renumbered = !matches!(options.pids, Pids::Original);
         files.make_all()?;
         let channel = Channel::new(blueprint.channel_number)?;
-        Ok(Self { image, opened, files, channel, outer_group })
+        Ok(Self { image, opened, files, channel, outer_group, room })
     }
 
     /// Builds everything, and closes what was open for that. The descriptions remain: some have yet to be started.
@@ -772,10 +790,13 @@ impl<'i> Ready<'i> {
             let mut puppet = member.puppet_of(*number)?;
             let scratch = puppet.scratch();
             let new_batch = || Batch::new(scratch);
+            let mut batch = new_batch();
+            self.room.make(blueprint.highest_number(*number, table), &mut batch);
+            puppet.run(batch)?.check()?;
             table.install(
                 &self.channel,
                 |number| self.files.description(number),
-                |batch| puppet.run(batch)?.check().hint("RLIMIT_NOFILE limits how high descriptors can be"),
+                |batch| puppet.run(batch)?.check(),
                 new_batch,
             )?;
             for watches in blueprint.watches.values().filter(|one| one.table() == *number) {

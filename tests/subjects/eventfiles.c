@@ -93,24 +93,26 @@ static uint64_t expired(int fd)
 
 static int timers(void)
 {
-	static const int clocks[] = { CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME };
+	// Of the alarm clocks the time can only be read where there is a real time clock: that of the others is theirs.
+	static const int kinds[] = { CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM };
+	static const int clocks[] = { CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_REALTIME, CLOCK_BOOTTIME };
 	enum { N = COUNT(clocks) };
 	const ns length = 900 * MS, far = 7200 * SECOND, period = 10 * MS;
 	int relative[N], absolute[N], periodic[N], unread[N], past[N], off[N];
 	ns start[N], deadline[N], end[N], first[N];
 	for (int i = 0; i < N; i++) {
 		int clock = clocks[i];
-		relative[i] = timer(clock, 0, length, 0);
+		relative[i] = timer(kinds[i], 0, length, 0);
 		start[i] = now(CLOCK_MONOTONIC);
 		deadline[i] = now(clock) + far;
 		int cancel = clock == CLOCK_REALTIME ? TFD_TIMER_CANCEL_ON_SET : 0;
-		absolute[i] = timer(clock, TFD_TIMER_ABSTIME | cancel, deadline[i], 0);
+		absolute[i] = timer(kinds[i], TFD_TIMER_ABSTIME | cancel, deadline[i], 0);
 		first[i] = now(clock) + period;
-		periodic[i] = timer(clock, TFD_TIMER_ABSTIME, first[i], period);
-		unread[i] = timer(clock, 0, 2 * MS, 3600 * SECOND);
+		periodic[i] = timer(kinds[i], TFD_TIMER_ABSTIME, first[i], period);
+		unread[i] = timer(kinds[i], 0, 2 * MS, 3600 * SECOND);
 		end[i] = now(clock) + 2 * MS;
-		past[i] = timer(clock, TFD_TIMER_ABSTIME, SECOND, 0);
-		off[i] = timer(clock, 0, 0, 5 * SECOND);
+		past[i] = timer(kinds[i], TFD_TIMER_ABSTIME, SECOND, 0);
+		off[i] = timer(kinds[i], 0, 0, 5 * SECOND);
 	}
 	int one = timer(CLOCK_MONOTONIC, 0, MS, 0); // expires before the checkpoint, once
 	uint64_t read_before[N];

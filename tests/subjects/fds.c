@@ -1,5 +1,6 @@
 // Open files: positions, flags, sharing, devices, numbers; and where a process stands in the file system.
 #include "subject.h"
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 static ns position(int fd) { return must(lseek(fd, 0, SEEK_CUR)); }
@@ -51,6 +52,13 @@ static int regular(void)
 	// A number that was free is the next one.
 	expect(must(dup(fd)) == inside + 1);
 	return passed();
+}
+
+// The same in a process that may not have many files open.
+static int limited(void)
+{
+	must(setrlimit(RLIMIT_NOFILE, &(struct rlimit){ 950, 1000 }));
+	return regular();
 }
 
 // A description that was passed on by a message, with its lock, when both were there already.
@@ -217,7 +225,7 @@ int main(int argc, char **argv)
 {
 	begin();
 	static const struct { const char *name; int (*run)(void); } parts[] = {
-		{ "regular", regular }, { "handed", handed }, { "latency", latency }, { "devices", devices }, { "pipes", pipes }, { "places", places }, { "chroot", chrooted },
+		{ "regular", regular }, { "limited", limited }, { "handed", handed }, { "latency", latency }, { "devices", devices }, { "pipes", pipes }, { "places", places }, { "chroot", chrooted },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))

@@ -443,6 +443,7 @@ static int outer(void)
 	must(socketpair(AF_UNIX, SOCK_STREAM, 0, ends));
 	int same = must(dup(ends[1])), one = must(open("one", O_RDWR | O_CREAT, 0600)), two = must(open("two", O_RDWR | O_CREAT, 0600));
 	char text[64], got[64] = "";
+	int place = must(open("one", O_PATH));
 	snprintf(text, sizeof text, "%d %d %d %d", ends[0], ends[1], one, two);
 	put_file("numbers", text);
 	ready();
@@ -451,6 +452,7 @@ static int outer(void)
 	expect(read(same, got, 9) == 7 && !memcmp(got, "through", 7));
 	expect(read(zero, got, 9) == 4 && !memcmp(got, "zero", 4), "%s", got);
 	expect(read(again, got, 9) == 4 && !memcmp(got, "zero", 4) && flags_of(again) & O_NONBLOCK);
+	expect(flags_of(place) & O_PATH && read(place, got, 1) == -1 && errno == EBADF);
 	expect(read(one, got, 9) == 3 && !memcmp(got, "one", 3) && read(two, got, 9) == 3 && !memcmp(got, "two", 3));
 	return passed();
 }

@@ -92,6 +92,10 @@ impl FileKind for Fanotify {
     }
 
     fn check(&self, _: &Builder<'_>) -> Result<()> {
+        let wrong = |mark: &Mark| mark.mask & ASKS != 0 || mark.mask == 0 && mark.ignored == 0;
+        if self.marks.iter().any(wrong) {
+            return Err(Error::new(ErrorKind::Image, "a fanotify mark that cannot be"));
+        }
         self.marks.iter().try_for_each(|mark| mark.open().map(drop))
     }
 
@@ -265,11 +269,13 @@ mod tests {
         let scratch = Scratch::new();
         drop(scratch.file("file"));
         let file = FileRef::of_test(&scratch.path("file"), libc::S_IFREG);
-        let with = |file: &FileRef| {
-            let mark = Mark { on: Marked::Inode, flags: 0, mask: 2, ignored: 0, file: file.clone() };
-            Fanotify { flags: 0, event_flags: 0, marks: vec![mark] }
+        let refuses = |mask, file: FileRef| {
+            let mark = Mark { on: Marked::Inode, flags: 0, mask, ignored: 0, file };
+            refuses(&Fanotify { flags: 0, event_flags: 0, marks: vec![mark] })
         };
-        assert!(refuses(&with(&FileRef::Ghost(1))));
+        assert!(refuses(2, FileRef::Ghost(1)));
+        // One that asks would have the restore wait for itself.
+        assert!(refuses(0x1_0002, file.clone()) && refuses(0, file.clone()));
         let mark = |on| Mark { on, flags: 0, mask: 2, ignored: 0, file: file.clone() };
         mark(Marked::Inode).open().unwrap();
         for on in [Marked::Mount, Marked::FileSystem] {

@@ -435,6 +435,9 @@ impl Ghost {
             Birth::Memory { .. } | Birth::Nameless { .. } if self.kind() != SFlag::S_IFREG => {
                 return bad("an unlinked file of an impossible origin");
             }
+            Birth::Linked { .. } if self.kind() == SFlag::S_IFDIR => {
+                return bad("a directory with two names");
+            }
             Birth::Linked { name, .. } if matches!(&**name, b"" | b"." | b"..") || name.contains(&b'/') => {
                 return bad("a name that is none");
             }

@@ -61,7 +61,7 @@ pub use path::FileValidation;
 pub(crate) use path::{FileRef, Finder, Reason};
 pub(crate) use pipe::Pipe;
 pub(crate) use places::Places;
-pub(crate) use table::{Collector, FdTable, FilePolicy, open_fds};
+pub(crate) use table::{Collector, FdTable, FilePolicy, Room, open_fds};
 pub(crate) use timerfd::readable as clock_of;
 
 /// What all open file descriptions have, whatever they are of; the owner of its section is a number that the

@@ -356,12 +356,18 @@ impl Pipe {
     }
 
     fn fill(&self, writer: &OwnedFd) -> Result<()> {
+        if self.capacity < PAGE as i32 {
+            return Err(Error::new(ErrorKind::Image, "a pipe of an impossible size"));
+        }
         if fcntl(writer, FcntlArg::F_GETPIPE_SZ).call("fcntl")? != self.capacity {
             fcntl(writer, FcntlArg::F_SETPIPE_SZ(self.capacity))
                 .call("fcntl(F_SETPIPE_SZ)")
                 .hint("a capacity above fs.pipe-max-size needs CAP_SYS_RESOURCE")?;
         }
-        self.contents.write(writer)
+        self.contents.write(writer).map_err(|error| match error.raw_errno() {
+            Some(Errno::EAGAIN) => error.with_kind(ErrorKind::Image),
+            _ => error,
+        })
     }
 }
 
@@ -413,3 +419,43 @@ impl Pair {
 
 /// The C library calls O_LARGEFILE 0 on 64-bit machines; the kernel does not.
 const KERNEL_LARGEFILE: i32 = 0o100_000;
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Scratch, make, refuses};
+    use super::*;
+    use crate::image::Records;
+
+    #[test]
+    fn pipes_that_cannot_be() {
+        let made = |capacity, contents, source| {
+            let scratch = Scratch::new();
+            let image = scratch.image(|records: &mut Records| {
+                records.put(Owner(1), &Description { flags: libc::O_RDONLY }).unwrap();
+                records.put(Owner(1), &PipeEnd { pipe: 5, fresh: false }).unwrap();
+                records.put(Owner(5), &Pipe { capacity, contents, source }).unwrap();
+            });
+            make(&image).map_err(|error| error.kind())
+        };
+        let stream = |length| Contents::Stream(vec![1; length].into());
+        let packets = |count, length| Contents::Packets(vec![vec![1; length].into(); count]);
+        let nameless = || Source::Nameless;
+        assert_eq!(made(8192, stream(8192), nameless()), Ok(()));
+        assert_eq!(made(8192, packets(2, 4096), nameless()), Ok(()));
+        for (capacity, contents) in [
+            (8192, stream(8193)),
+            (8192, packets(3, 1)),
+            (8192, packets(1, 4097)),
+            (8192, packets(1, 0)),
+            (0, stream(0)),
+            (-1, stream(0)),
+        ] {
+            let what = format!("{capacity} {contents:?}");
+            assert_eq!(made(capacity, contents, nameless()), Err(ErrorKind::Image), "{what}");
+        }
+        assert_eq!(made(8192, stream(1), Source::Fifo(FileRef::Ghost(9))), Err(ErrorKind::Image));
+        let supplied = Source::External(b"pipe:[5]".to_vec().into());
+        assert_eq!(made(8192, stream(0), supplied), Err(ErrorKind::Conflict));
+        assert!(refuses(&PipeEnd { pipe: 5, fresh: false }));
+    }
+}

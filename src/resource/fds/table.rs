@@ -1,7 +1,7 @@
 //! fd tables, and finding out which slots share one open file description.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::sys::stat::makedev;
@@ -17,7 +17,7 @@ use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::freeze::{Frozen, Process};
 use crate::image::{Bytes, Decode, Encode, Owner, Record, Records, Tag};
-use crate::proc::{fdinfo, nameless, read};
+use crate::proc::{fdinfo, limits, nameless, read};
 use crate::resource::Report;
 use crate::resource::tasks::tree::Tree;
 use crate::sys;
@@ -384,12 +384,61 @@ pub(crate) fn open_fds(pid: Pid) -> Result<Vec<RawFd>> {
     Ok(fds)
 }
 
+/// How high descriptors can be: a new task has our own limits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    soft: u64,
+    hard: u64,
+}
+
+impl Room {
+    pub(crate) fn find() -> Result<Self> {
+        let limits = read::parsed(Pid::from(std::process::id()), "limits", limits::parse)?;
+        let limit = limits[libc::RLIMIT_NOFILE as usize];
+        Ok(Self { soft: limit.soft, hard: limit.hard })
+    }
+
+    pub(crate) fn check(self, highest: RawFd) -> Result<()> {
+        if highest < 0 || (highest as u64) < self.hard {
+            return Ok(());
+        }
+        let hard = self.hard;
+        let reason = format!("the hard RLIMIT_NOFILE of the restoring process, {hard}, is too low");
+        let at = Subject::Fd { fd: highest, what: String::new() };
+        Err(Error::new(ErrorKind::Conflict, reason).about(at).with_hint("raise it: prlimit(1)"))
+    }
+
+    /// Queues what lets the task have as many as it may. It gets its own limits later.
+    pub(crate) fn make(self, highest: RawFd, batch: &mut Batch) {
+        if highest >= 0 && highest as u64 >= self.soft {
+            let limit = batch.input_words(&[self.hard, self.hard]);
+            batch.call(call::prlimit64, &[0, u64::from(libc::RLIMIT_NOFILE), limit, 0]);
+        }
+    }
+}
+
 /// Descriptors that one message carries (the kernel's SCM_MAX_FD is 253).
 const MESSAGE: usize = 240;
 
 impl FdTable {
     pub(crate) fn slot(&self, fd: RawFd) -> Option<&Slot> {
         self.slots.binary_search_by_key(&fd, |slot| slot.fd).ok().and_then(|index| self.slots.get(index))
+    }
+
+    /// Are all of its descriptions among those that the image has?
+    pub(crate) fn check_references(&self, known: &BTreeSet<u32>) -> Result<()> {
+        match self.slots.iter().find(|slot| !known.contains(&slot.description)) {
+            None => Ok(()),
+            Some(slot) => Err(Error::new(ErrorKind::Image, "a descriptor of nothing").about(Subject::Fd {
+                fd: slot.fd,
+                what: format!("{} {}", Description::NAME, slot.description),
+            })),
+        }
+    }
+
+    /// Its highest number.
+    pub(crate) fn highest(&self) -> Option<RawFd> {
+        self.slots.last().map(|slot| slot.fd)
     }
 
     /// Checks what the restore relies on.

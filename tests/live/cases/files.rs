@@ -27,6 +27,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "files_linked_by_criu", test: linked_by_criu, programs: &[FILES] },
     Case { name: "files_of_gone_devices", test: device, programs: &[FILES] },
     Case { name: "files_changed", test: changed, programs: &[FILES] },
+    Case { name: "files_above_the_soft_limit", test: above_the_limit, programs: &[FDS] },
     Case { name: "files_handled", test: handled, programs: &[FDS] },
 ];
 
@@ -134,6 +135,25 @@ fn changed() -> Outcome {
     restore(FileValidation::BuildId).map_err(text)?;
     target.go()?;
     target.verdict()
+}
+
+/// The process that restores may have none like that itself.
+fn above_the_limit() -> Outcome {
+    let target = Target::start(FDS, &["limited"])?; // it has 900
+    Checkpoint::of(target.pid).write_to(target.image()).map_err(text)?;
+    reap(target.pid());
+    let restore = |limit: &str| {
+        let through = ["prlimit", limit];
+        let mut helper = super::helper_by(&through, "restore", target.pid, target.image())?;
+        helper.stdout(Stdio::piped()).output().map_err(|error| format!("skip: prlimit: {error}"))
+    };
+    let refused = restore("--nofile=600:800")?;
+    let said = String::from_utf8_lossy(&refused.stdout);
+    ensure(!refused.status.success() && said.contains("hard RLIMIT_NOFILE"), || said.into_owned())?;
+    let restored = restore("--nofile=600:1000")?;
+    ensure(restored.status.success(), || String::from_utf8_lossy(&restored.stdout).into_owned())?;
+    target.go()?;
+    target.stolen_verdict()
 }
 
 /// Requests for a low latency, as the caller may know them and the library does not.
