@@ -7,6 +7,8 @@
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
 #include <sys/ptrace.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <sys/user.h>
@@ -69,7 +71,6 @@ static void hold(int fd, const char *words)
 static void hold_nameless(void)
 {
 	char room[512] = { 0 };
-	hold(syscall(SYS_fanotify_init, 0, O_RDONLY), "fanotify");
 	hold(syscall(SYS_io_uring_setup, 4, room), "io_uring");
 	struct perf_event_attr counter = { .type = PERF_TYPE_SOFTWARE, .size = sizeof counter, .config = PERF_COUNT_SW_DUMMY };
 	hold(syscall(SYS_perf_event_open, &counter, 0, -1, -1, 0), "performance counter");
@@ -85,7 +86,16 @@ static void hold_nameless(void)
 	hold(open("/dev/tty0", O_RDWR | O_NOCTTY), "terminals");
 	hold(open("/dev/net/tun", O_RDWR), "tunnel");
 	hold(open("/dev/fuse", O_RDWR), "FUSE");
-	hold(open("/dev/kvm", O_RDWR), "KVM");
+	int kvm = open("/dev/kvm", O_RDWR);
+	hold(kvm, "KVM");
+	if (kvm >= 0)
+		hold(ioctl(kvm, 0xae01, 0), "KVM virtual machines"); // KVM_CREATE_VM
+	hold(open("/dev/hwrng", O_RDONLY), "random numbers");
+	hold(open("/dev/loop-control", O_RDWR), "loop devices' control");
+	hold(open("/dev/loop0", O_RDONLY), "block devices");
+	hold(open("/dev/cpu_dma_latency", O_RDONLY), "character devices");
+	hold(open("/dev/vsock", O_RDWR), "character devices");
+	hold(open("/dev/userfaultfd", O_RDWR), "character devices");
 }
 
 // Supported kinds, in states that cannot be brought back.
@@ -113,6 +123,20 @@ static void hold_odd(void)
 	must(fcntl(ends[1], F_SETFL, O_NONBLOCK));
 	expect(write(ends[1], full, sizeof full) == sizeof full);
 	hold(epoll, "EPOLLONESHOT");
+	int group = must(fanotify_init(FAN_NONBLOCK, O_RDONLY)), marked = must(open("marked", O_CREAT | O_WRONLY, 0600));
+	must(fanotify_mark(group, FAN_MARK_ADD, FAN_MODIFY, AT_FDCWD, "marked"));
+	must(write(marked, "x", 1));
+	hold(group, "wait to be read");
+	int told = must(open(".", O_RDONLY | O_DIRECTORY));
+	signal(SIGIO, SIG_IGN);
+	if (!fcntl(told, F_NOTIFY, DN_RENAME | DN_MULTISHOT))
+		hold(told, "dnotify");
+	must(mkdir("covered", 0700));
+	hold(must(open("covered/file", O_CREAT | O_RDWR, 0600)), "mounted over");
+	must(mount("none", "covered", "tmpfs", 0, "size=1m"));
+	must(link("marked", "other"));
+	hold(must(open("other", O_RDONLY)), "other names");
+	must(unlink("other"));
 	int timer = must(timerfd_create(CLOCK_REALTIME, 0));
 	struct itimerspec spec = { { 0, 1000000 }, { 1, 0 } };
 	must(timerfd_settime(timer, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &spec, NULL));
@@ -180,6 +204,7 @@ int main(void)
 	expect(sigtimedwait(&set, &info, &(struct timespec){ 0 }) == SIGUSR1);
 	expect(sigtimedwait(&set, &info, &(struct timespec){ 0 }) == SIGRTMIN + 1 && info.si_value.sival_int == 9);
 	close(socket_);
+	must(umount2("covered", MNT_DETACH));
 	join_child(child);
 	return passed();
 }
