@@ -77,13 +77,16 @@ mod resource;
 mod restore;
 mod sys;
 mod tracee;
+mod vfork;
 
 pub use checkpoint::{AfterDump, Checkpoint, CheckpointStats, Dumped, Preflight};
 pub use error::{Error, ErrorKind, Phase, Refusal, Result, Subject};
 pub use hooks::{Event, Hooks, Progress};
-pub use image::Durability;
+pub use image::{Durability, PageChecksums};
 pub use pid::Pid;
-pub use resource::fds::{External, FileValidation, OuterPipes};
+pub use resource::fds::{
+    DevicePaths, External, FileHandler, FileValidation, LinkRemap, OpenFile, OuterPipes,
+};
 pub use resource::tasks::cgroup::Cgroups;
 pub use resource::tasks::cpu::CpuCheck;
 pub use resource::tasks::pids::Pids;

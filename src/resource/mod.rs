@@ -262,8 +262,10 @@ const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<tasks::sharing::Sharing>(),
     RecordKind::of::<tasks::blocked::Blocked>(),
     RecordKind::of::<tasks::cgroup::Membership>(),
+    RecordKind::of::<tasks::login::LoginUser>(),
     RecordKind::of::<memory::AddressSpace>(),
     RecordKind::of::<memory::SharedObject>(),
+    RecordKind::of::<crate::image::Chunks>(),
     RecordKind::of::<fds::Places>(),
     RecordKind::of::<fds::FdTable>(),
     RecordKind::of::<fds::Description>(),
@@ -273,6 +275,7 @@ const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<fds::DescriptionLocks>(),
     RecordKind::of::<fds::Watches>(),
     RecordKind::of::<sockets::UnixPair>(),
+    RecordKind::of::<memory::Vdso>(),
 ];
 
 /// Every kind of record that an image can hold.

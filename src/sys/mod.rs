@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod file;
+pub(crate) mod hugetlb;
 pub(crate) mod lock;
 pub(crate) mod pagemap;
 pub(crate) mod pidfd;
