@@ -16,8 +16,8 @@
 //!
 //! * Print anything: it emits [`tracing`] spans and tells [`Hooks`].
 //! * Start a helper program or a daemon, or need one.
-//! * Restore sockets, terminals, or tasks in other namespaces than the caller's (but for those of pids). The README
-//!   has the whole table, the privileges that each part needs, and what is not seen yet.
+//! * Restore sockets other than pairs of unix sockets, terminals, or tasks in other namespaces than the caller's (but
+//!   for those of pids). The README has the whole table, the privileges that each part needs, and what is not seen yet.
 //! * Read or write the images of CRIU.
 //!
 //! It needs x86_64 Linux 6.7 or later with CONFIG_CHECKPOINT_RESTORE.

@@ -22,6 +22,7 @@ use crate::resource::fds::{
 };
 use crate::resource::memory::{self, AddressSpace, Inheritance, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
+use crate::resource::sockets::Pairs;
 use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::Blocked;
 use crate::resource::tasks::cgroup::{Cgroups, Membership};
@@ -414,6 +415,7 @@ struct Blueprint {
     /// By the open file description of the epoll instance.
     watches: BTreeMap<u32, Watches>,
     file_owners: Vec<FileOwner>,
+    pairs: Pairs,
     workshop: Workshop,
     channel_number: i32,
 }
@@ -473,6 +475,7 @@ impl Blueprint {
         let slot = |table: u32, fd| tables.get(&table)?.slot(fd).map(|slot| slot.description);
         let watches = Watches::load(image, slot)?;
         let file_owners = FileOwner::load(image, &tree, slot)?;
+        let pairs = Pairs::load(image, |number| processes.contains_key(&number))?;
         let channel_number = lowest_unused(tables.values(), &watches);
         let lineage = Lineage::of(&plan, &tree, &processes, &shares);
         Ok(Self {
@@ -484,6 +487,7 @@ impl Blueprint {
             lineage,
             watches,
             file_owners,
+            pairs,
             workshop,
             channel_number,
         })
@@ -715,6 +719,7 @@ impl<'i> Ready<'i> {
                 build_threads(member, process).of(member.pid)?;
             }
         }
+        self.files.sockets = blueprint.pairs.make(|number| family.process(number)?.puppet(0))?;
         self.files.make_of_tasks(family.pids())?;
         // Fd tables are needed empty until those who share them have all their mappings and places.
         for member in family.members_mut() {

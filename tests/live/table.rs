@@ -86,6 +86,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("fanotify", Subject::new(C("eventfiles"), &["fanotify"])),
     ("file_owners", Subject::new(C("eventfiles"), &["owners"])),
     ("many_files", Subject::new(C("eventfiles"), &["many"])),
+    ("socket_pairs", Subject::new(C("sockets"), &[])),
     ("places", Subject::new(C("fds"), &["places"])),
     ("chroot", Subject::new(C("fds"), &["chroot"])),
     ("files_places", Subject::new(C("files"), &["paths"])),

@@ -1,5 +1,6 @@
 // Holds what cannot be checkpointed, and a lot that a checkpoint could disturb: both must be as before.
 #include "subject.h"
+#include <linux/filter.h>
 #include <linux/perf_event.h>
 #include <stddef.h>
 #include <sys/epoll.h>
@@ -12,6 +13,7 @@
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <sys/user.h>
+#include <sys/un.h>
 
 static _Atomic int over;
 static _Atomic int elsewhere, keyrings, dispatches;
@@ -143,6 +145,50 @@ static void hold_odd(void)
 	hold(timer, "ECANCELED");
 }
 
+// Sockets that are no pairs of the tree's own, or have more in them than bytes.
+static void hold_sockets(void)
+{
+	hold(must(socket(AF_UNIX, SOCK_STREAM, 0)), "not connected");
+	struct sockaddr_un name = { AF_UNIX, "" };
+	int named = must(socket(AF_UNIX, SOCK_STREAM, 0)), pending = must(socket(AF_UNIX, SOCK_STREAM, 0));
+	must(bind(named, (void *)&name, sizeof(sa_family_t)));
+	must(listen(named, 1));
+	socklen_t length = sizeof name;
+	must(getsockname(named, (void *)&name, &length));
+	must(connect(pending, (void *)&name, length));
+	hold(named, "with a name");
+	hold(pending, "connected to one with a name");
+	int pair[2], one = 1;
+	must(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	struct {
+		struct cmsghdr head;
+		int fd;
+	} rights = { { CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS }, pair[0] };
+	struct msghdr message = { .msg_iov = &(struct iovec){ "x", 1 }, .msg_iovlen = 1, .msg_control = &rights,
+				  .msg_controllen = CMSG_SPACE(sizeof(int)) };
+	must(sendmsg(pair[0], &message, 0));
+	hold(pair[1], "SCM_RIGHTS");
+	must(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair));
+	must(setsockopt(pair[1], SOL_SOCKET, SO_PASSCRED, &one, sizeof one));
+	must(write(pair[0], "x", 1));
+	hold(pair[1], "SCM_CREDENTIALS");
+	must(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	if (send(pair[0], "x", 1, MSG_OOB) == 1)
+		hold(pair[1], "MSG_OOB");
+	must(socketpair(AF_UNIX, SOCK_DGRAM, 0, pair));
+	struct sock_filter all = { BPF_RET | BPF_K, 0, 0, 100 };
+	must(setsockopt(pair[1], SOL_SOCKET, SO_ATTACH_FILTER, &(struct sock_fprog){ 1, &all }, sizeof(struct sock_fprog)));
+	hold(pair[1], "filter");
+	// Made in our table by a process that is gone.
+	int next = must(dup(0));
+	must(close(next));
+	pid_t maker = must(syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0));
+	if (!maker)
+		_exit(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	join_child(maker);
+	hold(next, "is gone");
+}
+
 int main(void)
 {
 	begin();
@@ -151,6 +197,7 @@ int main(void)
 	hold(socket_, "sockets");
 	hold_nameless();
 	hold_odd();
+	hold_sockets();
 	put_file("expected", expected);
 	pid_t child = must(fork());
 	if (!child) {
