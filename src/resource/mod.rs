@@ -274,8 +274,8 @@ const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<fds::Ghost>(),
     RecordKind::of::<fds::DescriptionLocks>(),
     RecordKind::of::<fds::Watches>(),
-    RecordKind::of::<sockets::UnixPair>(),
     RecordKind::of::<memory::Vdso>(),
+    RecordKind::of::<sockets::UnixPair>(),
 ];
 
 /// Every kind of record that an image can hold.

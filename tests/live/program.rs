@@ -54,8 +54,8 @@ impl Program {
     fn binary(self) -> PathBuf {
         cell::scratch().join(match self {
             Program::C(name) => name.to_owned(),
-            Program::C32(name) => format!("{name}-32"),
             Program::StaticC(name) => format!("{name}-static"),
+            Program::C32(name) => format!("{name}-32"),
             Program::Shell(name) => format!("{name}-sh"),
             Program::Python(name) => format!("{name}-py"),
             Program::Java(name) => format!("{name}-java"),

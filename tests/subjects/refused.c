@@ -12,8 +12,8 @@
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
-#include <sys/un.h>
 #include <sys/user.h>
+#include <sys/un.h>
 
 static _Atomic int over;
 static _Atomic int elsewhere, keyrings, dispatches;
