@@ -3,7 +3,10 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket, socketpair,
+};
+use nix::sys::stat::fstat;
 
 use crate::error::{Error, ErrorKind, NameCall, Result};
 use crate::sys::socket::option;
@@ -40,13 +43,24 @@ impl Diag {
     pub(super) fn ask(&self, inode: u32) -> Result<Option<Entry>> {
         send(self.0.as_raw_fd(), &request(inode), MsgFlags::empty()).call("send")?;
         let mut answer = vec![0; 8192];
-        let length = recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty()).call("recv")?;
+        let length = recv(self.0.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT).call("recv")?;
         match parse(answer.get(..length).unwrap_or_default(), inode) {
             Some(Ok(entry)) => Ok(Some(entry)),
             Some(Err(Errno::ENOENT)) => Ok(None),
             Some(Err(errno)) => Err(Error::call("sock_diag", errno)),
             None => Err(Error::new(ErrorKind::Kernel, "sock_diag gives an answer that cannot be understood")),
         }
+    }
+}
+
+/// Does this kernel tell?
+pub(crate) fn is_there() -> nix::Result<()> {
+    let (one, _other) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
+    let inode = fstat(&one)?.st_ino as u32;
+    match Diag::open().and_then(|diag| diag.ask(inode)) {
+        Ok(Some(Entry { peer: Some(_), .. })) => Ok(()),
+        Ok(_) => Err(Errno::ENOENT),
+        Err(error) => Err(error.raw_errno().unwrap_or(Errno::EIO)),
     }
 }
 
@@ -117,8 +131,6 @@ fn word(bytes: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;
-
-    use nix::sys::stat::fstat;
 
     use super::*;
 

@@ -22,7 +22,7 @@ use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject
 use crate::image::{Decode, Encode, Image, Owner, Record, Records, Tag};
 use crate::proc::{fdinfo, nameless, read};
 use crate::resource::Report;
-use crate::resource::fds::{Builder, Collector, Description, FileKind, Probe};
+use crate::resource::fds::{Builder, Collector, Description, FileKind, NAMELESS_HINT, Probe};
 use crate::sys;
 use crate::sys::socket::{has_filter, is_at_mark, option, unread_of_peer};
 use crate::tracee::{Batch, Puppet, sys as call};
@@ -118,7 +118,7 @@ impl FileKind for UnixSocket {
                 let pair = seen.pair;
                 (Some(seen), Ok(Self { pair }))
             }
-            Err(reason) => (None, Err(probe.refusal(reason))),
+            Err(reason) => (None, Err(probe.refusal(reason).hint(NAMELESS_HINT))),
         };
         collector.sockets.seen.insert(inode, seen);
         Ok(outcome)
@@ -207,7 +207,7 @@ fn look(probe: &Probe, collector: &mut Collector) -> Result<std::result::Result<
         creator,
         sent: unread_of_peer(socket).call("ioctl(SIOCOUTQ)")?,
         end: End { description: collector.newest_number(), options, queue, shutdown: entry.shutdown, reset },
-        lonely: probe.refusal("the other end of this socket is outside the tree"),
+        lonely: probe.refusal("the other end of this socket is outside the tree").hint(NAMELESS_HINT),
         unseen: probe.refusal(
             "messages wait at its other end that cannot be found: an empty one is seen by the first MSG_PEEK only",
         ),
