@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -146,7 +146,7 @@ fn look(probe: &Probe, collector: &mut Collector) -> Result<std::result::Result<
         return Ok(Err("sockets of another network namespace: not supported".into()));
     }
     let inode = probe.stat.st_ino as u32;
-    let Some(entry) = diag.ask(inode)? else {
+    let Some(entry) = diag.entry(inode)? else {
         return Ok(Err("sockets that sock_diag(7) does not show: not supported".into()));
     };
     let Some(kind) = Kind::of(socket)? else {
@@ -231,9 +231,6 @@ fn ready(probe: &Probe) -> Result<PollFlags> {
 
 /// Whoever it is must be there on a restore.
 fn creator(probe: &Probe, collector: &Collector) -> Result<std::result::Result<Creator, Reason>> {
-    const SO_PEERGROUPS: i32 = 59;
-    /// NGROUPS_MAX times four.
-    const MOST: usize = 4 * 65536;
     let socket = probe.file.as_fd();
     let gone = "the process that has made this socket is gone, or outside the tree";
     let pidfd = match sys::socket::peer(socket) {
@@ -252,10 +249,21 @@ fn creator(probe: &Probe, collector: &Collector) -> Result<std::result::Result<C
     };
     // struct ucred
     let who = words(option(socket, libc::SO_PEERCRED, 12).call("getsockopt(SO_PEERCRED)")?);
-    let groups = words(option(socket, SO_PEERGROUPS, MOST).call("getsockopt(SO_PEERGROUPS)")?);
+    let groups = words(groups(socket).call("getsockopt(SO_PEERGROUPS)")?);
     match who[..] {
         [_, user, group] => Ok(Ok(Creator { process, user, group, groups })),
         _ => Err(Error::new(ErrorKind::Kernel, "SO_PEERCRED cannot be understood")),
+    }
+}
+
+fn groups(socket: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
+    const SO_PEERGROUPS: i32 = 59;
+    const FEW: usize = 4 * 32;
+    /// NGROUPS_MAX.
+    const MOST: usize = 4 * 65536;
+    match option(socket, SO_PEERGROUPS, FEW) {
+        Err(Errno::ERANGE) => option(socket, SO_PEERGROUPS, MOST),
+        other => other,
     }
 }
 
