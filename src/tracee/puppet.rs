@@ -503,7 +503,7 @@ impl Springboard {
             let (stack, will) = (regs.stack_pointer(), last_will(regs.left_in_loop(at), memory));
             regs.enter_loop(at, will.start, will.end, stack);
             tracee.set_regs(&regs)?;
-            for _ in 0..=(will.end - will.start) / ENTRY {
+            for _ in 0..=(will.end - will.start) / Sizes::ENTRY {
                 step_to_syscall(tracee)?;
                 step_to_syscall(tracee)?;
             }
@@ -589,18 +589,16 @@ pub(crate) enum Home {
 fn last_will(left: Range<u64>, memory: &Memory) -> Range<u64> {
     let len = left.end.saturating_sub(left.start);
     let table = match len {
-        1..=Scratch::LEN if len.is_multiple_of(ENTRY) => memory.read_vec(left.start, len as usize),
+        1..=Scratch::LEN if len.is_multiple_of(Sizes::ENTRY) => memory.read_vec(left.start, len as usize),
         _ => return 0..0,
     };
     // Memory that is gone has no will in it.
     let Ok(table) = table else { return 0..0 };
     let stops = |entry: &[u8]| entry.starts_with(&sys::tgkill.number.to_ne_bytes());
-    let before = table.chunks_exact(ENTRY as usize).rposition(stops).map_or(0, |index| index as u64 + 1);
-    left.start + before * ENTRY..left.end
+    let before =
+        table.chunks_exact(Sizes::ENTRY as usize).rposition(stops).map_or(0, |index| index as u64 + 1);
+    left.start + before * Sizes::ENTRY..left.end
 }
-
-/// Bytes of an entry of a table.
-const ENTRY: u64 = arch::ENTRY_WORDS as u64 * 8;
 
 fn is_last_call(regs: &Regs, code: u64) -> bool {
     regs.pc() == code && regs.result() == sys::exit.number
