@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use cryosleep::AfterDump;
 use nix::sys::signal::Signal;
 
-use crate::program::{Program, Target};
+use crate::program::{Options, Program, Target, usual};
 use crate::{Outcome, view};
 
 /// One line of the table.
@@ -22,6 +22,8 @@ pub(crate) struct Subject {
     /// It has something that only comes back under the numbers that it had for everybody, or it looks for itself
     /// in /proc, where another task has its number, or is helped by a process from outside.
     only_original: bool,
+    /// Its checkpoints, otherwise than usual.
+    options: Options,
 }
 
 impl Subject {
@@ -33,7 +35,13 @@ impl Subject {
             stopped: false,
             churns: false,
             only_original: false,
+            options: usual,
         }
+    }
+
+    pub(crate) const fn dumped(mut self, options: Options) -> Self {
+        self.options = options;
+        self
     }
 
     pub(crate) const fn settle(mut self, millis: u64) -> Self {
@@ -111,6 +119,7 @@ impl Subject {
         let namespaced = matches!(mode, Mode::Namespaced);
         let start = if namespaced { Target::start_namespaced } else { Target::start };
         let mut target = start(self.program, self.args)?;
+        target.options = self.options;
         let look =
             |target: &Target| if namespaced { view::from_inside(target.pid) } else { view::of(target.pid) };
         std::thread::sleep(self.settle);

@@ -2,6 +2,7 @@
 
 use crate::modes::Subject;
 use crate::program::Program::{C, Python, Shell, StaticC};
+use crate::program::bare;
 
 /// A call with a time limit of 1.5 seconds, stopped in its middle.
 const fn timed(name: &'static [&'static str]) -> Subject {
@@ -18,7 +19,8 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("static_counter", Subject::new(StaticC("counter"), &[])),
     ("dynamic_counter", Subject::new(C("counter"), &[])),
     ("large_counter", Subject::new(C("counter"), &["72"])),
-    ("large_counter_without_descriptors", Subject::new(C("counter"), &["8", "4"])),
+    ("large_counter_bare", Subject::new(C("counter"), &["40"]).dumped(bare)),
+    ("large_counter_without_descriptors", Subject::new(C("counter"), &["8", "4"]).dumped(bare)),
     ("registers_avx", Subject::new(C("registers"), &["spin"])),
     ("registers_avx512", Subject::new(C("registers"), &["spin512"])),
     ("registers_avx_in_call", Subject::new(C("registers"), &["call"])),
@@ -73,6 +75,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("mapping_sysv", Subject::new(C("mappings"), &["sysv"]).only_original()),
     ("guard_regions", Subject::new(C("mappings"), &["guards"])),
     ("regular_files", Subject::new(C("fds"), &["regular"])),
+    ("handed_files", Subject::new(C("fds"), &["handed"])),
     ("devices", Subject::new(C("fds"), &["devices"])),
     ("pipes", Subject::new(C("fds"), &["pipes"])),
     ("eventfds_and_signalfds", Subject::new(C("eventfiles"), &["counters"])),
@@ -80,12 +83,15 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("pidfds", Subject::new(C("eventfiles"), &["pidfds"]).only_original()),
     ("epolls", Subject::new(C("eventfiles"), &["epolls"])),
     ("inotify", Subject::new(C("eventfiles"), &["inotify"])),
+    ("fanotify", Subject::new(C("eventfiles"), &["fanotify"])),
     ("file_owners", Subject::new(C("eventfiles"), &["owners"])),
     ("many_files", Subject::new(C("eventfiles"), &["many"])),
+    ("socket_pairs", Subject::new(C("sockets"), &[])),
     ("places", Subject::new(C("fds"), &["places"])),
     ("chroot", Subject::new(C("fds"), &["chroot"])),
     ("files_places", Subject::new(C("files"), &["paths"])),
     ("files_of_proc", Subject::new(C("files"), &["proc"]).only_original()),
+    ("files_of_overlay", Subject::new(C("files"), &["overlay"])),
     ("files_deleted", Subject::new(C("files"), &["ghosts"])),
     ("files_deleted_directories", Subject::new(C("files"), &["directories"])),
     ("files_fifos", Subject::new(C("files"), &["fifos"])),

@@ -25,14 +25,22 @@ const SHARING: Program = Program::C("sharing");
 pub(super) const CASES: &[Case] = &[
     Case { name: "crash_of_dump_counter", test: || dump(COUNTER, ""), programs: &[COUNTER] },
     // So large that the target is given more threads to write it.
-    Case { name: "crash_of_dump_large", test: || dump(COUNTER, "48"), programs: &[COUNTER] },
+    Case {
+        name: "crash_of_dump_large",
+        test: || dump_in(ROUNDS, "bare_dump", COUNTER, "48"),
+        programs: &[COUNTER],
+    },
     Case { name: "crash_of_dump_registers", test: || dump(REGISTERS, "spin512"), programs: &[REGISTERS] },
     Case { name: "crash_of_dump_threads", test: || dump(TASKS, "threads"), programs: &[TASKS] },
     Case { name: "crash_of_dump_pending", test: || dump(SIGNALS, "pending_others"), programs: &[SIGNALS] },
     Case { name: "crash_of_dump_altstack", test: || dump(SIGNALS, "altstack"), programs: &[SIGNALS] },
     Case { name: "crash_of_dump_poll", test: || dump(BLOCKED, "poll"), programs: &[BLOCKED] },
     Case { name: "crash_of_dump_tree", test: || dump(TASKS, "sessions"), programs: &[TASKS] },
-    Case { name: "crash_of_dump_sharing", test: || dump_in(20, SHARING, "living"), programs: &[SHARING] },
+    Case {
+        name: "crash_of_dump_sharing",
+        test: || dump_in(20, "dump", SHARING, "living"),
+        programs: &[SHARING],
+    },
     Case { name: "crash_of_restore_counter", test: || restore(COUNTER, ""), programs: &[COUNTER] },
     Case { name: "crash_of_restore_threads", test: || restore(TASKS, "threads"), programs: &[TASKS] },
     Case { name: "crash_of_restore_tree", test: || restore(TASKS, "sessions"), programs: &[TASKS] },
@@ -80,19 +88,19 @@ fn text(error: std::io::Error) -> String {
 }
 
 fn dump(program: Program, part: &str) -> Outcome {
-    dump_in(ROUNDS, program, part)
+    dump_in(ROUNDS, "dump", program, part)
 }
 
 /// The target runs on, or is stopped and goes on after SIGCONT.
-fn dump_in(rounds: u32, program: Program, part: &str) -> Outcome {
+fn dump_in(rounds: u32, role: &str, program: Program, part: &str) -> Outcome {
     let target = Target::start(program, &[part])?;
     std::thread::sleep(Duration::from_millis(60));
     let all: BTreeSet<u32> = view::tree(target.pid);
     let before = held(&all);
     let (mut dice, mut stopped) = (Dice::new(), 0);
-    let whole = measure("dump", target.pid, target.image())?;
+    let whole = measure(role, target.pid, target.image())?;
     for round in 0..rounds {
-        interrupted("dump", target.pid, target.image(), whole, &mut dice)?;
+        interrupted(role, target.pid, target.image(), whole, &mut dice)?;
         let alive = view::tree(target.pid);
         ensure(alive == all && all.iter().all(|pid| view::state(*pid) != 'Z'), || {
             let said = (target.file("result"), waitpid(target.pid(), Some(WaitPidFlag::WNOHANG)));

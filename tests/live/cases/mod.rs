@@ -1,13 +1,17 @@
 //! What is not a subject in modes: refusals, crashes, conflicts, and the process that hosts the library.
 
+mod chain;
 mod crash;
 pub(crate) mod criu;
 mod external;
+mod files;
 mod host;
+mod huge;
 mod image;
 mod pids;
 mod real;
 mod refusal;
+mod vdso;
 
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
@@ -15,7 +19,7 @@ use std::process::{Child, Command, ExitCode};
 use cryosleep::{AfterDump, Checkpoint, Event, Hooks, Pids, Restore};
 
 use crate::Outcome;
-use crate::program::Program;
+use crate::program::{Program, bare};
 
 /// A test of its own: its name, what it does, and the programs that it needs.
 pub(crate) struct Case {
@@ -25,9 +29,21 @@ pub(crate) struct Case {
 }
 
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
-    [refusal::CASES, image::CASES, pids::CASES, crash::CASES, host::CASES, external::CASES, real::CASES]
-        .into_iter()
-        .flatten()
+    [
+        refusal::CASES,
+        image::CASES,
+        chain::CASES,
+        pids::CASES,
+        crash::CASES,
+        host::CASES,
+        external::CASES,
+        huge::CASES,
+        vdso::CASES,
+        files::CASES,
+        real::CASES,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 const HELPER: &str = "CRYOSLEEP_HELPER";
@@ -67,6 +83,9 @@ pub(crate) fn help() -> Option<ExitCode> {
     let hooks = &mut Herald;
     let done = match role.as_str() {
         "dump" => Checkpoint::of(pid).after(AfterDump::Resume).hooks(hooks).write_to(image).map(drop),
+        "bare_dump" => {
+            bare(Checkpoint::of(pid)).after(AfterDump::Resume).hooks(hooks).write_to(image).map(drop)
+        }
         "clone" => Restore::from(image).pids(Pids::NewNamespace).hooks(hooks).run().map(drop),
         _ => Restore::from(image).hooks(hooks).run().map(drop),
     };
