@@ -42,7 +42,7 @@ const BUFFER: usize = 512 * 1024;
 pub(crate) const LARGE: u64 = 4 * 1024 * 1024;
 
 /// Another writer pays from this size on.
-const SHARE: u64 = 16 * 1024 * 1024;
+const SHARE: u64 = 4 * 1024 * 1024;
 
 /// How many pages were looked at and stored.
 #[derive(Clone, Copy, Debug, Default)]
@@ -339,7 +339,7 @@ fn join(pages: Vec<Run>, ranges: &[Range<u64>]) -> Vec<Run> {
 }
 
 /// Divides ranges into at most so many parts of about the same size.
-fn divide(ranges: &[Range<u64>], parts: u64) -> Vec<Vec<Range<u64>>> {
+pub(super) fn divide(ranges: &[Range<u64>], parts: u64) -> Vec<Vec<Range<u64>>> {
     let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
     let most = total.div_ceil(parts.max(1)).next_multiple_of(PAGE);
     let mut divided = vec![Vec::new()];
