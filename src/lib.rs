@@ -77,11 +77,12 @@ mod resource;
 mod restore;
 mod sys;
 mod tracee;
+mod vfork;
 
 pub use checkpoint::{AfterDump, Checkpoint, CheckpointStats, Dumped, Preflight};
 pub use error::{Error, ErrorKind, Phase, Refusal, Result, Subject};
 pub use hooks::{Event, Hooks, Progress};
-pub use image::Durability;
+pub use image::{Durability, PageChecksums};
 pub use pid::Pid;
 pub use resource::fds::{External, FileValidation, OuterPipes};
 pub use resource::tasks::cgroup::Cgroups;

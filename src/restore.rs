@@ -26,6 +26,7 @@ use crate::resource::tasks::cgroup::{Cgroups, Membership};
 use crate::resource::tasks::cpu::{CpuCheck, Processor};
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::JobStop;
+use crate::resource::tasks::login::LoginUser;
 use crate::resource::tasks::pids::Pids;
 use crate::resource::tasks::plan::Plan;
 use crate::resource::tasks::registers::Registers;
@@ -355,6 +356,7 @@ struct ProcessPlan {
     seats: BTreeMap<u32, Seat>,
     states: StatesOf,
     cgroups: Membership,
+    login: Option<LoginUser>,
     continues: Option<ProcessPending>,
     /// The leader, if it has ended, and what it does all the same until then.
     dead_leader: Option<(DeadLeader, StatesOf)>,
@@ -536,10 +538,7 @@ impl ProcessPlan {
         }
         let memory = sharing.get(Kind::Memory);
         let stop: Option<JobStop> = image.get(owner)?;
-        let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
-        if stop.is_some_and(|stop| !stops.contains(&stop.signal)) {
-            return Err(Error::new(ErrorKind::Image, "it is stopped by a signal that stops nobody"));
-        }
+        stop.map_or(Ok(()), JobStop::check)?;
         let mut threads = BTreeMap::new();
         for tid in tids {
             threads.insert(*tid, ThreadPlan::load(image, Pid::from(*tid)).of(Pid::from(*tid))?);
@@ -550,6 +549,7 @@ impl ProcessPlan {
             seats,
             states: load_states(image, Scope::Process, pid)?,
             cgroups: image.require(owner)?,
+            login: image.get(owner)?,
             continues: image.get(owner)?,
             dead_leader: dead_leader(image, pid, tids)?,
             stop,
@@ -736,6 +736,9 @@ impl<'i> Ready<'i> {
     }
 
     fn build_places(&self, member: &Member, process: &ProcessPlan) -> Result<()> {
+        if let Some(login) = &process.login {
+            login.build(member.pid, &self.channel, &mut member.puppet(0)?)?;
+        }
         for (number, seat) in &process.seats {
             let Some(places) = &seat.places else { continue };
             let mut puppet = member.puppet_of(*number)?;
@@ -908,7 +911,11 @@ fn take_turn(
             (None, None) => &[],
         };
         let shared = if thread == 0 { process.states.as_slice() } else { &[] };
-        let at = |stage: Stage| own.iter().chain(shared).filter(move |(at, _)| *at == stage);
+        let at = |stage: Stage| {
+            // Timers of the process are set while no signal waits for a thread.
+            let (first, second) = if stage == Stage::Pending { (shared, own) } else { (own, shared) };
+            first.iter().chain(second).filter(move |(at, _)| *at == stage)
+        };
         let states: Vec<_> = stages.iter().copied().flat_map(at).map(|(_, state)| &**state).collect();
         (!states.is_empty()).then_some(Work { member, thread, task, states })
     });

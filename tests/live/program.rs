@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use cryosleep::{AfterDump, Checkpoint, Dumped, Exit, Pids, Restore, Restored};
+use cryosleep::{AfterDump, Checkpoint, Dumped, Exit, PageChecksums, Pids, Restore, Restored};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -23,6 +23,8 @@ pub(crate) enum Program {
     C(&'static str),
     /// The same, linked statically.
     StaticC(&'static str),
+    /// The same as a 32-bit program without a C library.
+    C32(&'static str),
     /// tests/subjects/NAME.sh
     Shell(&'static str),
     /// tests/subjects/NAME.py
@@ -34,7 +36,7 @@ pub(crate) enum Program {
 impl Program {
     fn source(self) -> PathBuf {
         let name = match self {
-            Program::C(name) | Program::StaticC(name) => format!("{name}.c"),
+            Program::C(name) | Program::StaticC(name) | Program::C32(name) => format!("{name}.c"),
             Program::Shell(name) => format!("{name}.sh"),
             Program::Python(name) => format!("{name}.py"),
             Program::Java(name) => format!("{name}.java"),
@@ -46,9 +48,11 @@ impl Program {
     fn binary(self) -> PathBuf {
         match self {
             Program::StaticC(name) => cell::scratch().join(format!("{name}-static")),
-            Program::C(name) | Program::Shell(name) | Program::Python(name) | Program::Java(name) => {
-                cell::scratch().join(name)
-            }
+            Program::C(name)
+            | Program::C32(name)
+            | Program::Shell(name)
+            | Program::Python(name)
+            | Program::Java(name) => cell::scratch().join(name),
         }
     }
 
@@ -64,6 +68,7 @@ impl Program {
         let linking: &[&str] = match self {
             Program::C(_) => &[],
             Program::StaticC(_) => &["-static"],
+            Program::C32(_) => &["-m32", "-nostdlib", "-static", "-ffreestanding", "-fno-pic"],
             Program::Shell(_) | Program::Python(_) => return Ok(()),
             Program::Java(_) => {
                 let mut javac = Command::new("javac");
@@ -102,7 +107,7 @@ impl Program {
     fn command(self, arguments: &[&str]) -> Command {
         let mut command = Command::new("setsid");
         match self {
-            Program::C(_) | Program::StaticC(_) => command.arg(self.binary()),
+            Program::C(_) | Program::StaticC(_) | Program::C32(_) => command.arg(self.binary()),
             Program::Shell(_) => command.arg("sh").arg(self.source()),
             Program::Python(_) => command.arg("python3").arg(self.source()),
             Program::Java(name) => {
@@ -116,6 +121,18 @@ impl Program {
     }
 }
 
+/// What a checkpoint is told besides whom, and what becomes of him.
+pub(crate) type Options = fn(Checkpoint<'static>) -> Checkpoint<'static>;
+
+pub(crate) fn usual(checkpoint: Checkpoint<'static>) -> Checkpoint<'static> {
+    checkpoint
+}
+
+/// Pages without checksums, which the target writes itself.
+pub(crate) fn bare(checkpoint: Checkpoint<'_>) -> Checkpoint<'_> {
+    checkpoint.page_checksums(PageChecksums::Off)
+}
+
 /// A running (or frozen, or restored) subject.
 pub(crate) struct Target {
     pub(crate) pid: u32,
@@ -126,6 +143,7 @@ pub(crate) struct Target {
     warden: Option<Warden>,
     /// What it was restored as.
     restored: Option<Restored>,
+    pub(crate) options: Options,
 }
 
 /// A process 1 that does nothing but wait for others, and the child of ours that keeps it alive.
@@ -221,6 +239,7 @@ impl Target {
             gone: Gone::default(),
             warden: None,
             restored: None,
+            options: usual,
         };
         target.until("ready", || target.file("ready").is_some())?;
         if !matches!(home, Home::Here) {
@@ -286,7 +305,8 @@ impl Target {
     }
 
     pub(crate) fn dump(&self, after: AfterDump) -> Result<Dumped, String> {
-        Checkpoint::of(self.pid).after(after).write_to(&self.image).map_err(|error| error.to_string())
+        let checkpoint = (self.options)(Checkpoint::of(self.pid)).after(after);
+        checkpoint.write_to(&self.image).map_err(|error| error.to_string())
     }
 
     /// Dumps it, makes sure that it is gone, restores it.

@@ -78,7 +78,7 @@ const FILES: &[(&str, Look)] = &[
     ("sched", By(sched)),
     ("schedstat", Not("times: history")),
     ("seccomp_cache", Whole),
-    ("sessionid", Whole),
+    ("sessionid", Not("counted by the kernel: setting a loginuid begins a session")),
     ("setgroups", Whole),
     ("smaps", Elsewhere("see mappings()")),
     ("smaps_rollup", Not("sums of smaps that follow what is resident")),

@@ -1,15 +1,18 @@
 // Holds what cannot be checkpointed, and a lot that a checkpoint could disturb: both must be as before.
 #include "subject.h"
 #include <linux/perf_event.h>
+#include <stddef.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
+#include <sys/user.h>
 
 static _Atomic int over;
-static _Atomic int elsewhere;
+static _Atomic int elsewhere, keyrings, dispatches;
 static volatile int ticks;
 static void tick(int signal) { (void)signal; ticks++; }
 
@@ -17,12 +20,41 @@ static void tick(int signal) { (void)signal; ticks++; }
 static void *count(void *sum)
 {
 	must(unshare(CLONE_NEWUTS));
+	keyrings += syscall(SYS_keyctl, 0 /* KEYCTL_GET_KEYRING_ID */, -1 /* of the thread */, 1) != -1;
 	elsewhere = gettid();
 	uint64_t number = 0, total = 0;
 	while (!over)
 		total += ++number;
 	*(int *)sum = total == (number % 2 ? (number + 1) / 2 * number : number / 2 * (number + 1));
 	return NULL;
+}
+
+// One whose system calls are signals for the moment (syscall user dispatch): it makes none.
+static void *dispatch(void *unused)
+{
+	static volatile char selector;
+	if (prctl(59 /* PR_SET_SYSCALL_USER_DISPATCH */, 1, 0, 0, &selector) == 0)
+		dispatches = gettid();
+	else
+		dispatches = -1; // a kernel without it
+	selector = dispatches > 0;
+	while (!over)
+		;
+	selector = 0;
+	return unused;
+}
+
+// Sets a hardware breakpoint in its parent, where nobody ever gets.
+static void set_breakpoint(void)
+{
+	static long never;
+	pid_t parent = getppid();
+	must(ptrace(PTRACE_SEIZE, parent, 0, 0));
+	must(ptrace(PTRACE_INTERRUPT, parent, 0, 0));
+	expect(waitpid(parent, NULL, __WALL) == parent);
+	must(ptrace(PTRACE_POKEUSER, parent, offsetof(struct user, u_debugreg[0]), &never));
+	must(ptrace(PTRACE_POKEUSER, parent, offsetof(struct user, u_debugreg[7]), 0xd0001));
+	must(ptrace(PTRACE_DETACH, parent, 0, 0));
 }
 
 static char expected[4096];
@@ -99,7 +131,17 @@ int main(void)
 	pid_t child = must(fork());
 	if (!child) {
 		must(socket(AF_UNIX, SOCK_DGRAM, 0));
+		set_breakpoint();
+		pthread_t dispatcher;
+		zero(pthread_create(&dispatcher, NULL, dispatch, NULL));
+		while (!dispatches)
+			nap(MS);
+		char number[16];
+		snprintf(number, sizeof number, "%d", dispatches);
+		put_file("dispatches", number);
 		wait_go();
+		over = 1;
+		zero(pthread_join(dispatcher, NULL));
 		return 0;
 	}
 	sigset_t set;
@@ -114,9 +156,14 @@ int main(void)
 	zero(pthread_create(&thread, NULL, count, &right));
 	while (!elsewhere)
 		nap(MS);
+	keyrings += syscall(SYS_keyctl, 0, -2 /* of the process */, 1) != -1;
+	if (keyrings)
+		put_file("keyrings", ""); // the kernel has them
 	char number[16];
 	snprintf(number, sizeof number, "%d", elsewhere);
 	put_file("elsewhere", number);
+	while (access("dispatches", F_OK))
+		nap(MS);
 	signal(SIGALRM, tick);
 	must(setitimer(ITIMER_REAL, &(struct itimerval){ { 0, 20000 }, { 0, 20000 } }, NULL));
 	ready();

@@ -54,7 +54,7 @@ __attribute__((format(printf, 3, 4), noreturn)) static void fail_at(int line, co
 	vsnprintf(text, sizeof text, format, args);
 	va_end(args);
 	int fd = open(in_base("result"), O_WRONLY | O_CREAT | O_APPEND, 0600);
-	dprintf(fd, "line %d: %s: %s\n", line, what, text);
+	dprintf(fd < 0 ? 2 : fd, "line %d: %s: %s\n", line, what, text);
 	_exit(1);
 }
 

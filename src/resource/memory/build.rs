@@ -468,6 +468,9 @@ impl MmBuilder<'_> {
         let (bulk, rest): (Vec<Run>, Vec<Run>) = missing.iter().partition(|run| large(run));
         let left = if bulk.is_empty() { None } else { self.fill_bulk(puppet, space, &bulk).err() };
         if let Some(error) = left {
+            if error.kind() == ErrorKind::Image {
+                return Err(error);
+            }
             // Not allowed here, by sysctl or seccomp: the slower way does it as well.
             tracing::debug!(%error, "userfaultfd is not available");
             self.write(puppet, space, &bulk)?;

@@ -219,7 +219,10 @@ impl Blocked {
         sleeper: Option<Sleeper>,
         memory: &Memory,
     ) -> Result<Option<Self>> {
-        let (Some(shown), restart::BLOCK) = (regs.interrupted_call(), regs.result()) else { return Ok(None) };
+        let (Some(shown), restart::BLOCK, arch::CS_64) = (regs.interrupted_call(), regs.result(), regs.cs)
+        else {
+            return Ok(None);
+        };
         let note = Note::read(memory, regs);
         let number = match shown {
             RESTART => {
