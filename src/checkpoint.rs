@@ -18,7 +18,10 @@ use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, PageChecksums, 
 use crate::proc::read;
 use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
-use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
+use crate::resource::fds::{
+    Collector, DevicePaths, External, FileHandler, FilePolicy, FileValidation, Ghosts, LinkRemap, OuterPipes,
+    Places, refuse_askers,
+};
 use crate::resource::memory::{
     self, AddressSpace, FromInside, Kin, PageWriter, Parent, Relatives, SharedObjects, Vdso, Whose,
 };
@@ -30,7 +33,7 @@ use crate::resource::tasks::cpu::Processor;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::login::LoginUser;
-use crate::resource::tasks::sharing::{Kind, Shares};
+use crate::resource::tasks::sharing::{Kind, Shares, Sharing};
 use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
 use crate::sys::ptrace::Resume;
@@ -219,13 +222,45 @@ impl<'h> Checkpoint<'h> {
 
     /// Leaves an open file out of the image: [`Restore::inherit`](crate::Restore::inherit) supplies it.
     pub fn external(mut self, file: External) -> Self {
-        self.files.external.insert(file);
+        let key = file.key();
+        self.files.external.insert(file, key);
+        self
+    }
+
+    /// The same, to be supplied as [`External::Name`]: by a name that says more than a number of this machine.
+    pub fn external_as(mut self, file: External, name: &str) -> Self {
+        self.files.external.insert(file, External::Name(name.to_owned()).key());
+        self
+    }
+
+    /// Who is asked about open files of kinds that the library does not know.
+    pub fn handler(mut self, handler: Arc<dyn FileHandler>) -> Self {
+        self.files.handlers.add(handler);
         self
     }
 
     /// What to do about pipes with an end outside of the tree.
     pub fn outer_pipes(mut self, pipes: OuterPipes) -> Self {
         self.files.outer_pipes = pipes;
+        self
+    }
+
+    /// What to do about files whose name was removed, though they have other names.
+    pub fn link_remap(mut self, links: LinkRemap) -> Self {
+        self.files.links = links;
+        self
+    }
+
+    /// By which paths devices may be opened again.
+    pub fn device_paths(mut self, paths: DevicePaths) -> Self {
+        self.files.device_paths = paths;
+        self
+    }
+
+    /// How a restore will look at files that have changed: [`FileValidation::BuildId`] has to be known now, everything
+    /// else is recorded anyway.
+    pub fn file_validation(mut self, validation: FileValidation) -> Self {
+        self.files.validation = validation;
         self
     }
 
@@ -284,10 +319,9 @@ impl<'h> Checkpoint<'h> {
         on_own_thread(move || {
             let frozen = freeze_program(self.root, self.time_limit).in_phase(Phase::Freeze)?;
             let mut report = Report::default();
-            if unsupported::namespaces(&frozen, &mut report).in_phase(Phase::Collect)? {
+            let Some(shares) = look_first(&frozen, &mut report).in_phase(Phase::Collect)? else {
                 return Ok(Preflight(report.0));
-            }
-            let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
+            };
             let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
             let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
             let described = described.in_phase(Phase::Describe);
@@ -312,10 +346,9 @@ impl<'h> Checkpoint<'h> {
         self.tell(Event::Frozen { root }).in_phase(Phase::Freeze)?;
 
         let mut report = Report::default();
-        if unsupported::namespaces(&frozen, &mut report).in_phase(Phase::Collect)? {
+        let Some(shares) = look_first(&frozen, &mut report).in_phase(Phase::Collect)? else {
             return Err(Error::unsupported(report.0).in_phase(Phase::Collect));
-        }
-        let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
+        };
         let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
         let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
         let described = described.in_phase(Phase::Describe)?;
@@ -382,7 +415,7 @@ impl<'h> Checkpoint<'h> {
             written.insert(number, (process.process.speaker(), space));
         }
         shared.write(Memory::open, &mut pages, &mut image, &mut records)?;
-        ghosts.write(&mut pages, &mut image, &mut records)?;
+        let links = ghosts.write(&mut pages, &mut image, &mut records)?;
         let counts = pages.finish(&mut records)?;
         stats.memory = started.elapsed();
         stats.pages_scanned = counts.scanned;
@@ -390,8 +423,27 @@ impl<'h> Checkpoint<'h> {
         stats.pages_in_parent = counts.inherited;
         stats.pages_written = counts.written;
         stats.bytes_written = image.finish(records, ManifestInfo { root })?.bytes;
+        links.keep();
         Ok(sleeps)
     }
+}
+
+/// What tasks share; `None` if something has been refused that forbids any further look.
+fn look_first(frozen: &Frozen, report: &mut Report) -> Result<Option<Shares>> {
+    if unsupported::namespaces(frozen, report)? {
+        return Ok(None);
+    }
+    let shares = Shares::find(frozen, report)?;
+    let mut askers = Report::default();
+    for process in &frozen.processes {
+        let own = |(tid, sharing): (Pid, Sharing)| {
+            (sharing.get(Kind::Files) == process.owner_for(tid).0).then_some((process.pid, tid))
+        };
+        refuse_askers(shares.seats(process).filter_map(own), &mut askers)?;
+    }
+    let may_go_on = askers.0.is_empty();
+    report.0.append(&mut askers.0);
+    Ok(may_go_on.then_some(shares))
 }
 
 fn default_writers() -> NonZeroUsize {

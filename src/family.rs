@@ -278,6 +278,11 @@ impl Family {
         self.members.iter().filter(|member| !member.dead)
     }
 
+    /// The one that knows itself by this number.
+    pub(crate) fn process(&self, number: u32) -> Result<&Member> {
+        self.members.iter().find(|member| member.number == number).ok_or_else(no_root)
+    }
+
     pub(crate) fn members_mut(&mut self) -> impl Iterator<Item = &mut Member> {
         self.members.iter_mut().filter(|member| !member.dead)
     }

@@ -7,6 +7,7 @@
 pub(crate) mod fds;
 pub(crate) mod memory;
 pub(crate) mod signals;
+pub(crate) mod sockets;
 pub(crate) mod tasks;
 
 use std::fmt::Debug;
@@ -274,6 +275,7 @@ const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<fds::DescriptionLocks>(),
     RecordKind::of::<fds::Watches>(),
     RecordKind::of::<memory::Vdso>(),
+    RecordKind::of::<sockets::UnixPair>(),
 ];
 
 /// Every kind of record that an image can hold.

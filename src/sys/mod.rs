@@ -9,6 +9,7 @@ pub(crate) mod pidfd;
 pub(crate) mod probe;
 pub(crate) mod ptrace;
 pub(crate) mod sched;
+pub(crate) mod socket;
 pub(crate) mod sysv;
 pub(crate) mod uffd;
 pub(crate) mod wait;

@@ -440,11 +440,12 @@ impl Looker {
         for fd in numbers(&format!("{at}/fd")) {
             let target = link(&format!("{at}/fd/{fd}"));
             let deleted = target.ends_with(" (deleted)") && !Path::new(&target).exists();
-            let nameless = target.starts_with("pipe:") || deleted || target.starts_with("/proc/");
+            let numbered = target.starts_with("pipe:") || target.starts_with("socket:");
+            let nameless = numbered || deleted || target.starts_with("/proc/");
             let nameless = nameless || target == "anon_inode:[pidfd]";
             let target = match deleted {
                 true => self.names.same(&format!("deleted {}", inode(&format!("{at}/fd/{fd}")))),
-                false if target.starts_with("pipe:") => self.names.same(&target),
+                false if numbered => self.names.same(&target),
                 false => target,
             };
             let info = text(&format!("{at}/fdinfo/{fd}"));

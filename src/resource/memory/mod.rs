@@ -450,7 +450,8 @@ fn mapped_file(
             }
         },
     };
-    let file = FileRef::describe(&name, &actual, &way, ghosts)?;
+    let mut file = FileRef::describe(&name, &actual, &way, ghosts)?;
+    file.iter_mut().try_for_each(|file| ghosts.note_build_id(file, &way))?;
     if let (Ok(file), true) = (&file, mapping.flags.contains(VmFlags::SHARED)) {
         ghosts.note_mapping(file, pid, mapping.flags.contains(VmFlags::MAY_WRITE));
     }
@@ -460,7 +461,9 @@ fn mapped_file(
 fn executable(pid: Pid, ghosts: &mut Ghosts) -> Result<std::result::Result<FileRef, Reason>> {
     let way = format!("/proc/{pid}/exe");
     let stat = stat(way.as_str()).call("stat").of(pid)?;
-    FileRef::describe(&read::link(pid, "exe")?, &stat, &way, ghosts)
+    let mut file = FileRef::describe(&read::link(pid, "exe")?, &stat, &way, ghosts)?;
+    file.iter_mut().try_for_each(|file| ghosts.note_build_id(file, &way))?;
+    Ok(file)
 }
 
 impl AddressSpace {

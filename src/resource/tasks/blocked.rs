@@ -132,12 +132,18 @@ fn gives_up(number: i64) -> Option<Limit> {
         libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => Limit::Timespec(3),
         libc::SYS_rt_sigtimedwait => Limit::Timespec(2),
         libc::SYS_io_getevents => Limit::Timespec(4),
+        // All but semop(2) only of sockets that limit the time themselves (SO_RCVTIMEO), which then begins anew.
         libc::SYS_semop
+        | libc::SYS_read
+        | libc::SYS_readv
+        | libc::SYS_write
+        | libc::SYS_writev
         | libc::SYS_recvfrom
         | libc::SYS_recvmsg
         | libc::SYS_recvmmsg
         | libc::SYS_sendto
         | libc::SYS_sendmsg
+        | libc::SYS_sendmmsg
         | libc::SYS_accept
         | libc::SYS_accept4
         | libc::SYS_connect => Limit::None,

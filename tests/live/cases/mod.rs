@@ -4,6 +4,7 @@ mod chain;
 mod crash;
 pub(crate) mod criu;
 mod external;
+mod files;
 mod host;
 mod huge;
 mod image;
@@ -38,6 +39,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         external::CASES,
         huge::CASES,
         vdso::CASES,
+        files::CASES,
         real::CASES,
     ]
     .into_iter()

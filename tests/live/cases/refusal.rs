@@ -18,6 +18,7 @@ const LOCKS: Program = Program::C("locks");
 const TASKS: Program = Program::C("tasks");
 const COMPAT: Program = Program::C32("compat");
 const TIMERS: Program = Program::C("timers");
+const EVENTFILES: Program = Program::C("eventfiles");
 const SHARING: Program = Program::C("sharing");
 
 pub(super) const CASES: &[Case] = &[
@@ -28,6 +29,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "refusal_of_seccomp_listener", test: seccomp_listener, programs: &[SECCOMP] },
     Case { name: "refusal_of_seccomp_without_privilege", test: seccomp_unprivileged, programs: &[SECCOMP] },
     Case { name: "refusal_of_deleted_lease", test: deleted_lease, programs: &[LOCKS] },
+    Case { name: "refusal_of_fanotify_asker", test: asker, programs: &[EVENTFILES] },
     Case { name: "refusal_of_mappings", test: mappings, programs: &[MAPPINGS] },
     Case { name: "refusal_of_mapping_policy", test: mapping_policy, programs: &[NUMA] },
     Case { name: "refusal_of_32_bit_task", test: compat, programs: &[COMPAT] },
@@ -136,6 +138,11 @@ fn vfork_parent() -> Outcome {
 /// Looking at it would break the lease.
 fn deleted_lease() -> Outcome {
     is_refused(LOCKS, "deleted_lease", &["deleted", "lease"])
+}
+
+/// Opening its files would be waiting for it, for ever.
+fn asker() -> Outcome {
+    is_refused(EVENTFILES, "asker", &["fanotify", "permissions"])
 }
 
 fn seccomp_listener() -> Outcome {
