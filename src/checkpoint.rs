@@ -794,6 +794,7 @@ impl Described {
                 described.records.put(Owner(child), &stop)?;
             }
         }
+        described.shared.note_unattached(frozen, report)?;
         described.ghosts = files.finish(report, &mut described.records)?;
         Ok(described)
     }
