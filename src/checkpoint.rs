@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
 use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
 use crate::resource::memory::{
-    self, AddressSpace, FromInside, Kin, PageWriter, Parent, Relatives, SharedObjects, Whose,
+    self, AddressSpace, FromInside, Kin, PageWriter, Parent, Relatives, SharedObjects, Stock, Tracker, Whose,
 };
 use crate::resource::signals::pending;
 use crate::resource::tasks::births;
@@ -82,6 +83,7 @@ pub struct Checkpoint<'h> {
     files: FilePolicy,
     writers: NonZeroUsize,
     parent: Option<PathBuf>,
+    tracker: Option<&'h mut Tracker>,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
@@ -139,6 +141,8 @@ pub struct CheckpointStats {
     pub pages_zero: u64,
     /// Pages that are in the parent image ([`Checkpoint::parent`]) as they are now, and so were left out.
     pub pages_in_parent: u64,
+    /// Pages that had to be compared with those of the parent image, as no [`Tracker`] knew whether they were written.
+    pub pages_compared: u64,
     /// Pages stored.
     pub pages_written: u64,
     /// Size of the image, in bytes.
@@ -183,6 +187,7 @@ impl<'h> Checkpoint<'h> {
             files: FilePolicy::default(),
             writers: default_writers(),
             parent: None,
+            tracker: None,
             hooks: None,
         }
     }
@@ -245,7 +250,7 @@ impl<'h> Checkpoint<'h> {
     /// new image is its child, and good for nothing without it. The parent may itself be a child; a chain has at most
     /// 100 images, each in a directory of its own. They can be moved together.
     ///
-    /// Which pages are the same is found out by reading both.
+    /// Which pages are the same is found out by reading both, where no [`tracker`](Self::tracker) tells.
     ///
     /// ```
     /// # use cryosleep::{AfterDump, Checkpoint};
@@ -257,6 +262,12 @@ impl<'h> Checkpoint<'h> {
     /// ```
     pub fn parent(mut self, image: impl AsRef<Path>) -> Self {
         self.parent = Some(image.as_ref().into());
+        self
+    }
+
+    /// Who notes what is written from now on, and says what was written since the [`parent`](Self::parent).
+    pub fn tracker(mut self, tracker: &'h mut Tracker) -> Self {
+        self.tracker = Some(tracker);
         self
     }
 
@@ -281,7 +292,7 @@ impl<'h> Checkpoint<'h> {
     ///
     /// # Errors
     /// When the tree cannot be frozen or looked at.
-    pub fn preflight(self) -> Result<Preflight> {
+    pub fn preflight(mut self) -> Result<Preflight> {
         on_own_thread(move || {
             let frozen = freeze_program(self.root, self.time_limit).in_phase(Phase::Freeze)?;
             let mut report = Report::default();
@@ -289,7 +300,8 @@ impl<'h> Checkpoint<'h> {
                 return Ok(Preflight(report.0));
             }
             let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
-            let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
+            let tracker = self.tracker.as_deref_mut();
+            let borrowed = Borrowed::all(&frozen, &shares, tracker, &mut report).in_phase(Phase::Collect)?;
             let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
             let described = described.in_phase(Phase::Describe);
             drop(borrowed);
@@ -317,14 +329,19 @@ impl<'h> Checkpoint<'h> {
             return Err(Error::unsupported(report.0).in_phase(Phase::Collect));
         }
         let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
-        let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
+        let mut tracker = self.tracker.take();
+        // Whatever becomes of this checkpoint: what is noted from here on belongs to no older image.
+        let trusted = tracker.as_mut().is_some_and(|tracker| tracker.begin(parent.as_ref()));
+        let borrowed =
+            Borrowed::all(&frozen, &shares, tracker.as_deref_mut(), &mut report).in_phase(Phase::Collect)?;
         let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
         let described = described.in_phase(Phase::Describe)?;
         if !report.0.is_empty() {
             return Err(Error::unsupported(report.0).in_phase(Phase::Describe));
         }
-        let sleeps =
-            self.write(described, &borrowed, (dir, parent.as_ref()), &mut stats).in_phase(Phase::Write)?;
+        let sleeps = self
+            .write(described, &borrowed, (dir, parent.as_ref()), Tracking { tracker, trusted }, &mut stats)
+            .in_phase(Phase::Write)?;
         self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;
         match self.after {
             AfterDump::Kill => end_all(&frozen, borrowed).in_phase(Phase::Release)?,
@@ -351,6 +368,7 @@ impl<'h> Checkpoint<'h> {
         described: Described,
         borrowed: &[Borrowed<'_>],
         (dir, parent): (&Path, Option<&Parent>),
+        mut tracking: Tracking<'_>,
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
         let Described { mut records, spaces, shared, ghosts, sleeps, kin } = described;
@@ -378,7 +396,8 @@ impl<'h> Checkpoint<'h> {
                 ),
                 false => Relatives::None,
             };
-            process.write_pages(&mut space, relatives, &mut pages, &mut image).of(pid)?;
+            let stock = tracking.take_stock(process, self.after).of(pid)?;
+            process.write_pages(&mut space, (relatives, &stock), &mut pages, &mut image).of(pid)?;
             records.put(Owner(number), &space)?;
             written.insert(number, (process.process.speaker(), space));
         }
@@ -389,8 +408,12 @@ impl<'h> Checkpoint<'h> {
         stats.pages_scanned = counts.scanned;
         stats.pages_zero = counts.zero;
         stats.pages_in_parent = counts.inherited;
+        stats.pages_compared = counts.compared;
         stats.pages_written = counts.written;
-        stats.bytes_written = image.finish(records, ManifestInfo { root })?.bytes;
+        let written = image.finish(records, ManifestInfo { root })?;
+        stats.bytes_written = written.bytes;
+        let pids: Vec<Pid> = borrowed.iter().map(|process| process.process.speaker()).collect();
+        tracking.finish(written.id, if self.after == AfterDump::Kill { &[] } else { &pids });
         Ok(sleeps)
     }
 }
@@ -501,6 +524,8 @@ struct Borrowed<'f> {
     /// Its memory is not described with another process that shares it.
     owns_memory: bool,
     mappings: Arc<Vec<Mapping>>,
+    /// Those that a tracker has been watching.
+    watched: Vec<Range<u64>>,
     memory: Memory,
     /// None for a process that cannot be asked. The last of those who share them takes them away.
     tools: Option<Arc<Tools>>,
@@ -509,7 +534,12 @@ struct Borrowed<'f> {
 }
 
 impl<'f> Borrowed<'f> {
-    fn all(frozen: &'f Frozen, shares: &Shares, report: &mut Report) -> Result<Vec<Self>> {
+    fn all(
+        frozen: &'f Frozen,
+        shares: &Shares,
+        mut tracker: Option<&mut Tracker>,
+        report: &mut Report,
+    ) -> Result<Vec<Self>> {
         let mut all: Vec<Self> = Vec::with_capacity(frozen.processes.len());
         // Where those are whose memory others share.
         let mut owners = BTreeMap::new();
@@ -517,18 +547,25 @@ impl<'f> Borrowed<'f> {
             unsupported::check(process, report)?;
             let owner = shares.process(process.number).get(Kind::Memory);
             let first = owners.get(&owner).and_then(|index: &usize| all.get(*index));
-            let borrowed = Self::borrow(process, first).of(process.pid)?;
+            let borrowed = Self::borrow(process, first, tracker.as_deref_mut()).of(process.pid)?;
             owners.entry(owner).or_insert(all.len());
             all.push(borrowed);
         }
         Ok(all)
     }
 
-    fn borrow(process: &'f Process, sharer: Option<&Self>) -> Result<Self> {
+    fn borrow(process: &'f Process, sharer: Option<&Self>, tracker: Option<&mut Tracker>) -> Result<Self> {
         let memory = Memory::open(process.speaker())?;
+        let mut watched = Vec::new();
         let mappings = match sharer {
             Some(sharer) => sharer.mappings.clone(),
-            None => Arc::new(memory::mappings(process.speaker())?),
+            None => {
+                let mut mappings = memory::mappings(process.speaker())?;
+                if let Some(tracker) = tracker {
+                    watched = tracker.recognise(process.speaker(), &mut mappings)?;
+                }
+                Arc::new(mappings)
+            }
         };
         let vdso = memory::vdso(&mappings);
         for thread in &process.threads {
@@ -545,7 +582,7 @@ impl<'f> Borrowed<'f> {
         }
         let owns_memory = sharer.is_none();
         let mut borrowed =
-            Self { process, owns_memory, mappings, memory, tools: None, continues: Vec::new() };
+            Self { process, owns_memory, mappings, watched, memory, tools: None, continues: Vec::new() };
         if unsupported::can_be_asked(process)
             && let Some(speaker) = process.threads.first()
         {
@@ -575,7 +612,7 @@ impl<'f> Borrowed<'f> {
     fn write_pages(
         &self,
         space: &mut AddressSpace,
-        relatives: Relatives<'_>,
+        (relatives, stock): (Relatives<'_>, &Stock),
         pages: &mut PageWriter<'_>,
         image: &mut ImageWriter,
     ) -> Result<()> {
@@ -590,8 +627,16 @@ impl<'f> Borrowed<'f> {
         };
         let inside =
             FromInside { is_possible: &|| memory::inside::is_possible(self.process), write: &mut write };
-        let whose = Whose { pid, number: self.process.number, relatives };
+        let whose = Whose { pid, number: self.process.number, relatives, stock };
         pages.write_private(space, whose, &self.memory, inside, image)
+    }
+
+    fn make_descriptor(&self) -> Result<Option<OwnedFd>> {
+        let Some(speaker) = self.process.threads.first() else { return Ok(None) };
+        let Some(mut puppet) = self.puppet(speaker)? else { return Ok(None) };
+        let made = memory::descriptor(&mut puppet);
+        puppet.release()?;
+        made.map(Some)
     }
 
     fn leave_notes(&self, sleeps: &[(Pid, Blocked)]) {
@@ -668,6 +713,35 @@ impl Drop for Borrowed<'_> {
     fn drop(&mut self) {
         // On the way out of another error, or of a target that was killed meanwhile.
         let _ = self.take_tools_away();
+    }
+}
+
+/// A tracker during a checkpoint.
+struct Tracking<'t> {
+    tracker: Option<&'t mut Tracker>,
+    /// Does it belong to the parent image?
+    trusted: bool,
+}
+
+impl Tracking<'_> {
+    /// What a process has written, and a new start for it, if it goes on.
+    fn take_stock(&mut self, process: &Borrowed<'_>, after: AfterDump) -> Result<Stock> {
+        let Some(tracker) = &mut self.tracker else { return Ok(Stock::default()) };
+        let pid = process.process.speaker();
+        let stock = match self.trusted {
+            true => Stock::take(pid, &process.watched)?,
+            false => Stock::default(),
+        };
+        if after != AfterDump::Kill {
+            tracker.watch(pid, &process.mappings, || process.make_descriptor())?;
+        }
+        Ok(stock)
+    }
+
+    fn finish(self, image: [u8; 16], going_on: &[Pid]) {
+        if let Some(tracker) = self.tracker {
+            tracker.belong_to(image, going_on);
+        }
     }
 }
 

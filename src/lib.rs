@@ -84,6 +84,7 @@ pub use hooks::{Event, Hooks, Progress};
 pub use image::{Durability, PageChecksums};
 pub use pid::Pid;
 pub use resource::fds::{External, FileValidation, OuterPipes};
+pub use resource::memory::{Tracker, Watch};
 pub use resource::tasks::cgroup::Cgroups;
 pub use resource::tasks::cpu::CpuCheck;
 pub use resource::tasks::pids::Pids;

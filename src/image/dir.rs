@@ -161,6 +161,7 @@ pub(crate) struct ImageWriter {
 /// What [`ImageWriter::finish`] has written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Written {
+    pub(crate) id: [u8; 16],
     /// Length of all files together.
     pub(crate) bytes: u64,
 }
@@ -237,7 +238,7 @@ impl ImageWriter {
         self.publish(&bytes)?;
         self.remove_previous(previous.as_ref());
         let listed = manifest.files.iter().map(|file| file.length).sum::<u64>();
-        Ok(Written { bytes: listed + bytes.len() as u64 })
+        Ok(Written { id: manifest.id, bytes: listed + bytes.len() as u64 })
     }
 
     fn create_file(&mut self, name: String) -> Result<File> {

@@ -4,9 +4,10 @@
 use std::fs::File;
 use std::ops::Range;
 
+use super::tracking::pagemap_of;
 use super::{AddressSpace, Backing, Run, Traits, Vma};
 use crate::Pid;
-use crate::error::{Context, NameCall, Result, Subject};
+use crate::error::{NameCall, Result};
 use crate::sys::PAGE;
 use crate::sys::pagemap::{Frame, frames};
 
@@ -37,7 +38,7 @@ impl Kin<'_> {
         if candidates.is_empty() {
             return Ok(candidates);
         }
-        let (here, there) = (pagemap(self.pid)?, pagemap(pid)?);
+        let (here, there) = (pagemap_of(self.pid)?, pagemap_of(pid)?);
         let mut common = Vec::new();
         for candidate in candidates {
             // Where a candidate ends, a mapping may.
@@ -141,11 +142,6 @@ fn common_runs(one: &[Run], other: &[Run]) -> Vec<Run> {
         }
     }
     common
-}
-
-fn pagemap(pid: Pid) -> Result<File> {
-    let path = format!("/proc/{pid}/pagemap");
-    File::open(&path).call("open").about(|| Subject::Path(path.into()))
 }
 
 /// The kernel may move a page to another frame at any time, and another page to that one: so twice for one of them.

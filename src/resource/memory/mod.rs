@@ -12,6 +12,7 @@ mod parent;
 mod policy;
 mod shared;
 mod sysv;
+mod tracking;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -39,6 +40,8 @@ pub(crate) use pages::{FromInside, PageWriter, Run, Segments, Whose};
 pub(crate) use parent::{Paged, Parent};
 pub(crate) use shared::{Origin, SharedObject, SharedObjects};
 pub(crate) use sysv::Made;
+pub(crate) use tracking::{Stock, descriptor};
+pub use tracking::{Tracker, Watch};
 
 bitflags::bitflags! {
     /// What a mapping has been asked to do, by mmap(2), madvise(2) and mlock(2). Part of the image format.
@@ -403,7 +406,10 @@ fn unsupported(mapping: &Mapping) -> Option<&'static str> {
         (VmFlags::IO, "the memory of a device cannot be saved"),
         (VmFlags::MIXED_MAP, "the memory of a device cannot be saved"),
         (VmFlags::UFFD_MISSING, "memory watched by userfaultfd is not supported"),
-        (VmFlags::UFFD_WP, "memory watched by userfaultfd is not supported"),
+        (
+            VmFlags::UFFD_WP,
+            "memory watched by userfaultfd is not supported; if it is by a Tracker, pass it to the checkpoint",
+        ),
         (VmFlags::UFFD_MINOR, "memory watched by userfaultfd is not supported"),
         (VmFlags::DROPPABLE | VmFlags::LOCKED, "droppable memory that is locked is not supported"),
         (VmFlags::SHADOW_STACK, "shadow stacks are not supported"),

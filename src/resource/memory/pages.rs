@@ -15,9 +15,10 @@ use nix::errno::Errno;
 use super::AddressSpace;
 use super::inside::{self, Share};
 use super::kin::{self, Relatives};
-use super::parent::{Paged, Parent};
+use super::parent::{Known, Paged, Parent};
+use super::tracking::{Stock, pagemap_of};
 use crate::Pid;
-use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
+use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::hooks::Progress;
 use crate::image::{Decode, Encode, Image, ImageWriter, Owner, Records, SegmentWriter};
 use crate::sys::PAGE;
@@ -54,6 +55,8 @@ pub(crate) struct Counts {
     pub(crate) written: u64,
     /// Left to the parent image, which has them.
     pub(crate) inherited: u64,
+    /// Compared with what the parent image has.
+    pub(crate) compared: u64,
 }
 
 /// Writes pages into the segments of an image.
@@ -74,6 +77,7 @@ pub(crate) struct Whose<'k> {
     /// By which the image knows the process.
     pub(crate) number: u32,
     pub(crate) relatives: Relatives<'k>,
+    pub(crate) stock: &'k Stock,
 }
 
 /// Writes a task's memory from inside the task.
@@ -105,7 +109,7 @@ impl<'h> PageWriter<'h> {
 
     /// Where the parent image, if there is one, has what this record is of.
     pub(crate) fn known<R: Paged>(&self, owner: Owner) -> Result<Vec<Run>> {
-        self.parent.map_or(Ok(Vec::new()), |parent| parent.runs::<R>(owner))
+        self.parent.map_or(Ok(Vec::new()), |parent| Ok(parent.known::<R>(owner)?.runs))
     }
 
     /// What of the ranges is where `known` runs lead to, and the rest.
@@ -117,6 +121,7 @@ impl<'h> PageWriter<'h> {
     ) -> Result<(Vec<Run>, Vec<Range<u64>>)> {
         let Some(parent) = self.parent else { return Ok((Vec::new(), ranges.to_vec())) };
         let same = parent.unchanged(known, ranges, source)?;
+        self.counts.compared += kin::overlap(known, ranges).iter().map(|run| run.len / PAGE).sum::<u64>();
         self.counts.inherited += same.iter().map(|run| run.len / PAGE).sum::<u64>();
         let rest = kin::without(ranges, same.iter().map(Run::range));
         Ok((same, rest))
@@ -126,12 +131,12 @@ impl<'h> PageWriter<'h> {
     pub(crate) fn write_private(
         &mut self,
         space: &mut AddressSpace,
-        Whose { pid, number, relatives }: Whose<'_>,
+        Whose { pid, number, relatives, stock }: Whose<'_>,
         memory: &Memory,
         inside: FromInside<'_>,
         image: &mut ImageWriter,
     ) -> Result<()> {
-        let Populated { data, guards } = Populated::scan(space, pid)?;
+        let Populated { data, swapped, guards } = Populated::scan(space, pid)?;
         space.guards = guards.iter().map(|range| (range.start, range.end)).collect();
         let common = match relatives {
             Relatives::Some(Some(kin)) => kin.common(pid, &data)?,
@@ -144,8 +149,17 @@ impl<'h> PageWriter<'h> {
             Relatives::None => memory.read_ranges(ranges, buffer),
             Relatives::Some(_) => memory.read_shared_ranges(ranges, buffer),
         };
-        let known = self.known::<AddressSpace>(Owner(number))?;
-        let (same, ranges) = self.unchanged(&known, &ranges, source)?;
+        let known = self.parent.map_or_else(Known::default, |parent| parent.space(number));
+        let (quiet, doubtful) = match known.by_parent {
+            true => stock.divide(&ranges, &swapped),
+            false => (Vec::new(), ranges.clone()),
+        };
+        let (mut same, _) = self.unchanged(&known.runs, &doubtful, source)?;
+        let quiet = kin::overlap(&known.runs, &quiet);
+        self.counts.inherited += quiet.iter().map(|run| run.len / PAGE).sum::<u64>();
+        same.extend(quiet);
+        same.sort_unstable_by_key(|run| run.addr);
+        let ranges = kin::without(&ranges, same.iter().map(Run::range));
         space.runs = match size(&ranges) >= LARGE && image.page_format().is_bare() && (inside.is_possible)() {
             true => self.write_inside(&ranges, inside.write, image)?,
             false => {
@@ -501,14 +515,15 @@ fn is_zero(page: &[u8]) -> bool {
 struct Populated {
     /// Pages that belong to the process alone: present or swapped out, and not the page cache's.
     data: Vec<Range<u64>>,
+    /// Those of them that are swapped out.
+    swapped: Vec<Range<u64>>,
     /// Guard regions (MADV_GUARD_INSTALL).
     guards: Vec<Range<u64>>,
 }
 
 impl Populated {
     fn scan(space: &AddressSpace, pid: Pid) -> Result<Self> {
-        let path = format!("/proc/{pid}/pagemap");
-        let pagemap = File::open(&path).call("open").about(|| Subject::Path(path.clone().into()))?;
+        let pagemap = pagemap_of(pid)?;
         let populated = Page::PRESENT | Page::SWAPPED;
         match Self::query(space, &pagemap, populated | Page::GUARD) {
             // Linux before 6.15 does not know that category.
@@ -531,6 +546,7 @@ impl Populated {
                 at = vma.end;
                 let guard = page.contains(Page::GUARD);
                 if piece.start < piece.end && (guard || vma.is_private()) {
+                    found.swapped.extend(page.contains(Page::SWAPPED).then(|| piece.clone()));
                     found.add(piece, guard, vma.start);
                 }
             }

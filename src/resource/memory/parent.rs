@@ -2,12 +2,13 @@
 //!
 //! Equal is what is equal byte by byte.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 
 use super::kin::overlap;
 use super::pages::BUFFER;
-use super::{Run, Segments};
+use super::{AddressSpace, Run, Segments};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Image, Owner, Record, ancestors};
 use crate::sys::PAGE;
@@ -19,27 +20,51 @@ pub(crate) trait Paged: Record {
 
 /// The image that a new one is to be a child of.
 #[derive(Debug)]
-pub(crate) struct Parent(Image);
+pub(crate) struct Parent {
+    image: Image,
+    /// Of processes, which have to be looked up while the tree stands still.
+    spaces: BTreeMap<u32, Known>,
+}
+
+/// Where the chain has the pages of an object.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Known {
+    pub(super) runs: Vec<Run>,
+    /// Does the parent itself say so? Otherwise an older image does.
+    pub(super) by_parent: bool,
+}
 
 impl Parent {
     pub(crate) fn open(dir: &Path) -> Result<Self> {
-        Image::open(dir).map(Self)
+        let mut parent = Self { image: Image::open(dir)?, spaces: BTreeMap::new() };
+        let owners: BTreeSet<Owner> =
+            ancestors(&parent.image).flat_map(|image| image.owners::<AddressSpace>()).collect();
+        for owner in owners {
+            let known = parent.known::<AddressSpace>(owner)?;
+            parent.spaces.insert(owner.0, known);
+        }
+        Ok(parent)
     }
 
     pub(crate) fn image(&self) -> &Image {
-        &self.0
+        &self.image
     }
 
-    /// Where the chain has the pages of an object, by the youngest image that knows it.
-    pub(super) fn runs<R: Paged>(&self, owner: Owner) -> Result<Vec<Run>> {
-        for image in ancestors(&self.0) {
+    pub(super) fn space(&self, number: u32) -> Known {
+        self.spaces.get(&number).cloned().unwrap_or_default()
+    }
+
+    /// By the youngest image that knows the object.
+    pub(super) fn known<R: Paged>(&self, owner: Owner) -> Result<Known> {
+        for (image, age) in ancestors(&self.image).zip(0..) {
             if let Some(mut record) = image.get::<R>(owner)? {
                 let runs = std::mem::take(record.runs());
-                Segments(&self.0).check(&runs)?;
-                return if are_sound(&runs) { Ok(runs) } else { Err(unsound()) };
+                Segments(&self.image).check(&runs)?;
+                let known = Known { runs, by_parent: age == 0 };
+                return if are_sound(&known.runs) { Ok(known) } else { Err(unsound()) };
             }
         }
-        Ok(Vec::new())
+        Ok(Known::default())
     }
 
     /// The parts of `known` runs that are inside of the ranges and have the contents that `source` gives for them now.
@@ -51,7 +76,7 @@ impl Parent {
     ) -> Result<Vec<Run>> {
         let candidates = overlap(known, ranges);
         let (mut now, mut same) = (vec![0; BUFFER], Vec::new());
-        Segments(&self.0).each(&candidates, |pieces| {
+        Segments(&self.image).each(&candidates, |pieces| {
             let ranges: Vec<_> =
                 pieces.iter().map(|(addr, bytes)| *addr..addr + bytes.len() as u64).collect();
             let len = pieces.iter().map(|(_, bytes)| bytes.len()).sum();
