@@ -34,9 +34,7 @@ use crate::resource::tasks::sharing::{Kind, Shares};
 use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
 use crate::sys::ptrace::Resume;
-use crate::tracee::{
-    Answers, Batch, Ending, Home, Memory, Puppet, Saved, Scratch, Springboard, run_together, sys,
-};
+use crate::tracee::{Answers, Batch, Ending, Home, Memory, Puppet, Saved, Scratch, Springboard, sys};
 
 /// What becomes of the target when its image is complete.
 ///
@@ -808,7 +806,7 @@ impl Described {
             self.records.put(Owner(process.number), &leader)?;
         }
         let Some((speaker, others)) = process.threads.split_first() else { return Ok(()) };
-        for (space, answers) in self.threads(borrowed, std::slice::from_ref(speaker), report)? {
+        if let Some((space, answers)) = self.speaker(borrowed, speaker, report)? {
             let described = memory::describe(
                 process,
                 &borrowed.mappings,
@@ -819,35 +817,76 @@ impl Described {
             )?;
             self.spaces.extend(described);
         }
-        for some in others.chunks(Scratch::PARTS) {
-            self.threads(borrowed, some, report)?;
-        }
-        Ok(())
+        self.threads(borrowed, others, report)
     }
 
-    /// Describes the speaker, or some of the others, which work at the same time.
-    fn threads(
+    fn speaker(
         &mut self,
         borrowed: &Borrowed<'_>,
-        threads: &[Thread],
+        speaker: &Thread,
         report: &mut Report,
-    ) -> Result<Vec<(memory::Asked, Answers)>> {
-        let seen = threads.iter().map(|thread| Seen::of(borrowed, thread).of(thread.tid()));
-        let seen = seen.collect::<Result<Vec<_>>>()?;
-        seen.iter().try_for_each(|seen| self.sleep(seen.view(), &borrowed.memory, report))?;
-        let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { return Ok(Vec::new()) };
-        let mut spaces = Vec::new();
-        for (seen, asked) in seen.iter().zip(Asked::all(&seen, scratch)?) {
-            let Asked { states, space, answers, .. } = asked.at_rest(seen, scratch)?;
-            for describe in states {
-                let refused = describe(&answers, seen.view(), report, &mut self.records);
-                if let Err(error) = refused {
-                    report.refuse(error.of(seen.thread.tid()).into_refusal()?);
+    ) -> Result<Option<(memory::Asked, Answers)>> {
+        let seen = self.look(borrowed, speaker, report)?;
+        let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { return Ok(None) };
+        self.thread(&seen, Asked::of(&seen, scratch)?, report)
+    }
+
+    /// Describes the other threads. Half a scratch memory of them work at the same time, while those who had the other
+    /// half before are described.
+    fn threads(&mut self, borrowed: &Borrowed<'_>, threads: &[Thread], report: &mut Report) -> Result<()> {
+        const HALF: usize = Scratch::PARTS / 2;
+        let mut before = Vec::new();
+        for (index, some) in threads.chunks(HALF).enumerate() {
+            let seen = some.iter().map(|thread| self.look(borrowed, thread, report));
+            let seen = seen.collect::<Result<Vec<_>>>()?;
+            let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { continue };
+            if !seen.iter().all(Seen::ends_quietly) {
+                self.answers(std::mem::take(&mut before), report)?;
+                for seen in seen {
+                    self.thread(&seen, Asked::of(&seen, scratch)?, report)?;
                 }
+                continue;
             }
-            spaces.extend(space.map(|space| (space, answers)));
+            let parts = (index % 2 * HALF..).map(|part| scratch.part(part));
+            let asking =
+                seen.into_iter().zip(parts).map(|(seen, part)| Ok((Asking::start(&seen, part)?, seen)));
+            let asking = asking.collect::<Result<Vec<_>>>()?;
+            self.answers(std::mem::replace(&mut before, asking), report)?;
         }
-        Ok(spaces)
+        self.answers(before, report)
+    }
+
+    fn answers(&mut self, asking: Vec<(Asking<'_>, Seen<'_>)>, report: &mut Report) -> Result<()> {
+        asking
+            .into_iter()
+            .try_for_each(|(asking, seen)| self.thread(&seen, asking.finish()?, report).map(drop))
+    }
+
+    fn look<'b>(
+        &mut self,
+        borrowed: &'b Borrowed<'b>,
+        thread: &'b Thread,
+        report: &mut Report,
+    ) -> Result<Seen<'b>> {
+        let seen = Seen::of(borrowed, thread).of(thread.tid())?;
+        self.sleep(seen.view(), &borrowed.memory, report)?;
+        Ok(seen)
+    }
+
+    fn thread(
+        &mut self,
+        seen: &Seen<'_>,
+        asked: Asked,
+        report: &mut Report,
+    ) -> Result<Option<(memory::Asked, Answers)>> {
+        let Asked { states, space, answers, .. } = asked.at_rest(seen)?;
+        for describe in states {
+            let refused = describe(&answers, seen.view(), report, &mut self.records);
+            if let Err(error) = refused {
+                report.refuse(error.of(seen.thread.tid()).into_refusal()?);
+            }
+        }
+        Ok(space.map(|space| (space, answers)))
     }
 
     fn sleep(&mut self, view: View<'_>, memory: &Memory, report: &mut Report) -> Result<()> {
@@ -894,9 +933,11 @@ impl<'b> Seen<'b> {
     }
 }
 
-/// A thread that is about to answer.
-struct Asking<'s> {
-    puppet: Puppet<'s>,
+/// A thread that works on its answers.
+struct Asking<'b> {
+    puppet: Puppet<'b>,
+    scratch: Scratch,
+    mappings: &'b [Mapping],
     states: Vec<crate::resource::Describe>,
     space: Option<memory::Asked>,
     pending: pending::Snapshot,
@@ -904,14 +945,15 @@ struct Asking<'s> {
 
 /// One thread's answers.
 struct Asked {
+    scratch: Scratch,
     states: Vec<crate::resource::Describe>,
     space: Option<memory::Asked>,
     pending: pending::Snapshot,
     answers: Answers,
 }
 
-impl<'s> Asking<'s> {
-    fn new(seen: &'s Seen<'s>, scratch: Scratch) -> Result<(Self, Batch)> {
+impl<'b> Asking<'b> {
+    fn start(seen: &Seen<'b>, scratch: Scratch) -> Result<Self> {
         let (view, borrowed) = (seen.view(), seen.borrowed);
         let speaks = view.speaks();
         let pending = pending::Snapshot::take(view)?;
@@ -920,46 +962,34 @@ impl<'s> Asking<'s> {
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
         let space = (speaks && borrowed.owns_memory).then(|| memory::ask(&mut batch));
-        let (tracee, caught) = (view.tracee(), view.process.status.sig_cgt);
-        let ids = view.process.ids();
-        let puppet = Puppet::borrow(tracee, ids, &borrowed.memory, scratch, view.saved, caught)?;
-        Ok((Self { puppet, states, space, pending }, batch))
+        let (process, memory) = (borrowed.process, &borrowed.memory);
+        let (ids, caught) = (process.ids(), process.status.sig_cgt);
+        let mut puppet = Puppet::borrow(&seen.thread.tracee, ids, memory, scratch, &seen.saved, caught)?;
+        puppet.start(batch)?;
+        Ok(Self { puppet, scratch, mappings: &borrowed.mappings, states, space, pending })
     }
 
-    fn answered(mut self, answers: Answers, mappings: &[Mapping]) -> Result<Asked> {
-        self.space.iter_mut().try_for_each(|space| space.ask_of_each(&mut self.puppet, mappings))?;
-        self.puppet.release()?;
-        Ok(Asked { states: self.states, space: self.space, pending: self.pending, answers })
+    fn finish(self) -> Result<Asked> {
+        let Self { mut puppet, scratch, mappings, states, mut space, pending } = self;
+        let answers = puppet.finish()?;
+        space.iter_mut().try_for_each(|space| space.ask_of_each(&mut puppet, mappings))?;
+        puppet.release()?;
+        Ok(Asked { scratch, states, space, pending, answers })
     }
 }
 
 impl Asked {
     fn of(seen: &Seen<'_>, scratch: Scratch) -> Result<Self> {
-        let (mut asking, batch) = Asking::new(seen, scratch)?;
-        let answers = asking.puppet.run(batch)?;
-        asking.answered(answers, &seen.borrowed.mappings)
-    }
-
-    /// At the same time, where that is possible.
-    fn all(seen: &[Seen<'_>], scratch: Scratch) -> Result<Vec<Self>> {
-        if seen.len() < 2 || !seen.iter().all(Seen::ends_quietly) {
-            return seen.iter().map(|seen| Self::of(seen, scratch)).collect();
-        }
-        let parts = (0..).map(|index| scratch.part(index));
-        let asking = seen.iter().zip(parts).map(|(seen, part)| Asking::new(seen, part));
-        let (mut asking, batches): (Vec<_>, Vec<_>) = asking.collect::<Result<Vec<_>>>()?.into_iter().unzip();
-        let mut puppets: Vec<_> = asking.iter_mut().map(|asking| &mut asking.puppet).collect();
-        let answers = run_together(&mut puppets, batches)?;
-        asking.into_iter().zip(answers).map(|(asking, answers)| asking.answered(answers, &[])).collect()
+        Asking::start(seen, scratch)?.finish()
     }
 
     /// A timer that expires in between would be seen in neither place, or in both: then the thread is asked again.
-    fn at_rest(mut self, seen: &Seen<'_>, scratch: Scratch) -> Result<Self> {
+    fn at_rest(mut self, seen: &Seen<'_>) -> Result<Self> {
         for _ in 0..5 {
             if self.pending == pending::Snapshot::take(seen.view())? {
                 break;
             }
-            self = Self::of(seen, scratch)?;
+            self = Self::of(seen, self.scratch)?;
         }
         Ok(self)
     }
