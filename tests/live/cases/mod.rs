@@ -8,6 +8,7 @@ mod image;
 mod pids;
 mod real;
 mod refusal;
+mod store;
 
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
@@ -25,9 +26,18 @@ pub(crate) struct Case {
 }
 
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
-    [refusal::CASES, image::CASES, pids::CASES, crash::CASES, host::CASES, external::CASES, real::CASES]
-        .into_iter()
-        .flatten()
+    [
+        refusal::CASES,
+        image::CASES,
+        pids::CASES,
+        crash::CASES,
+        host::CASES,
+        external::CASES,
+        real::CASES,
+        store::CASES,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 const HELPER: &str = "CRYOSLEEP_HELPER";
