@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,9 @@ use crate::proc::read;
 use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
 use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
-use crate::resource::memory::{self, AddressSpace, FromInside, Kin, PageWriter, Relatives, SharedObjects};
+use crate::resource::memory::{
+    self, AddressSpace, FromInside, Kin, PageWriter, Parent, Relatives, SharedObjects, Whose,
+};
 use crate::resource::signals::pending;
 use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::{self, Blocked};
@@ -81,12 +83,13 @@ pub struct Checkpoint<'h> {
     pages: PageFormat,
     files: FilePolicy,
     writers: NonZeroUsize,
+    parent: Option<PathBuf>,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
 impl std::fmt::Debug for Checkpoint<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { root, after, time_limit, durability, pages, writers, .. } = self;
+        let Self { root, after, time_limit, durability, pages, writers, parent, .. } = self;
         f.debug_struct("Checkpoint")
             .field("root", root)
             .field("after", after)
@@ -94,6 +97,7 @@ impl std::fmt::Debug for Checkpoint<'_> {
             .field("durability", durability)
             .field("pages", pages)
             .field("writers", writers)
+            .field("parent", parent)
             .finish_non_exhaustive()
     }
 }
@@ -135,6 +139,8 @@ pub struct CheckpointStats {
     pub pages_scanned: u64,
     /// Pages that were populated but held zeroes only, and so were left out.
     pub pages_zero: u64,
+    /// Pages that are in the parent image ([`Checkpoint::parent`]) as they are now, and so were left out.
+    pub pages_in_parent: u64,
     /// Pages stored.
     pub pages_written: u64,
     /// Size of the image, in bytes.
@@ -178,6 +184,7 @@ impl<'h> Checkpoint<'h> {
             pages: PageFormat::default(),
             files: FilePolicy::default(),
             writers: default_writers(),
+            parent: None,
             hooks: None,
         }
     }
@@ -242,6 +249,25 @@ impl<'h> Checkpoint<'h> {
         self
     }
 
+    /// Stores only the pages that are not in the image in this directory, an earlier one of the same tree: the
+    /// new image is its child, and good for nothing without it. The parent may itself be a child; a chain has at most
+    /// 100 images, each in a directory of its own. They can be moved together.
+    ///
+    /// Which pages are the same is found out by reading both.
+    ///
+    /// ```
+    /// # use cryosleep::{AfterDump, Checkpoint};
+    /// # fn hourly(pid: u32) -> cryosleep::Result<()> {
+    /// Checkpoint::of(pid).after(AfterDump::Resume).write_to("/var/lib/images/1")?;
+    /// let dumped = Checkpoint::of(pid).parent("/var/lib/images/1").write_to("/var/lib/images/2")?;
+    /// println!("{} pages have changed", dumped.stats.pages_written);
+    /// # Ok(()) }
+    /// ```
+    pub fn parent(mut self, image: impl AsRef<Path>) -> Self {
+        self.parent = Some(image.as_ref().into());
+        self
+    }
+
     /// Who hears of the stages.
     pub fn hooks(mut self, hooks: &'h mut dyn Hooks) -> Self {
         self.hooks = Some(hooks);
@@ -284,6 +310,7 @@ impl<'h> Checkpoint<'h> {
         let _entered = span.enter();
         let mut stats = CheckpointStats::default();
         let root = self.root;
+        let parent = self.parent.as_deref().map(Parent::open).transpose().in_phase(Phase::Read)?;
         self.tell(Event::PreDump { root }).in_phase(Phase::Freeze)?;
         sleep_precisely();
         let started = Instant::now();
@@ -304,7 +331,8 @@ impl<'h> Checkpoint<'h> {
         if !report.0.is_empty() {
             return Err(Error::unsupported(report.0).in_phase(Phase::Describe));
         }
-        let sleeps = self.write(described, &borrowed, dir, &mut stats).in_phase(Phase::Write)?;
+        let sleeps =
+            self.write(described, &borrowed, (dir, parent.as_ref()), &mut stats).in_phase(Phase::Write)?;
         self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;
         match self.after {
             AfterDump::Kill => end_all(&frozen, borrowed).in_phase(Phase::Release)?,
@@ -330,19 +358,22 @@ impl<'h> Checkpoint<'h> {
         &mut self,
         described: Described,
         borrowed: &[Borrowed<'_>],
-        dir: &Path,
+        (dir, parent): (&Path, Option<&Parent>),
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
         let Described { mut records, spaces, shared, ghosts, sleeps, kin } = described;
         let root = borrowed.first().map_or(self.root, |root| Pid::from(root.process.number));
         let mut image = ImageWriter::create(dir)?.durability(self.durability).pages(self.pages);
+        if let Some(parent) = parent {
+            image = image.child_of(parent.image())?;
+        }
         let started = Instant::now();
         let hooks = &mut self.hooks;
         let mut progress = |progress: Progress| match hooks {
             Some(hooks) => vetoed(hooks.progress(progress)),
             None => Ok(()),
         };
-        let mut pages = PageWriter::new(self.writers.get(), &mut progress);
+        let mut pages = PageWriter::new(self.writers.get(), parent, &mut progress);
         let donors: BTreeSet<u32> = kin.values().copied().collect();
         let mut written: BTreeMap<u32, (Pid, AddressSpace)> = BTreeMap::new();
         let owners = borrowed.iter().filter(|process| process.owns_memory);
@@ -365,6 +396,7 @@ impl<'h> Checkpoint<'h> {
         stats.memory = started.elapsed();
         stats.pages_scanned = counts.scanned;
         stats.pages_zero = counts.zero;
+        stats.pages_in_parent = counts.inherited;
         stats.pages_written = counts.written;
         stats.bytes_written = image.finish(records, ManifestInfo { root })?.bytes;
         Ok(sleeps)
@@ -566,7 +598,8 @@ impl<'f> Borrowed<'f> {
         };
         let inside =
             FromInside { is_possible: &|| memory::inside::is_possible(self.process), write: &mut write };
-        pages.write_private(space, (pid, relatives), &self.memory, inside, image)
+        let whose = Whose { pid, number: self.process.number, relatives };
+        pages.write_private(space, whose, &self.memory, inside, image)
     }
 
     fn leave_notes(&self, sleeps: &[(Pid, Blocked)]) {

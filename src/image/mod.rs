@@ -9,11 +9,14 @@
 //! section     tag[4] version[2] 0[2] owner[4] length[8] crc32[4]   then the payload
 //! ```
 //!
+//! An image may be the child of another one, in a directory of its own, whose page segments it shares: `chain`.
+//!
 //! All integers are little endian. A section holds one [`Record`], encoded by [`codec`]; its key is its
 //! [`Tag`] and its [`Owner`]. Everything that is read is checked before it is used: lengths, checksums,
 //! versions, duplicates; nothing that an image says can make the reader panic or allocate without bound.
 
 mod bytes;
+mod chain;
 mod codec;
 mod dir;
 mod manifest;
@@ -25,6 +28,7 @@ use std::fmt;
 use crate::error::{Error, ErrorKind, Result};
 
 pub(crate) use bytes::Bytes;
+pub(crate) use chain::ancestors;
 pub(crate) use codec::{Decode, Encode, decode, encode};
 pub use dir::Durability;
 pub(crate) use dir::{Image, ImageWriter, Records};

@@ -108,7 +108,10 @@ impl Chunks {
 /// A page segment that is being written, from its start to its end.
 #[derive(Debug)]
 pub(crate) struct SegmentWriter {
+    /// Its number in the chain, by which records lead to it.
     pub(crate) index: u16,
+    /// Its number in its own image.
+    pub(crate) own: u16,
     file: File,
     format: PageFormat,
     /// Of the contents so far.
@@ -125,9 +128,10 @@ pub(crate) struct SegmentWriter {
 }
 
 impl SegmentWriter {
-    pub(super) fn new(index: u16, file: File, format: PageFormat) -> Self {
+    pub(super) fn new(own: u16, file: File, format: PageFormat) -> Self {
         Self {
-            index,
+            index: own,
+            own,
             file,
             format,
             length: 0,
@@ -138,6 +142,12 @@ impl SegmentWriter {
             lengths: Vec::new(),
             out: Vec::new(),
         }
+    }
+
+    /// Behind so many segments of parents.
+    pub(super) fn behind(mut self, inherited: u16) -> Self {
+        self.index = inherited + self.own;
+        self
     }
 
     pub(crate) fn file(&self) -> &File {

@@ -35,7 +35,7 @@ use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject
 use crate::image::{Bytes, Decode, Encode, Image, ImageWriter, Owner, Record, Records, Tag};
 use crate::proc::fdinfo;
 use crate::resource::Report;
-use crate::resource::memory::{PageWriter, Run, Segments};
+use crate::resource::memory::{PageWriter, Paged, Run, Segments};
 use crate::sys::sysv::memory_device;
 use crate::sys::{PAGE, file, xattr};
 
@@ -62,6 +62,12 @@ impl Record for Ghost {
     const TAG: Tag = Tag::new(b"GHST");
     const VERSION: u16 = 1;
     const NAME: &'static str = "unlinked file";
+}
+
+impl Paged for Ghost {
+    fn runs(&mut self) -> &mut Vec<Run> {
+        &mut self.runs
+    }
 }
 
 /// How it came about.
@@ -173,7 +179,9 @@ impl Ghosts {
             if let Some((file, data)) = contents {
                 // Zeroes that were written to a file are no hole; memory does not know the difference.
                 let zeroes = !matches!(ghost.birth, Birth::Memory { .. });
-                ghost.runs = pages.copy_data(&file, &data, zeroes, image).about(|| ghost.subject())?;
+                let known = pages.known::<Ghost>(Owner(number))?;
+                let runs = pages.copy_data(&file, &data, zeroes, &known, image);
+                ghost.runs = runs.about(|| ghost.subject())?;
             }
             records.put(Owner(number), &ghost)
         })

@@ -185,7 +185,7 @@ impl Run {
 }
 
 /// The parts of runs that are inside of the ranges; both are in order.
-fn overlap(runs: &[Run], ranges: &[Range<u64>]) -> Vec<Run> {
+pub(super) fn overlap(runs: &[Run], ranges: &[Range<u64>]) -> Vec<Run> {
     let mut parts = Vec::new();
     let mut runs = runs.iter().peekable();
     for range in ranges {

@@ -8,6 +8,7 @@ mod kin;
 mod layout;
 mod locks;
 mod pages;
+mod parent;
 mod policy;
 mod shared;
 mod sysv;
@@ -34,7 +35,8 @@ use policy::RangePolicy;
 pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared, seal};
 pub(crate) use kin::{Inheritance, Kin, Relatives};
 pub(crate) use layout::Layout;
-pub(crate) use pages::{FromInside, PageWriter, Run, Segments};
+pub(crate) use pages::{FromInside, PageWriter, Run, Segments, Whose};
+pub(crate) use parent::{Paged, Parent};
 pub(crate) use shared::{Origin, SharedObject, SharedObjects};
 pub(crate) use sysv::Made;
 
@@ -168,6 +170,12 @@ impl Record for AddressSpace {
     const TAG: Tag = Tag::new(b"MMAP");
     const VERSION: u16 = 1;
     const NAME: &'static str = "address space";
+}
+
+impl Paged for AddressSpace {
+    fn runs(&mut self) -> &mut Vec<Run> {
+        &mut self.runs
+    }
 }
 
 /// The mappings of a stopped process, before anything of ours is mapped.

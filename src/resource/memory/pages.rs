@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use super::AddressSpace;
 use super::inside::{self, Share};
 use super::kin::{self, Relatives};
+use super::parent::{Paged, Parent};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 use crate::hooks::Progress;
@@ -37,7 +38,7 @@ pub(crate) struct Run {
 }
 
 /// Copies of this size go through the processor's caches best.
-const BUFFER: usize = 512 * 1024;
+pub(super) const BUFFER: usize = 512 * 1024;
 
 /// From this size on it pays that the task writes its pages itself.
 pub(crate) const LARGE: u64 = 4 * 1024 * 1024;
@@ -51,6 +52,8 @@ pub(crate) struct Counts {
     pub(crate) scanned: u64,
     pub(crate) zero: u64,
     pub(crate) written: u64,
+    /// Left to the parent image, which has them.
+    pub(crate) inherited: u64,
 }
 
 /// Writes pages into the segments of an image.
@@ -58,8 +61,19 @@ pub(crate) struct PageWriter<'h> {
     /// One for each writer; the first is everybody's.
     lanes: Vec<Lane>,
     writers: usize,
+    /// The image that has what has not changed.
+    parent: Option<&'h Parent>,
     counts: Counts,
     progress: &'h mut dyn FnMut(Progress) -> Result<()>,
+}
+
+/// Whose memory it is.
+#[derive(Clone, Copy)]
+pub(crate) struct Whose<'k> {
+    pub(crate) pid: Pid,
+    /// By which the image knows the process.
+    pub(crate) number: u32,
+    pub(crate) relatives: Relatives<'k>,
 }
 
 /// Writes a task's memory from inside the task.
@@ -70,14 +84,18 @@ pub(crate) struct FromInside<'p> {
 
 impl<'h> PageWriter<'h> {
     /// At most so many `writers` at the same time.
-    pub(crate) fn new(writers: usize, progress: &'h mut dyn FnMut(Progress) -> Result<()>) -> Self {
-        Self { lanes: Vec::new(), writers, counts: Counts::default(), progress }
+    pub(crate) fn new(
+        writers: usize,
+        parent: Option<&'h Parent>,
+        progress: &'h mut dyn FnMut(Progress) -> Result<()>,
+    ) -> Self {
+        Self { lanes: Vec::new(), writers, parent, counts: Counts::default(), progress }
     }
 
     /// When all are written: what is to be known of the segments becomes records.
     pub(crate) fn finish(self, records: &mut Records) -> Result<Counts> {
         for Lane { segment, .. } in self.lanes {
-            let owner = Owner(segment.index.into());
+            let owner = Owner(segment.own.into());
             if let Some(chunks) = segment.finish()? {
                 records.put(owner, &chunks)?;
             }
@@ -85,11 +103,30 @@ impl<'h> PageWriter<'h> {
         Ok(self.counts)
     }
 
-    /// Stores the pages that a process has of its own, but for those that its kin still has too.
+    /// Where the parent image, if there is one, has what this record is of.
+    pub(crate) fn known<R: Paged>(&self, owner: Owner) -> Result<Vec<Run>> {
+        self.parent.map_or(Ok(Vec::new()), |parent| parent.runs::<R>(owner))
+    }
+
+    /// What of the ranges is where `known` runs lead to, and the rest.
+    fn unchanged(
+        &mut self,
+        known: &[Run],
+        ranges: &[Range<u64>],
+        source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()>,
+    ) -> Result<(Vec<Run>, Vec<Range<u64>>)> {
+        let Some(parent) = self.parent else { return Ok((Vec::new(), ranges.to_vec())) };
+        let same = parent.unchanged(known, ranges, source)?;
+        self.counts.inherited += same.iter().map(|run| run.len / PAGE).sum::<u64>();
+        let rest = kin::without(ranges, same.iter().map(Run::range));
+        Ok((same, rest))
+    }
+
+    /// Stores the pages that a process has of its own, but for those that its kin or the parent image still has too.
     pub(crate) fn write_private(
         &mut self,
         space: &mut AddressSpace,
-        (pid, relatives): (Pid, Relatives<'_>),
+        Whose { pid, number, relatives }: Whose<'_>,
         memory: &Memory,
         inside: FromInside<'_>,
         image: &mut ImageWriter,
@@ -101,22 +138,23 @@ impl<'h> PageWriter<'h> {
             Relatives::Some(None) | Relatives::None => Vec::new(),
         };
         let ranges = kin::without(&data, common.iter().map(Run::range));
-        let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         self.counts.scanned +=
             space.vmas.iter().filter(|vma| vma.is_private()).map(|vma| vma.len() / PAGE).sum::<u64>();
-        space.runs = match total >= LARGE && image.page_format().is_bare() && (inside.is_possible)() {
+        let source = |ranges: &[Range<u64>], buffer: &mut [u8]| match relatives {
+            Relatives::None => memory.read_ranges(ranges, buffer),
+            Relatives::Some(_) => memory.read_shared_ranges(ranges, buffer),
+        };
+        let known = self.known::<AddressSpace>(Owner(number))?;
+        let (same, ranges) = self.unchanged(&known, &ranges, source)?;
+        space.runs = match size(&ranges) >= LARGE && image.page_format().is_bare() && (inside.is_possible)() {
             true => self.write_inside(&ranges, inside.write, image)?,
             false => {
-                let source = |ranges: &[Range<u64>], buffer: &mut [u8]| match relatives {
-                    Relatives::None => memory.read_ranges(ranges, buffer),
-                    Relatives::Some(_) => memory.read_shared_ranges(ranges, buffer),
-                };
                 // A page of zeroes in a private file mapping hides what the file says there.
                 let sparse = |address| space.vma_at(address).is_some_and(super::Vma::is_anonymous);
                 self.write_ranges(&ranges, source, sparse, image)?
             }
         };
-        space.runs.extend(common);
+        space.runs.extend(common.into_iter().chain(same));
         space.runs.sort_unstable_by_key(|run| run.addr);
         Ok(())
     }
@@ -173,6 +211,7 @@ impl<'h> PageWriter<'h> {
         &mut self,
         file: &File,
         ranges: &[Range<u64>],
+        known: &[Run],
         image: &mut ImageWriter,
     ) -> Result<Vec<Run>> {
         let source = |ranges: &[Range<u64>], mut buffer: &mut [u8]| {
@@ -183,7 +222,7 @@ impl<'h> PageWriter<'h> {
             }
             Ok(())
         };
-        self.write_ranges(ranges, source, |_| true, image)
+        self.write_changed(ranges, source, |_| true, known, image)
     }
 
     /// Copies the data of a file, which may end within a page. Are zeroes that were written data?
@@ -192,6 +231,7 @@ impl<'h> PageWriter<'h> {
         file: &File,
         data: &[Range<u64>],
         zeroes: bool,
+        known: &[Run],
         image: &mut ImageWriter,
     ) -> Result<Vec<Run>> {
         let mut pages: Vec<Range<u64>> = Vec::new();
@@ -210,7 +250,7 @@ impl<'h> PageWriter<'h> {
             }
             Ok(())
         };
-        self.write_ranges(&pages, source, |_| !zeroes, image)
+        self.write_changed(&pages, source, |_| !zeroes, known, image)
     }
 
     /// Copies a range of memory, but for its pages of zeroes.
@@ -218,10 +258,27 @@ impl<'h> PageWriter<'h> {
         &mut self,
         memory: &Memory,
         range: Range<u64>,
+        known: &[Run],
         image: &mut ImageWriter,
     ) -> Result<Vec<Run>> {
         let source = |ranges: &[Range<u64>], buffer: &mut [u8]| memory.read_ranges(ranges, buffer);
-        self.write_ranges(&[range], source, |_| true, image)
+        self.write_changed(&[range], source, |_| true, known, image)
+    }
+
+    /// Copies what is not where `known` runs lead to.
+    fn write_changed(
+        &mut self,
+        ranges: &[Range<u64>],
+        source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,
+        sparse: impl Fn(u64) -> bool + Sync,
+        known: &[Run],
+        image: &mut ImageWriter,
+    ) -> Result<Vec<Run>> {
+        let (same, ranges) = self.unchanged(known, ranges, &source)?;
+        let mut runs = self.write_ranges(&ranges, source, sparse, image)?;
+        runs.extend(same);
+        runs.sort_unstable_by_key(|run| run.addr);
+        Ok(runs)
     }
 
     /// Copies through buffers; leaves pages of zeroes out where `sparse` allows it.

@@ -1,5 +1,6 @@
 //! What is not a subject in modes: refusals, crashes, conflicts, and the process that hosts the library.
 
+mod chain;
 mod crash;
 pub(crate) mod criu;
 mod external;
@@ -29,6 +30,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     [
         refusal::CASES,
         image::CASES,
+        chain::CASES,
         pids::CASES,
         crash::CASES,
         host::CASES,
