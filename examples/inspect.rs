@@ -12,10 +12,11 @@ use serde_json::{Value, json};
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const HELP: &str = "\
-usage: inspect DIR [--records] [--json]
+usage: inspect DIR [--verify] [--records] [--json]
 
 Shows what the image in DIR holds, after it has been verified (but for the contents of pages).
 
+  --verify   the contents of pages, too, are read and verified first
   --records  the contents of every record too
   --json     everything as one JSON object; sizes are in bytes
   --help     this text
@@ -24,6 +25,7 @@ Shows what the image in DIR holds, after it has been verified (but for the conte
 #[derive(Default)]
 struct Options {
     dir: Option<String>,
+    verify: bool,
     records: bool,
     json: bool,
     help: bool,
@@ -45,6 +47,9 @@ fn run() -> Result<()> {
         HELP.to_owned()
     } else {
         let image = Inspection::open(options.dir.ok_or("which directory? see --help")?)?;
+        if options.verify {
+            image.verify_pages()?;
+        }
         if options.json {
             serde_json::to_string_pretty(&as_json(&image)?)? + "\n"
         } else {
@@ -61,6 +66,7 @@ fn parse() -> Result<Options> {
     let mut options = Options::default();
     for arg in std::env::args().skip(1) {
         match arg.as_str() {
+            "--verify" => options.verify = true,
             "--records" => options.records = true,
             "--json" => options.json = true,
             "--help" | "-h" => options.help = true,
@@ -104,7 +110,11 @@ fn show(image: &Inspection, records: bool) -> Result<String> {
         }
     }
     lines.extend([String::new(), "pages".to_owned()]);
-    lines.extend(image.segments().map(|segment| format!("  {}  {} bytes", segment.file, segment.len)));
+    lines.extend(image.segments().map(|segment| {
+        let packed = if segment.contents > segment.len { "compressed to " } else { "" };
+        let full = if packed.is_empty() { String::new() } else { format!("{} bytes, ", segment.contents) };
+        format!("  {}  {full}{packed}{} bytes", segment.file, segment.len)
+    }));
     Ok(lines.join("\n") + "\n")
 }
 
@@ -133,7 +143,14 @@ fn as_json(image: &Inspection) -> Result<Value> {
     let sections: Vec<Value> = image.sections().map(|section| section_json(&section)).collect();
     let segments: Vec<Value> = image
         .segments()
-        .map(|segment| json!({ "index": segment.index, "file": segment.file, "bytes": segment.len }))
+        .map(|segment| {
+            json!({
+                "index": segment.index,
+                "file": segment.file,
+                "bytes": segment.len,
+                "contents": segment.contents,
+            })
+        })
         .collect();
     Ok(json!({
         "format": manifest.format,

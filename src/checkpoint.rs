@@ -15,7 +15,9 @@ use crate::arch::RegsExt;
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Refusal, Result};
 use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
-use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, PageChecksums, PageFormat, Records};
+use crate::image::{
+    Compression, Durability, ImageWriter, ManifestInfo, Owner, PageChecksums, PageFormat, Records,
+};
 use crate::proc::read;
 use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
@@ -214,6 +216,12 @@ impl<'h> Checkpoint<'h> {
         self
     }
 
+    /// Whether pages are compressed; they are not unless this says otherwise.
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.pages.compression = compression;
+        self
+    }
+
     /// How many bytes an image may hold of one file that is open or mapped though it was deleted: 1 MiB unless this
     /// says otherwise. Holes do not count, nor do files in memory (tmpfs, memfds). A larger one is refused.
     pub fn ghost_limit(mut self, bytes: u64) -> Self {
@@ -236,7 +244,7 @@ impl<'h> Checkpoint<'h> {
     /// How many threads write memory at the same time, each to a page segment of its own. As many
     /// as there are processors, but at most 4, unless this says otherwise; more than 63 are not used.
     ///
-    /// They are the caller's, or, where pages are stored as they are ([`PageChecksums::Off`]), the target's, which gets
+    /// They are the caller's, or, where pages have no checksums and are not compressed, the target's, which gets
     /// all but the first for that time. It may not be allowed any (RLIMIT_NPROC, pids.max): then there are fewer. Small
     /// amounts have one.
     pub fn writers(mut self, writers: NonZeroUsize) -> Self {

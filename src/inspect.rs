@@ -75,10 +75,23 @@ impl Inspection {
         })
     }
 
+    /// Reads and verifies the contents of all pages, as far as the image has checksums of them
+    /// ([`PageChecksums`](crate::PageChecksums)) or has compressed them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Image`] with the place of the first damage.
+    pub fn verify_pages(&self) -> Result<()> {
+        let mut segments = self.image.manifest().files.iter().skip(1).zip(0..);
+        segments.try_for_each(|(_, index)| self.image.segment(index)?.verify()).in_phase(Phase::Read)
+    }
+
     /// The files that hold the contents of pages.
     pub fn segments(&self) -> impl Iterator<Item = Segment> {
         let files = self.image.manifest().files.iter().skip(1);
-        files.zip(0..).map(|(file, index)| Segment { index, file: file.name.clone(), len: file.length })
+        files.zip(0..).map(|(file, index)| {
+            let contents = self.image.segment(index).map_or(0, |segment| segment.length());
+            Segment { index, file: file.name.clone(), len: file.length, contents }
+        })
     }
 }
 
@@ -262,6 +275,8 @@ pub struct Segment {
     pub file: String,
     /// Its length in bytes.
     pub len: u64,
+    /// Bytes of memory that it holds: more than its length if they are compressed.
+    pub contents: u64,
 }
 
 #[cfg(test)]

@@ -34,8 +34,8 @@ pub use dir::Durability;
 pub(crate) use dir::{Image, ImageWriter, Records};
 pub(crate) use manifest::{ListedFile, Manifest, ManifestInfo};
 pub(crate) use sections::{Kind, Section, SectionWriter, Sections};
-pub use segment::PageChecksums;
 pub(crate) use segment::{Chunks, PageFormat, SegmentWriter};
+pub use segment::{Compression, PageChecksums};
 
 /// Four ASCII characters that say what a section of an image holds. A tag is never used for anything else
 /// again.

@@ -214,7 +214,7 @@ impl<'h> PageWriter<'h> {
         for (Lane { segment, .. }, part) in self.lanes.iter().zip(&parts) {
             let len = size(part);
             if len >= LARGE {
-                preallocate(segment.file(), segment.end(), len)?;
+                segment.expect(len, preallocate)?;
             }
         }
         Ok(parts)

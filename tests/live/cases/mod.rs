@@ -9,6 +9,7 @@ mod image;
 mod pids;
 mod real;
 mod refusal;
+mod store;
 
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
@@ -35,6 +36,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         host::CASES,
         external::CASES,
         real::CASES,
+        store::CASES,
     ]
     .into_iter()
     .flatten()
