@@ -1,5 +1,7 @@
 //! Checkpoint: freeze, collect, describe, write; then let go.
 
+mod pre_dump;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -23,7 +25,8 @@ use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
 use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
 use crate::resource::memory::{
-    self, AddressSpace, FromInside, Kin, PageWriter, Parent, Relatives, SharedObjects, Stock, Tracker, Whose,
+    self, AddressSpace, Counts, FromInside, Kin, PageWriter, Parent, Relatives, SharedObjects, Stock,
+    Tracker, Whose,
 };
 use crate::resource::signals::pending;
 use crate::resource::tasks::births;
@@ -147,6 +150,16 @@ pub struct CheckpointStats {
     pub pages_written: u64,
     /// Size of the image, in bytes.
     pub bytes_written: u64,
+}
+
+impl CheckpointStats {
+    fn count(&mut self, counts: Counts) {
+        self.pages_scanned = counts.scanned;
+        self.pages_zero = counts.zero;
+        self.pages_in_parent = counts.inherited;
+        self.pages_compared = counts.compared;
+        self.pages_written = counts.written;
+    }
 }
 
 /// Everything that would be refused.
@@ -398,7 +411,8 @@ impl<'h> Checkpoint<'h> {
             let from = kin.get(&number);
             let relatives = match donors.contains(&number) || from.is_some() {
                 true => Relatives::Some(
-                    from.and_then(|from| written.get(from)).map(|(pid, space)| Kin { pid: *pid, space }),
+                    from.and_then(|from| written.get(from))
+                        .map(|(pid, space)| Kin { pid: *pid, runs: &space.runs }),
                 ),
                 false => Relatives::None,
             };
@@ -411,11 +425,7 @@ impl<'h> Checkpoint<'h> {
         ghosts.write(&mut pages, &mut image, &mut records)?;
         let counts = pages.finish(&mut records)?;
         stats.memory = started.elapsed();
-        stats.pages_scanned = counts.scanned;
-        stats.pages_zero = counts.zero;
-        stats.pages_in_parent = counts.inherited;
-        stats.pages_compared = counts.compared;
-        stats.pages_written = counts.written;
+        stats.count(counts);
         let written = image.finish(records, ManifestInfo { root })?;
         stats.bytes_written = written.bytes;
         let pids: Vec<Pid> = borrowed.iter().map(|process| process.process.speaker()).collect();

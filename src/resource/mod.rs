@@ -263,6 +263,7 @@ const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<tasks::cgroup::Membership>(),
     RecordKind::of::<memory::AddressSpace>(),
     RecordKind::of::<memory::SharedObject>(),
+    RecordKind::of::<memory::PreDumped>(),
     RecordKind::of::<crate::image::Chunks>(),
     RecordKind::of::<fds::Places>(),
     RecordKind::of::<fds::FdTable>(),

@@ -15,7 +15,7 @@ use crate::sys::pagemap::{Frame, frames};
 #[derive(Clone, Copy)]
 pub(crate) struct Kin<'k> {
     pub(crate) pid: Pid,
-    pub(crate) space: &'k AddressSpace,
+    pub(crate) runs: &'k [Run],
 }
 
 /// With whom a process may share pages.
@@ -33,8 +33,8 @@ const CHUNK: u64 = 4096;
 impl Kin<'_> {
     /// Where the image has those pages of a process, out of `ranges`, that are the very same as here. Without
     /// CAP_SYS_ADMIN in the initial user namespace the kernel does not tell.
-    pub(super) fn common(&self, pid: Pid, ranges: &[Range<u64>]) -> Result<Vec<Run>> {
-        let candidates = overlap(&self.space.runs, ranges);
+    pub(crate) fn common(&self, pid: Pid, ranges: &[Range<u64>]) -> Result<Vec<Run>> {
+        let candidates = overlap(self.runs, ranges);
         if candidates.is_empty() {
             return Ok(candidates);
         }
@@ -168,7 +168,7 @@ impl Run {
         follows && self.segment == last.segment
     }
 
-    pub(super) fn range(&self) -> Range<u64> {
+    pub(crate) fn range(&self) -> Range<u64> {
         self.addr..self.addr + self.len
     }
 
@@ -181,7 +181,7 @@ impl Run {
 }
 
 /// The parts of runs that are inside of the ranges; both are in order.
-pub(super) fn overlap(runs: &[Run], ranges: &[Range<u64>]) -> Vec<Run> {
+pub(crate) fn overlap(runs: &[Run], ranges: &[Range<u64>]) -> Vec<Run> {
     let mut parts = Vec::new();
     let mut runs = runs.iter().peekable();
     for range in ranges {
@@ -198,7 +198,7 @@ pub(super) fn overlap(runs: &[Run], ranges: &[Range<u64>]) -> Vec<Run> {
 }
 
 /// What is left of ranges without others; both are in order.
-pub(super) fn without(ranges: &[Range<u64>], others: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+pub(crate) fn without(ranges: &[Range<u64>], others: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
     let mut left = Vec::new();
     let mut others = others.peekable();
     for range in ranges {

@@ -34,10 +34,10 @@ use locks::FutureLocks;
 use policy::RangePolicy;
 
 pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared, seal};
-pub(crate) use kin::{Inheritance, Kin, Relatives};
+pub(crate) use kin::{Inheritance, Kin, Relatives, overlap, without};
 pub(crate) use layout::Layout;
-pub(crate) use pages::{FromInside, PageWriter, Run, Segments, Whose};
-pub(crate) use parent::{Paged, Parent};
+pub(crate) use pages::{Counts, FromInside, Own, PageWriter, Populated, Run, Segments, Span, Whose};
+pub(crate) use parent::{Paged, Parent, PreDumped};
 pub(crate) use shared::{Origin, SharedObject, SharedObjects};
 pub(crate) use sysv::Made;
 pub(crate) use tracking::{Stock, descriptor};

@@ -80,6 +80,15 @@ pub(crate) struct Whose<'k> {
     pub(crate) stock: &'k Stock,
 }
 
+/// What is to be stored of the private pages of a process.
+pub(crate) struct Own<'s> {
+    pub(crate) number: u32,
+    pub(crate) stock: &'s Stock,
+    /// But for what its kin has.
+    pub(crate) data: Vec<Range<u64>>,
+    pub(crate) swapped: Vec<Range<u64>>,
+}
+
 /// Writes a task's memory from inside the task.
 pub(crate) struct FromInside<'p> {
     pub(crate) is_possible: &'p dyn Fn() -> bool,
@@ -136,41 +145,56 @@ impl<'h> PageWriter<'h> {
         inside: FromInside<'_>,
         image: &mut ImageWriter,
     ) -> Result<()> {
-        let Populated { data, swapped, guards } = Populated::scan(space, pid)?;
+        let Populated { data, swapped, guards } = Populated::scan(&space.spans(), pid)?;
         space.guards = guards.iter().map(|range| (range.start, range.end)).collect();
         let common = match relatives {
             Relatives::Some(Some(kin)) => kin.common(pid, &data)?,
             Relatives::Some(None) | Relatives::None => Vec::new(),
         };
-        let ranges = kin::without(&data, common.iter().map(Run::range));
+        let own = Own { number, stock, data: kin::without(&data, common.iter().map(Run::range)), swapped };
         self.counts.scanned +=
             space.vmas.iter().filter(|vma| vma.is_private()).map(|vma| vma.len() / PAGE).sum::<u64>();
         let source = |ranges: &[Range<u64>], buffer: &mut [u8]| match relatives {
             Relatives::None => memory.read_ranges(ranges, buffer),
             Relatives::Some(_) => memory.read_shared_ranges(ranges, buffer),
         };
-        let known = self.parent.map_or_else(Known::default, |parent| parent.space(number));
-        let (quiet, doubtful) = match known.by_parent {
-            true => stock.divide(&ranges, &swapped),
-            false => (Vec::new(), ranges.clone()),
-        };
-        let (mut same, _) = self.unchanged(&known.runs, &doubtful, source)?;
-        let quiet = kin::overlap(&known.runs, &quiet);
-        self.counts.inherited += quiet.iter().map(|run| run.len / PAGE).sum::<u64>();
-        same.extend(quiet);
-        same.sort_unstable_by_key(|run| run.addr);
-        let ranges = kin::without(&ranges, same.iter().map(Run::range));
-        space.runs = match size(&ranges) >= LARGE && image.page_format().is_bare() && (inside.is_possible)() {
-            true => self.write_inside(&ranges, inside.write, image)?,
-            false => {
-                // A page of zeroes in a private file mapping hides what the file says there.
-                let sparse = |address| space.vma_at(address).is_some_and(super::Vma::is_anonymous);
-                self.write_ranges(&ranges, source, sparse, image)?
-            }
-        };
-        space.runs.extend(common.into_iter().chain(same));
+        // A page of zeroes in a private file mapping hides what the file says there.
+        let sparse = |address| space.vma_at(address).is_some_and(super::Vma::is_anonymous);
+        let runs = self.write_own(&own, source, sparse, Some(inside), image)?;
+        space.runs = runs;
+        space.runs.extend(common);
         space.runs.sort_unstable_by_key(|run| run.addr);
         Ok(())
+    }
+
+    /// Stores what the parent image does not have.
+    pub(crate) fn write_own(
+        &mut self,
+        own: &Own<'_>,
+        source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,
+        sparse: impl Fn(u64) -> bool + Sync,
+        inside: Option<FromInside<'_>>,
+        image: &mut ImageWriter,
+    ) -> Result<Vec<Run>> {
+        let known = self.parent.map_or_else(Known::default, |parent| parent.space(own.number));
+        let (quiet, doubtful) = match known.by_parent {
+            true => own.stock.divide(&own.data, &own.swapped),
+            false => (Vec::new(), own.data.clone()),
+        };
+        let (mut kept, _) = self.unchanged(&known.runs, &doubtful, &source)?;
+        let quiet = kin::overlap(&known.runs, &quiet);
+        self.counts.inherited += quiet.iter().map(|run| run.len / PAGE).sum::<u64>();
+        kept.extend(quiet);
+        kept.sort_unstable_by_key(|run| run.addr);
+        let ranges = kin::without(&own.data, kept.iter().map(Run::range));
+        let large = size(&ranges) >= LARGE && image.page_format().is_bare();
+        let written = match inside.filter(|inside| large && (inside.is_possible)()) {
+            Some(inside) => self.write_inside(&ranges, inside.write, image)?,
+            None => self.write_ranges(&ranges, source, sparse, image)?,
+        };
+        kept.extend(written);
+        kept.sort_unstable_by_key(|run| run.addr);
+        Ok(kept)
     }
 
     fn write_inside(
@@ -510,48 +534,61 @@ fn is_zero(page: &[u8]) -> bool {
     page.chunks_exact(64).all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
+/// A mapping, as a scan of page tables sees it. They are in order.
+pub(crate) struct Span {
+    pub(crate) range: Range<u64>,
+    /// Does the process have pages of its own in it?
+    pub(crate) private: bool,
+}
+
+impl AddressSpace {
+    fn spans(&self) -> Vec<Span> {
+        self.vmas.iter().map(|vma| Span { range: vma.range(), private: vma.is_private() }).collect()
+    }
+}
+
 /// What a scan of page tables has found.
 #[derive(Default)]
-struct Populated {
+pub(crate) struct Populated {
     /// Pages that belong to the process alone: present or swapped out, and not the page cache's.
-    data: Vec<Range<u64>>,
+    pub(crate) data: Vec<Range<u64>>,
     /// Those of them that are swapped out.
-    swapped: Vec<Range<u64>>,
+    pub(crate) swapped: Vec<Range<u64>>,
     /// Guard regions (MADV_GUARD_INSTALL).
     guards: Vec<Range<u64>>,
 }
 
 impl Populated {
-    fn scan(space: &AddressSpace, pid: Pid) -> Result<Self> {
+    pub(crate) fn scan(spans: &[Span], pid: Pid) -> Result<Self> {
         let pagemap = pagemap_of(pid)?;
         let populated = Page::PRESENT | Page::SWAPPED;
-        match Self::query(space, &pagemap, populated | Page::GUARD) {
+        match Self::query(spans, &pagemap, populated | Page::GUARD) {
             // Linux before 6.15 does not know that category.
-            Err(error) if error.raw_errno() == Some(Errno::EINVAL) => Self::query(space, &pagemap, populated),
+            Err(error) if error.raw_errno() == Some(Errno::EINVAL) => Self::query(spans, &pagemap, populated),
             found => found,
         }
     }
 
-    fn query(space: &AddressSpace, pagemap: &File, any: Page) -> Result<Self> {
+    fn query(spans: &[Span], pagemap: &File, any: Page) -> Result<Self> {
         let mut found = Self::default();
-        let (Some(first), Some(last)) = (space.vmas.first(), space.vmas.last()) else { return Ok(found) };
-        let mut vmas = space.vmas.iter().peekable();
+        let (Some(first), Some(last)) = (spans.first(), spans.last()) else { return Ok(found) };
+        let mut spans = spans.iter().peekable();
         let query = Query { any, none: Page::FILE | Page::PFNZERO };
         let take = |range: Range<u64>, page: Page| {
             let mut at = range.start;
             while at < range.end {
-                while vmas.next_if(|vma| vma.end <= at).is_some() {}
-                let Some(vma) = vmas.peek() else { return };
-                let piece = at.max(vma.start)..range.end.min(vma.end);
-                at = vma.end;
+                while spans.next_if(|span| span.range.end <= at).is_some() {}
+                let Some(span) = spans.peek() else { return };
+                let piece = at.max(span.range.start)..range.end.min(span.range.end);
+                at = span.range.end;
                 let guard = page.contains(Page::GUARD);
-                if piece.start < piece.end && (guard || vma.is_private()) {
+                if piece.start < piece.end && (guard || span.private) {
                     found.swapped.extend(page.contains(Page::SWAPPED).then(|| piece.clone()));
-                    found.add(piece, guard, vma.start);
+                    found.add(piece, guard, span.range.start);
                 }
             }
         };
-        scan(pagemap, first.start..last.end, query, take)
+        scan(pagemap, first.range.start..last.range.end, query, take)
             .call("ioctl(PAGEMAP_SCAN)")
             .hint("PAGEMAP_SCAN needs Linux 6.7")?;
         Ok(found)

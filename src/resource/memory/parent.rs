@@ -2,7 +2,7 @@
 //!
 //! Equal is what is equal byte by byte.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
@@ -10,12 +10,30 @@ use super::kin::overlap;
 use super::pages::BUFFER;
 use super::{AddressSpace, Run, Segments};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Image, Owner, Record, ancestors};
+use crate::image::{Decode, Encode, Image, Owner, Record, Tag, ancestors};
 use crate::sys::PAGE;
 
 /// A record that says where pages are.
 pub(crate) trait Paged: Record {
     fn runs(&mut self) -> &mut Vec<Run>;
+}
+
+/// The private pages of a process, by an image that holds nothing else of it: a pre-dump.
+#[derive(Encode, Decode, Debug)]
+pub(crate) struct PreDumped {
+    pub(crate) runs: Vec<Run>,
+}
+
+impl Record for PreDumped {
+    const TAG: Tag = Tag::new(b"PDMP");
+    const VERSION: u16 = 1;
+    const NAME: &'static str = "pre-dumped pages";
+}
+
+impl Paged for PreDumped {
+    fn runs(&mut self) -> &mut Vec<Run> {
+        &mut self.runs
+    }
 }
 
 /// The image that a new one is to be a child of.
@@ -37,13 +55,28 @@ pub(crate) struct Known {
 impl Parent {
     pub(crate) fn open(dir: &Path) -> Result<Self> {
         let mut parent = Self { image: Image::open(dir)?, spaces: BTreeMap::new() };
-        let owners: BTreeSet<Owner> =
-            ancestors(&parent.image).flat_map(|image| image.owners::<AddressSpace>()).collect();
-        for owner in owners {
-            let known = parent.known::<AddressSpace>(owner)?;
-            parent.spaces.insert(owner.0, known);
+        // The oldest first: what a younger one says takes its place.
+        let images: Vec<_> = ancestors(&parent.image).zip(0..).collect();
+        let mut spaces = BTreeMap::new();
+        for (image, age) in images.into_iter().rev() {
+            let mut owners: Vec<(Owner, Vec<Run>)> = Vec::new();
+            for owner in image.owners::<AddressSpace>() {
+                owners.push((owner, image.require::<AddressSpace>(owner)?.runs));
+            }
+            for owner in image.owners::<PreDumped>() {
+                owners.push((owner, image.require::<PreDumped>(owner)?.runs));
+            }
+            for (owner, runs) in owners {
+                spaces.insert(owner.0, parent.checked(runs, age)?);
+            }
         }
+        parent.spaces = spaces;
         Ok(parent)
+    }
+
+    fn checked(&self, runs: Vec<Run>, age: usize) -> Result<Known> {
+        Segments(&self.image).check(&runs)?;
+        if are_sound(&runs) { Ok(Known { runs, by_parent: age == 0 }) } else { Err(unsound()) }
     }
 
     pub(crate) fn image(&self) -> &Image {
@@ -58,10 +91,7 @@ impl Parent {
     pub(super) fn known<R: Paged>(&self, owner: Owner) -> Result<Known> {
         for (image, age) in ancestors(&self.image).zip(0..) {
             if let Some(mut record) = image.get::<R>(owner)? {
-                let runs = std::mem::take(record.runs());
-                Segments(&self.image).check(&runs)?;
-                let known = Known { runs, by_parent: age == 0 };
-                return if are_sound(&known.runs) { Ok(known) } else { Err(unsound()) };
+                return self.checked(std::mem::take(record.runs()), age);
             }
         }
         Ok(Known::default())
@@ -80,6 +110,9 @@ impl Parent {
             let ranges: Vec<_> =
                 pieces.iter().map(|(addr, bytes)| *addr..addr + bytes.len() as u64).collect();
             let len = pieces.iter().map(|(_, bytes)| bytes.len()).sum();
+            if now.len() < len {
+                now.resize(len, 0);
+            }
             let now = now.get_mut(..len).unwrap_or_default();
             source(&ranges, now)?;
             let then = pieces.iter().flat_map(|(addr, bytes)| {
@@ -89,7 +122,8 @@ impl Parent {
             pages.filter(|((_, then), now)| then == now).for_each(|((addr, _), _)| add_page(&mut same, addr));
             Ok(())
         })?;
-        // Where a candidate ends, a mapping may.
+        // They came in the order of the image. Where a candidate ends, a mapping may.
+        same.sort_unstable_by_key(|range| range.start);
         Ok(overlap(&candidates, &same))
     }
 }
@@ -105,7 +139,8 @@ fn add_page(ranges: &mut Vec<Range<u64>>, addr: u64) {
 fn are_sound(runs: &[Run]) -> bool {
     let mut end = 0;
     runs.iter().all(|run| {
-        let in_order = run.addr >= end && run.len > 0 && (run.addr | run.len).is_multiple_of(PAGE);
+        let in_order =
+            run.addr >= end && run.len > 0 && (run.addr | run.len | run.offset).is_multiple_of(PAGE);
         end = run.addr.saturating_add(run.len);
         in_order && i64::try_from(end).is_ok()
     })
@@ -170,17 +205,22 @@ mod tests {
         let ranges = [11 * P..12 * P, 12 * P..13 * P, 22 * P..40 * P];
         assert_eq!(same(&[], &ranges), [run(11 * P, 1, P), run(12 * P, 1, 2 * P), run(22 * P, 2, 6 * P)]);
         assert_eq!(same(&[], &[50 * P..60 * P]), []);
+        // The image may have them in another order, or one for several.
+        let known = [run(10 * P, 1, 7 * P), run(11 * P, 1, 3 * P), run(12 * P, 2, 3 * P)];
+        let now = memory(|page| [7, 3, 3, 4][page as usize - 10], &[]);
+        assert_eq!(parent.unchanged(&known, &all, now).unwrap(), known);
     }
 
     #[test]
     fn what_an_image_says_is_held_against_its_bounds() {
-        let sound = [run(0, 1, 0), run(P, 2, 0), run(8 * P, 1, 5)];
+        let sound = [run(0, 1, 0), run(P, 2, 0), run(8 * P, 1, 5 * P)];
         assert!(are_sound(&sound));
         assert!(are_sound(&[]));
         for wrong in [
             vec![run(P, 2, 0), run(2 * P, 1, 0)],
             vec![run(P, 1, 0), run(0, 1, 0)],
             vec![run(1, 1, 0)],
+            vec![run(P, 1, 1)],
             vec![run(0, 0, 0)],
             vec![Run { len: 100, ..run(0, 1, 0) }],
             vec![run(u64::MAX - P + 1, 1, 0)],

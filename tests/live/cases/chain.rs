@@ -7,7 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cryosleep::{AfterDump, Checkpoint, CheckpointStats, Error, ErrorKind, Restore, Tracker};
+use cryosleep::{
+    AfterDump, Checkpoint, CheckpointStats, Error, ErrorKind, Hooks, Progress, Restore, Tracker,
+};
 use nix::sys::signal::Signal;
 
 use super::{Case, Dice, ensure};
@@ -136,15 +138,27 @@ impl Writer {
         after: AfterDump,
         tracker: Option<&mut Tracker>,
     ) -> Result<CheckpointStats, String> {
-        let mut checkpoint = Checkpoint::of(self.target.pid).after(after);
+        let checkpoint = self.checkpoint(index, tracker).after(after);
+        checkpoint.write_to(image(index)).map(|dumped| dumped.stats).map_err(|error| error.to_string())
+    }
+
+    /// While it goes on: it changes something when some of its pages have been read.
+    fn pre_dump(&mut self, index: usize, tracker: Option<&mut Tracker>) -> Result<CheckpointStats, String> {
+        let checkpoint = self.checkpoint(index, tracker);
+        let dumped = checkpoint.hooks(&mut Meanwhile(Some(self))).pre_dump(image(index));
+        dumped.map(|dumped| dumped.stats).map_err(|error| error.to_string())
+    }
+
+    /// To be the child of the image before.
+    fn checkpoint<'t>(&self, index: usize, tracker: Option<&'t mut Tracker>) -> Checkpoint<'t> {
+        let mut checkpoint = Checkpoint::of(self.target.pid);
         if let Some(tracker) = tracker {
             checkpoint = checkpoint.tracker(tracker);
         }
-        let checkpoint = match index.checked_sub(1) {
+        match index.checked_sub(1) {
             Some(parent) => checkpoint.parent(image(parent)),
             None => checkpoint,
-        };
-        checkpoint.write_to(image(index)).map(|dumped| dumped.stats).map_err(|error| error.to_string())
+        }
     }
 
     fn kill(&self) -> Outcome {
@@ -163,6 +177,15 @@ impl Writer {
     }
 }
 
+/// Has a writer change something once, in the middle of a pre-dump.
+struct Meanwhile<'w>(Option<&'w mut Writer>);
+
+impl Hooks for Meanwhile<'_> {
+    fn progress(&mut self, _: Progress) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.0.take().map_or(Ok(()), Writer::change)?)
+    }
+}
+
 fn image(index: usize) -> PathBuf {
     cell::lab().join(format!("chain.{index}"))
 }
@@ -177,22 +200,38 @@ fn random(seed: u64, tracked: bool) -> Outcome {
         let mut models = Vec::new();
         let mut tracker = tracked.then(Tracker::new);
         for index in 0..depth {
+            if index + 1 < depth && dice.roll(3) == 0 {
+                let stats = writer.pre_dump(index, tracker.as_mut()).map_err(failed)?;
+                inherited += stats.pages_in_parent;
+                models.push(None);
+                continue;
+            }
             writer.change().map_err(failed)?;
-            models.push(writer.model()?);
+            let model = writer.model()?;
             let after = if index + 1 == depth { AfterDump::Kill } else { AfterDump::Resume };
             let stats = writer.dump(index, after, tracker.as_mut()).map_err(failed)?;
             inherited += stats.pages_in_parent;
             compared += stats.pages_compared;
             if after == AfterDump::Resume {
-                models[index].compare(writer.target.pid).map_err(failed)?;
+                model.compare(writer.target.pid).map_err(failed)?;
             }
+            models.push(Some(model));
         }
         nothing_left()?;
         // Any of them, and then the last.
         let any = dice.roll(depth as u64) as usize;
-        writer.restore(any, &models[any]).map_err(failed)?;
-        writer.kill()?;
-        writer.restore(depth - 1, &models[depth - 1]).map_err(failed)?;
+        match &models[any] {
+            Some(model) => {
+                writer.restore(any, model).map_err(failed)?;
+                writer.kill()?;
+            }
+            None => match Restore::from(image(any)).run() {
+                Err(error) if error.kind() == ErrorKind::Image && error.hint().is_some() => {}
+                other => return Err(failed(format!("a pre-dump was restored: {other:?}"))),
+            },
+        }
+        let last = models.pop().flatten().ok_or("no model")?;
+        writer.restore(depth - 1, &last).map_err(failed)?;
         (0..depth).try_for_each(|index| fs::remove_dir_all(image(index)).map_err(|e| e.to_string()))?;
     }
     ensure(inherited > 10_000, || format!("only {inherited} pages were left to parents"))?;
