@@ -23,10 +23,13 @@ use crate::image::{
 use crate::proc::read;
 use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
-use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
+use crate::resource::fds::{
+    Collector, DevicePaths, External, FileHandler, FilePolicy, FileValidation, Ghosts, LinkRemap, OuterPipes,
+    Places, refuse_askers,
+};
 use crate::resource::memory::{
     self, AddressSpace, Counts, FromInside, Kin, PageWriter, Parent, Relatives, SharedObjects, Stock,
-    Tracker, Whose,
+    Tracker, Vdso, Whose,
 };
 use crate::resource::signals::pending;
 use crate::resource::tasks::births;
@@ -35,7 +38,8 @@ use crate::resource::tasks::cgroup::Membership;
 use crate::resource::tasks::cpu::Processor;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::{self, JobStop};
-use crate::resource::tasks::sharing::{Kind, Shares};
+use crate::resource::tasks::login::LoginUser;
+use crate::resource::tasks::sharing::{Kind, Shares, Sharing};
 use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
 use crate::sys::ptrace::Resume;
@@ -244,13 +248,45 @@ impl<'h> Checkpoint<'h> {
 
     /// Leaves an open file out of the image: [`Restore::inherit`](crate::Restore::inherit) supplies it.
     pub fn external(mut self, file: External) -> Self {
-        self.files.external.insert(file);
+        let key = file.key();
+        self.files.external.insert(file, key);
+        self
+    }
+
+    /// The same, to be supplied as [`External::Name`]: by a name that says more than a number of this machine.
+    pub fn external_as(mut self, file: External, name: &str) -> Self {
+        self.files.external.insert(file, External::Name(name.to_owned()).key());
+        self
+    }
+
+    /// Who is asked about open files of kinds that the library does not know.
+    pub fn handler(mut self, handler: Arc<dyn FileHandler>) -> Self {
+        self.files.handlers.add(handler);
         self
     }
 
     /// What to do about pipes with an end outside of the tree.
     pub fn outer_pipes(mut self, pipes: OuterPipes) -> Self {
         self.files.outer_pipes = pipes;
+        self
+    }
+
+    /// What to do about files whose name was removed, though they have other names.
+    pub fn link_remap(mut self, links: LinkRemap) -> Self {
+        self.files.links = links;
+        self
+    }
+
+    /// By which paths devices may be opened again.
+    pub fn device_paths(mut self, paths: DevicePaths) -> Self {
+        self.files.device_paths = paths;
+        self
+    }
+
+    /// How a restore will look at files that have changed: [`FileValidation::BuildId`] has to be known now, everything
+    /// else is recorded anyway.
+    pub fn file_validation(mut self, validation: FileValidation) -> Self {
+        self.files.validation = validation;
         self
     }
 
@@ -315,10 +351,9 @@ impl<'h> Checkpoint<'h> {
         on_own_thread(move || {
             let frozen = freeze_program(self.root, self.time_limit).in_phase(Phase::Freeze)?;
             let mut report = Report::default();
-            if unsupported::namespaces(&frozen, &mut report).in_phase(Phase::Collect)? {
+            let Some(shares) = look_first(&frozen, &mut report).in_phase(Phase::Collect)? else {
                 return Ok(Preflight(report.0));
-            }
-            let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
+            };
             let tracker = self.tracker.as_deref_mut();
             let borrowed = Borrowed::all(&frozen, &shares, tracker, &mut report).in_phase(Phase::Collect)?;
             let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
@@ -344,10 +379,9 @@ impl<'h> Checkpoint<'h> {
         self.tell(Event::Frozen { root }).in_phase(Phase::Freeze)?;
 
         let mut report = Report::default();
-        if unsupported::namespaces(&frozen, &mut report).in_phase(Phase::Collect)? {
+        let Some(shares) = look_first(&frozen, &mut report).in_phase(Phase::Collect)? else {
             return Err(Error::unsupported(report.0).in_phase(Phase::Collect));
-        }
-        let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
+        };
         let mut tracker = self.tracker.take();
         // Whatever becomes of this checkpoint: what is noted from here on belongs to no older image.
         let trusted = tracker.as_mut().is_some_and(|tracker| tracker.begin(parent.as_ref()));
@@ -390,7 +424,7 @@ impl<'h> Checkpoint<'h> {
         mut tracking: Tracking<'_>,
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
-        let Described { mut records, spaces, shared, ghosts, sleeps, kin } = described;
+        let Described { mut records, spaces, shared, ghosts, sleeps, kin, .. } = described;
         let root = borrowed.first().map_or(self.root, |root| Pid::from(root.process.number));
         let mut image = ImageWriter::create(dir)?.durability(self.durability).pages(self.pages);
         if let Some(parent) = parent {
@@ -422,7 +456,7 @@ impl<'h> Checkpoint<'h> {
             written.insert(number, (process.process.speaker(), space));
         }
         shared.write(Memory::open, &mut pages, &mut image, &mut records)?;
-        ghosts.write(&mut pages, &mut image, &mut records)?;
+        let links = ghosts.write(&mut pages, &mut image, &mut records)?;
         let counts = pages.finish(&mut records)?;
         stats.memory = started.elapsed();
         stats.count(counts);
@@ -430,8 +464,27 @@ impl<'h> Checkpoint<'h> {
         stats.bytes_written = written.bytes;
         let pids: Vec<Pid> = borrowed.iter().map(|process| process.process.speaker()).collect();
         tracking.finish(written.id, if self.after == AfterDump::Kill { &[] } else { &pids });
+        links.keep();
         Ok(sleeps)
     }
+}
+
+/// What tasks share; `None` if something has been refused that forbids any further look.
+fn look_first(frozen: &Frozen, report: &mut Report) -> Result<Option<Shares>> {
+    if unsupported::namespaces(frozen, report)? {
+        return Ok(None);
+    }
+    let shares = Shares::find(frozen, report)?;
+    let mut askers = Report::default();
+    for process in &frozen.processes {
+        let own = |(tid, sharing): (Pid, Sharing)| {
+            (sharing.get(Kind::Files) == process.owner_for(tid).0).then_some((process.pid, tid))
+        };
+        refuse_askers(shares.seats(process).filter_map(own), &mut askers)?;
+    }
+    let may_go_on = askers.0.is_empty();
+    report.0.append(&mut askers.0);
+    Ok(may_go_on.then_some(shares))
 }
 
 fn default_writers() -> NonZeroUsize {
@@ -563,14 +616,19 @@ impl<'f> Borrowed<'f> {
             unsupported::check(process, report)?;
             let owner = shares.process(process.number).get(Kind::Memory);
             let first = owners.get(&owner).and_then(|index: &usize| all.get(*index));
-            let borrowed = Self::borrow(process, first, tracker.as_deref_mut()).of(process.pid)?;
+            let borrowed = Self::borrow(process, first, tracker.as_deref_mut(), report).of(process.pid)?;
             owners.entry(owner).or_insert(all.len());
             all.push(borrowed);
         }
         Ok(all)
     }
 
-    fn borrow(process: &'f Process, sharer: Option<&Self>, tracker: Option<&mut Tracker>) -> Result<Self> {
+    fn borrow(
+        process: &'f Process,
+        sharer: Option<&Self>,
+        tracker: Option<&mut Tracker>,
+        report: &mut Report,
+    ) -> Result<Self> {
         let memory = Memory::open(process.speaker())?;
         let mut watched = Vec::new();
         let mappings = match sharer {
@@ -584,21 +642,26 @@ impl<'f> Borrowed<'f> {
             }
         };
         let vdso = memory::vdso(&mappings);
+        let owns_memory = sharer.is_none();
+        let mut borrowed =
+            Self { process, owns_memory, mappings, watched, memory, tools: None, continues: Vec::new() };
+        // What we let tasks execute is 64-bit code.
+        if unsupported::in_32_bit_mode(process, report)? {
+            return Ok(borrowed);
+        }
+        let memory = &borrowed.memory;
         for thread in &process.threads {
             if let Some(vdso) = &vdso {
-                Springboard::bring_home(&thread.tracee, &memory, vdso)?;
+                Springboard::bring_home(&thread.tracee, memory, vdso)?;
             }
             let regs = thread.tracee.regs()?;
             // No system call is made in a critical section.
             if regs.interrupted_call().is_none() {
-                rseq::leave_critical_section(&thread.tracee, regs, &memory)?;
+                rseq::leave_critical_section(&thread.tracee, regs, memory)?;
             } else {
-                blocked::call_again(&thread.tracee, regs, thread.sleeper, &memory)?;
+                blocked::call_again(&thread.tracee, regs, thread.sleeper, memory)?;
             }
         }
-        let owns_memory = sharer.is_none();
-        let mut borrowed =
-            Self { process, owns_memory, mappings, watched, memory, tools: None, continues: Vec::new() };
         if unsupported::can_be_asked(process)
             && let Some(speaker) = process.threads.first()
         {
@@ -674,21 +737,20 @@ impl<'f> Borrowed<'f> {
         self.process
     }
 
-    /// Asks it about those of its children that are stopped.
+    /// Asks it about its children: which are stopped, or have been continued.
     fn stops_of(&self, frozen: &Frozen) -> Result<Vec<(u32, JobStop)>> {
         let Some(speaker) = self.process.threads.first() else { return Ok(Vec::new()) };
-        let own = |child: &&Process| child.stat.ppid == self.process.pid.get() && child.is_stopped();
-        let stopped: Vec<&Process> = frozen.processes.iter().filter(own).collect();
+        let own = |child: &&Process| child.stat.ppid == self.process.pid.get();
+        let children: Vec<&Process> = frozen.processes.iter().filter(own).collect();
         let mut stops = Vec::new();
-        for some in stopped.chunks(256) {
+        for some in children.chunks(256) {
             let Some(mut puppet) = self.puppet(speaker)? else { break };
             let mut batch = puppet.batch();
-            let asked: Vec<_> =
-                some.iter().filter_map(|child| job_stop::Asked::of(child, &mut batch)).collect();
+            let asked: Vec<_> = some.iter().map(|child| job_stop::Asked::of(child, &mut batch)).collect();
             let answers = puppet.run(batch)?;
             puppet.release()?;
             for one in asked {
-                stops.push(one.describe(&answers)?);
+                stops.extend(one.describe(&answers)?);
             }
         }
         Ok(stops)
@@ -765,6 +827,8 @@ impl Tracking<'_> {
 struct Described {
     records: Records,
     spaces: Vec<AddressSpace>,
+    /// Those that have been recorded.
+    vdsos: BTreeSet<u32>,
     shared: SharedObjects,
     ghosts: Ghosts,
     sleeps: Vec<(Pid, Blocked)>,
@@ -783,6 +847,7 @@ impl Described {
         let mut described = Self {
             records: Records::new()?,
             spaces: Vec::new(),
+            vdsos: BTreeSet::new(),
             shared: SharedObjects::new()?,
             ghosts: Ghosts::default(),
             sleeps: Vec::new(),
@@ -820,16 +885,23 @@ impl Described {
     fn process(&mut self, borrowed: &Borrowed<'_>, ghosts: &mut Ghosts, report: &mut Report) -> Result<()> {
         let process = borrowed.process;
         self.records.put(Owner(process.number), &Membership::of(process.speaker())?)?;
+        if let Some(login) = LoginUser::of(process.speaker()) {
+            self.records.put(Owner(process.number), &login)?;
+        }
         if let Some(leader) = DeadLeader::describe(process)? {
             self.records.put(Owner(process.number), &leader)?;
         }
         let Some((speaker, others)) = process.threads.split_first() else { return Ok(()) };
         if let Some((space, answers)) = self.speaker(borrowed, speaker, report)? {
+            let vdso = Vdso::of(&borrowed.memory, &borrowed.mappings)?;
+            if self.vdsos.insert(vdso.sum()) {
+                self.records.put(Owner(vdso.sum()), &vdso)?;
+            }
             let described = memory::describe(
                 process,
                 &borrowed.mappings,
                 (&space, &answers),
-                &borrowed.memory,
+                &vdso,
                 (&mut self.shared, &mut *ghosts),
                 report,
             )?;

@@ -9,8 +9,8 @@ use std::time::Instant;
 use tracing::{debug, info_span};
 
 use super::{
-    AfterDump, Borrowed, Checkpoint, CheckpointStats, Dumped, Tracking, freeze_program, on_own_thread,
-    sleep_precisely,
+    AfterDump, Borrowed, Checkpoint, CheckpointStats, Dumped, Tracking, freeze_program, look_first,
+    on_own_thread, sleep_precisely,
 };
 use crate::Pid;
 use crate::error::{Context, Error, Phase, Refusal, Result, Subject};
@@ -24,7 +24,7 @@ use crate::resource::fds::open_fds;
 use crate::resource::memory::{
     Kin, Own, PageWriter, Parent, Populated, PreDumped, Run, Span, Stock, overlap, without,
 };
-use crate::resource::tasks::sharing::{Kind, Shares};
+use crate::resource::tasks::sharing::Kind;
 use crate::resource::tasks::tree::Tree;
 use crate::sys::PAGE;
 use crate::tracee::Memory;
@@ -82,7 +82,9 @@ impl Checkpoint<'_> {
         debug!(processes = frozen.processes.len(), tasks = stats.tasks, "frozen");
         self.tell(Event::Frozen { root: self.root }).in_phase(Phase::Freeze)?;
         let mut report = Report::default();
-        let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
+        let Some(shares) = look_first(&frozen, &mut report).in_phase(Phase::Collect)? else {
+            return Err(Error::unsupported(report.0).in_phase(Phase::Collect));
+        };
         let borrowed = Borrowed::all(&frozen, &shares, tracking.tracker.as_deref_mut(), &mut report);
         let borrowed = borrowed.in_phase(Phase::Collect)?;
         for process in &frozen.processes {
