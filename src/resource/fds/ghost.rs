@@ -32,7 +32,7 @@ use super::FileRef;
 use super::path::{Reason, TMPFILE};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
-use crate::image::{Bytes, Decode, Encode, Image, ImageWriter, Owner, Record, Records, Tag};
+use crate::image::{Bytes, Decode, Encode, Image, ImageSink, Owner, Record, Records, Tag};
 use crate::proc::fdinfo;
 use crate::resource::Report;
 use crate::resource::memory::{PageWriter, Paged, Run, Segments};
@@ -172,7 +172,7 @@ impl Ghosts {
     pub(crate) fn write(
         self,
         pages: &mut PageWriter<'_>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
         records: &mut Records,
     ) -> Result<()> {
         self.known.into_values().try_for_each(|Seen { number, mut ghost, contents, .. }| {

@@ -19,7 +19,7 @@ use super::parent::{Paged, Parent};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 use crate::hooks::Progress;
-use crate::image::{Decode, Encode, Image, ImageWriter, Owner, Records, SegmentWriter};
+use crate::image::{Decode, Encode, Image, ImageSink, Owner, Records, SegmentWriter};
 use crate::sys::PAGE;
 use crate::sys::pagemap::{Page, Query, scan};
 use crate::tracee::Memory;
@@ -129,7 +129,7 @@ impl<'h> PageWriter<'h> {
         Whose { pid, number, relatives }: Whose<'_>,
         memory: &Memory,
         inside: FromInside<'_>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<()> {
         let Populated { data, guards } = Populated::scan(space, pid)?;
         space.guards = guards.iter().map(|range| (range.start, range.end)).collect();
@@ -146,7 +146,7 @@ impl<'h> PageWriter<'h> {
         };
         let known = self.known::<AddressSpace>(Owner(number))?;
         let (same, ranges) = self.unchanged(&known, &ranges, source)?;
-        space.runs = match size(&ranges) >= LARGE && image.page_format().is_bare() && (inside.is_possible)() {
+        space.runs = match size(&ranges) >= LARGE && image.lends_files() && (inside.is_possible)() {
             true => self.write_inside(&ranges, inside.write, image)?,
             false => {
                 // A page of zeroes in a private file mapping hides what the file says there.
@@ -163,7 +163,7 @@ impl<'h> PageWriter<'h> {
         &mut self,
         ranges: &[Range<u64>],
         write: &mut dyn FnMut(&[Share<'_>]) -> Result<()>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let total = size(ranges);
         let parts = self.parts(ranges, image)?;
@@ -184,14 +184,14 @@ impl<'h> PageWriter<'h> {
         }
         let lanes = self.lanes.iter().zip(starts).zip(parts);
         let shares =
-            lanes.map(|((lane, offset), ranges)| Share { file: lane.segment.file(), offset, ranges });
-        write(&shares.collect::<Vec<_>>())?;
+            lanes.map(|((lane, offset), ranges)| Ok(Share { file: lane.segment.file()?, offset, ranges }));
+        write(&shares.collect::<Result<Vec<_>>>()?)?;
         account(total, &mut self.counts, self.progress)?;
         Ok(runs)
     }
 
     /// What each writer gets of this work: each has a lane then, with room for it.
-    fn parts(&mut self, ranges: &[Range<u64>], image: &mut ImageWriter) -> Result<Vec<Vec<Range<u64>>>> {
+    fn parts(&mut self, ranges: &[Range<u64>], image: &mut dyn ImageSink) -> Result<Vec<Vec<Range<u64>>>> {
         let most = self.writers.min(inside::MOST) as u64;
         let parts = divide(ranges, (size(ranges) / SHARE).clamp(1, most));
         while self.lanes.len() < parts.len() {
@@ -212,7 +212,7 @@ impl<'h> PageWriter<'h> {
         file: &File,
         ranges: &[Range<u64>],
         known: &[Run],
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let source = |ranges: &[Range<u64>], mut buffer: &mut [u8]| {
             for range in ranges {
@@ -232,7 +232,7 @@ impl<'h> PageWriter<'h> {
         data: &[Range<u64>],
         zeroes: bool,
         known: &[Run],
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let mut pages: Vec<Range<u64>> = Vec::new();
         for range in data {
@@ -259,7 +259,7 @@ impl<'h> PageWriter<'h> {
         memory: &Memory,
         range: Range<u64>,
         known: &[Run],
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let source = |ranges: &[Range<u64>], buffer: &mut [u8]| memory.read_ranges(ranges, buffer);
         self.write_changed(&[range], source, |_| true, known, image)
@@ -272,7 +272,7 @@ impl<'h> PageWriter<'h> {
         source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,
         sparse: impl Fn(u64) -> bool + Sync,
         known: &[Run],
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let (same, ranges) = self.unchanged(known, ranges, &source)?;
         let mut runs = self.write_ranges(&ranges, source, sparse, image)?;
@@ -287,7 +287,7 @@ impl<'h> PageWriter<'h> {
         ranges: &[Range<u64>],
         source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,
         sparse: impl Fn(u64) -> bool + Sync,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         if ranges.is_empty() {
             return Ok(Vec::new());

@@ -64,6 +64,8 @@ impl Parent {
             pages.filter(|((_, then), now)| then == now).for_each(|((addr, _), _)| add_page(&mut same, addr));
             Ok(())
         })?;
+        // They came in the order of the image.
+        same.sort_unstable_by_key(|range| range.start);
         // Where a candidate ends, a mapping may.
         Ok(overlap(&candidates, &same))
     }
@@ -109,7 +111,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("cryosleep-parent-{name}-{}", std::process::id()));
         let mut writer = ImageWriter::create(&dir).unwrap();
         let pages: Vec<u8> = (0..8).flat_map(|byte| [byte; PAGE as usize]).collect();
-        writer.segment().unwrap().file().write_all_at(&pages, 0).unwrap();
+        writer.segment().unwrap().file().unwrap().write_all_at(&pages, 0).unwrap();
         writer.finish(Records::new().unwrap(), ManifestInfo { root: Pid::from(1) }).unwrap();
         let parent = Parent::open(&dir).unwrap();
         std::fs::remove_dir_all(dir).unwrap();
