@@ -8,9 +8,7 @@
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::io::{Seek, SeekFrom};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Mutex;
@@ -18,10 +16,9 @@ use std::time::Duration;
 
 use cryosleep::check::{Feature, Features, Need};
 use cryosleep::{
-    AfterDump, Checkpoint, Event, Exit, External, FileValidation, Hooks, OuterPipes, OuterSession, Pid,
-    Restore, Restored,
+    AfterDump, Checkpoint, DevicePaths, Event, Exit, External, FileValidation, Hooks, LinkRemap, OuterPipes,
+    OuterSession, Pid, Restore, Restored,
 };
-use nix::libc;
 use tracing::{error, info};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -67,7 +64,11 @@ struct Settings {
     detached: bool,
     features: Vec<String>,
     ghost_limit: Option<u64>,
-    inherited: Vec<(External, OwnedFd)>,
+    externals: Vec<(External, Option<String>)>,
+    link_remap: bool,
+    evasive_devices: bool,
+    validation: Option<FileValidation>,
+    inherited: Vec<(Vec<External>, RawFd)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -136,10 +137,15 @@ const OPTIONS: &[Opt] = &[
     Opt(DUMP, 'R', "leave-running", Flag(|s| s.leave(AfterDump::Resume))),
     Opt(DUMP, 's', "leave-stopped", Flag(|s| s.leave(AfterDump::Stop))),
     Opt(BOTH, 'j', "shell-job", Flag(|s| turn_on(&mut s.shell_job))),
-    Opt(BOTH, ' ', "file-validation", Takes(|_, v| file_validation(v))),
+    Opt(BOTH, ' ', "file-validation", Takes(|s, v| set(&mut s.validation, file_validation(v)?))),
     Opt(RESTORE, 'd', "restore-detached", Flag(|s| turn_on(&mut s.detached))),
     Opt(RESTORE, ' ', "inherit-fd", Takes(|s, v| add(&mut s.inherited, inherited(v)?))),
     Opt(DUMP, ' ', "ghost-limit", Takes(|s, v| set(&mut s.ghost_limit, size(v)?))),
+    Opt(DUMP, ' ', "external", Takes(|s, v| add(&mut s.externals, external(v)?))),
+    Opt(DUMP, ' ', "link-remap", Flag(|s| turn_on(&mut s.link_remap))),
+    Opt(DUMP, ' ', "evasive-devices", Flag(|s| turn_on(&mut s.evasive_devices))),
+    Opt(RESTORE, ' ', "link-remap", Flag(|_| Ok(()))), // the image says what the dump has done
+    Opt(RESTORE, ' ', "evasive-devices", Flag(|_| Ok(()))),
     Opt(BOTH, 'l', "file-locks", Flag(|_| Ok(()))), // they always come back
     Opt(CHECK, ' ', "feature", Takes(|s, v| add(&mut s.features, v.into()))),
     Opt(RESTORE, 'S', "restore-sibling", NotYet),
@@ -162,9 +168,7 @@ const OPTIONS: &[Opt] = &[
     Opt(BOTH, ' ', "tcp-established", NotYet),
     Opt(BOTH, ' ', "tcp-close", NotYet),
     Opt(BOTH, ' ', "ext-unix-sk", NotYet),
-    Opt(BOTH, ' ', "link-remap", NotYet),
-    Opt(BOTH, ' ', "evasive-devices", NotYet),
-    Opt(BOTH, ' ', "external", NotYet),
+    Opt(RESTORE, ' ', "external", NotYet),
     Opt(BOTH, ' ', "manage-cgroups", NotYet),
     Opt(BOTH, ' ', "cgroup-root", NotYet),
     Opt(BOTH, ' ', "lazy-pages", NotYet),
@@ -187,11 +191,11 @@ fn turn_on(flag: &mut bool) -> Result<()> {
     Ok(())
 }
 
-/// Sizes are what the library compares unless told otherwise.
-fn file_validation(how: &str) -> Result<()> {
+fn file_validation(how: &str) -> Result<FileValidation> {
     match how {
-        "filesize" => Ok(()),
-        other => Err(format!("{other} is not supported yet").into()),
+        "filesize" => Ok(FileValidation::Size),
+        "buildid" => Ok(FileValidation::BuildId),
+        other => Err(format!("{other} is not supported").into()),
     }
 }
 
@@ -208,43 +212,58 @@ fn size(text: &str) -> Result<u64> {
     number.parse::<u64>()?.checked_mul(factor).ok_or_else(|| "too large".into())
 }
 
-/// `fd[N]:KEY`, where the key is `pipe:[INODE]` or a path (which drivers write without the slash at its start).
-fn inherited(text: &str) -> Result<(External, OwnedFd)> {
+/// What is between the brackets of `KIND[..]`, and what follows a colon after them.
+fn bracketed<'t>(text: &'t str, kind: &str) -> Option<(&'t str, Option<&'t str>)> {
+    let (inside, rest) = text.strip_prefix(kind)?.strip_prefix('[')?.split_once(']')?;
+    match rest.strip_prefix(':') {
+        Some(name) => Some((inside, Some(name))),
+        None => rest.is_empty().then_some((inside, None)),
+    }
+}
+
+/// Two numbers with something in between.
+fn pair(text: &str, between: char, radix: u32) -> Result<(u64, u64)> {
+    let (one, two) = text.split_once(between).ok_or_else(|| format!("no {between:?} in {text}"))?;
+    Ok((u64::from_str_radix(one, radix)?, u64::from_str_radix(two, radix)?))
+}
+
+/// `file[MNT_ID:INODE]` (in hexadecimal), as a checkpoint and a restore say it.
+fn of_mount(text: &str) -> Result<External> {
+    let (mount, inode) = pair(text, ':', 16)?;
+    Ok(External::OfMount { mount: u32::try_from(mount)?, inode })
+}
+
+/// `file[MNT_ID:INODE]`, `dev[MAJOR/MINOR]:NAME`, `unix[INODE]`: a file that is left out, and the name that it gets.
+fn external(text: &str) -> Result<(External, Option<String>)> {
+    if let Some((inside, None)) = bracketed(text, "file") {
+        Ok((of_mount(inside)?, None))
+    } else if let Some((inside, Some(name))) = bracketed(text, "dev") {
+        let (major, minor) = pair(inside, '/', 10)?;
+        Ok((External::Device { major, minor }, Some(name.into())))
+    } else if let Some((inside, None)) = bracketed(text, "unix") {
+        Ok((External::Socket(inside.parse()?), None))
+    } else {
+        Err(format!("{text} is not supported yet").into())
+    }
+}
+
+/// `fd[N]:KEY`, where the key is `pipe:[INODE]`, `socket:[INODE]`, `file[MNT_ID:INODE]`, the name of something external, or
+/// a path (which drivers write without the slash at its start): the one or the other.
+fn inherited(text: &str) -> Result<(Vec<External>, RawFd)> {
     let (number, key) =
         text.strip_prefix("fd[").and_then(|rest| rest.split_once("]:")).ok_or("not fd[N]:KEY")?;
-    let pipe = key.strip_prefix("pipe:[").and_then(|rest| rest.strip_suffix(']'));
-    let key = match pipe {
-        Some(inode) => External::Pipe(inode.parse()?),
-        None if key.contains(":[") || key.starts_with("tty[") || key.starts_with("file[") => {
-            return Err(format!("{key} is not supported yet").into());
-        }
-        None => External::File(Path::new("/").join(key)),
+    let keys = if let Some((inode, None)) = bracketed(key, "pipe:") {
+        vec![External::Pipe(inode.parse()?)]
+    } else if let Some((inode, None)) = bracketed(key, "socket:") {
+        vec![External::Socket(inode.parse()?)]
+    } else if let Some((inside, None)) = bracketed(key, "file") {
+        vec![of_mount(inside)?]
+    } else if key.contains(":[") || key.starts_with("tty[") {
+        return Err(format!("{key} is not supported yet").into());
+    } else {
+        vec![External::Name(key.into()), External::File(Path::new("/").join(key))]
     };
-    Ok((key, descriptor(number.parse()?)?))
-}
-
-/// What a descriptor of ours is of, opened again in the same way.
-fn descriptor(number: u32) -> Result<OwnedFd> {
-    let failed = |error| format!("descriptor {number}: {error}");
-    let info = procfs_line(&format!("/proc/self/fdinfo/{number}"), "flags:").map_err(failed)?;
-    let flags = i32::from_str_radix(&info, 8)?;
-    let opened = OpenOptions::new()
-        .read(flags & libc::O_ACCMODE != libc::O_WRONLY)
-        .write(flags & libc::O_ACCMODE != libc::O_RDONLY)
-        .custom_flags(flags & (libc::O_APPEND | libc::O_NONBLOCK))
-        .open(format!("/proc/self/fd/{number}"));
-    let mut opened = opened.map_err(failed)?;
-    let position = procfs_line(&format!("/proc/self/fdinfo/{number}"), "pos:").map_err(failed)?.parse()?;
-    if position > 0 {
-        opened.seek(SeekFrom::Start(position))?;
-    }
-    Ok(opened.into())
-}
-
-fn procfs_line(file: &str, name: &str) -> std::io::Result<String> {
-    let text = fs::read_to_string(file)?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-    Ok(line.trim().to_owned())
+    Ok((keys, number.parse()?))
 }
 
 /// The words of a command line, of which an option may take one more.
@@ -406,6 +425,19 @@ impl Settings {
         if let Some(limit) = self.time_limit {
             checkpoint = checkpoint.time_limit(limit);
         }
+        if self.link_remap {
+            checkpoint = checkpoint.link_remap(LinkRemap::Link);
+        }
+        if self.evasive_devices {
+            checkpoint = checkpoint.device_paths(DevicePaths::Any);
+        }
+        for (file, name) in self.externals.iter().cloned() {
+            checkpoint = match name {
+                Some(name) => checkpoint.external_as(file, &name),
+                None => checkpoint.external(file),
+            };
+        }
+        checkpoint = checkpoint.file_validation(self.validation.unwrap_or_default());
         let dumped = checkpoint.write_to(&images)?;
         info!(stats = ?dumped.stats, "dumped");
         self.tell_status()?;
@@ -416,10 +448,12 @@ impl Settings {
         let images = self.images()?;
         let mut stages = Stages { settings: self, images: &images };
         let session = if self.shell_job { OuterSession::Inherit } else { OuterSession::Same };
-        let restore = Restore::from(&images).outer_session(session).file_validation(FileValidation::Size);
-        let restore = self.inherited.iter().try_fold(restore, |restore, (key, file)| {
-            Ok::<_, Failure>(restore.inherit(key.clone(), file.try_clone()?))
-        })?;
+        let mut restore = Restore::from(&images).outer_session(session);
+        restore = restore.file_validation(self.validation.unwrap_or_default());
+        for (keys, number) in &self.inherited {
+            restore =
+                keys.iter().try_fold(restore, |restore, key| restore.inherit_fd(key.clone(), *number))?;
+        }
         let restored = restore.hooks(&mut stages).run()?;
         info!(pid = restored.pid().get(), stats = ?restored.stats, "restored");
         self.tell_status()?;

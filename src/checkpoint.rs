@@ -22,9 +22,12 @@ use crate::image::{
 use crate::proc::read;
 use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
-use crate::resource::fds::{Collector, External, FilePolicy, Ghosts, OuterPipes, Places};
+use crate::resource::fds::{
+    Collector, DevicePaths, External, FileHandler, FilePolicy, FileValidation, Ghosts, LinkRemap, OuterPipes,
+    Places, refuse_askers,
+};
 use crate::resource::memory::{
-    self, AddressSpace, FromInside, Kin, PageWriter, Parent, Relatives, SharedObjects, Whose,
+    self, AddressSpace, FromInside, Kin, PageWriter, Parent, Relatives, SharedObjects, Vdso, Whose,
 };
 use crate::resource::signals::pending;
 use crate::resource::tasks::births;
@@ -33,13 +36,12 @@ use crate::resource::tasks::cgroup::Membership;
 use crate::resource::tasks::cpu::Processor;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::{self, JobStop};
-use crate::resource::tasks::sharing::{Kind, Shares};
+use crate::resource::tasks::login::LoginUser;
+use crate::resource::tasks::sharing::{Kind, Shares, Sharing};
 use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
 use crate::sys::ptrace::Resume;
-use crate::tracee::{
-    Answers, Batch, Ending, Home, Memory, Puppet, Saved, Scratch, Springboard, run_together, sys,
-};
+use crate::tracee::{Answers, Batch, Ending, Home, Memory, Puppet, Saved, Scratch, Springboard, sys};
 
 /// What becomes of the target when its image is complete.
 ///
@@ -230,13 +232,45 @@ impl<'h> Checkpoint<'h> {
 
     /// Leaves an open file out of the image: [`Restore::inherit`](crate::Restore::inherit) supplies it.
     pub fn external(mut self, file: External) -> Self {
-        self.files.external.insert(file);
+        let key = file.key();
+        self.files.external.insert(file, key);
+        self
+    }
+
+    /// The same, to be supplied as [`External::Name`]: by a name that says more than a number of this machine.
+    pub fn external_as(mut self, file: External, name: &str) -> Self {
+        self.files.external.insert(file, External::Name(name.to_owned()).key());
+        self
+    }
+
+    /// Who is asked about open files of kinds that the library does not know.
+    pub fn handler(mut self, handler: Arc<dyn FileHandler>) -> Self {
+        self.files.handlers.add(handler);
         self
     }
 
     /// What to do about pipes with an end outside of the tree.
     pub fn outer_pipes(mut self, pipes: OuterPipes) -> Self {
         self.files.outer_pipes = pipes;
+        self
+    }
+
+    /// What to do about files whose name was removed, though they have other names.
+    pub fn link_remap(mut self, links: LinkRemap) -> Self {
+        self.files.links = links;
+        self
+    }
+
+    /// By which paths devices may be opened again.
+    pub fn device_paths(mut self, paths: DevicePaths) -> Self {
+        self.files.device_paths = paths;
+        self
+    }
+
+    /// How a restore will look at files that have changed: [`FileValidation::BuildId`] has to be known now, everything
+    /// else is recorded anyway.
+    pub fn file_validation(mut self, validation: FileValidation) -> Self {
+        self.files.validation = validation;
         self
     }
 
@@ -327,10 +361,9 @@ impl<'h> Checkpoint<'h> {
         on_own_thread(move || {
             let frozen = freeze_program(self.root, self.time_limit).in_phase(Phase::Freeze)?;
             let mut report = Report::default();
-            if unsupported::namespaces(&frozen, &mut report).in_phase(Phase::Collect)? {
+            let Some(shares) = look_first(&frozen, &mut report).in_phase(Phase::Collect)? else {
                 return Ok(Preflight(report.0));
-            }
-            let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
+            };
             let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
             let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
             let described = described.in_phase(Phase::Describe);
@@ -355,10 +388,9 @@ impl<'h> Checkpoint<'h> {
         self.tell(Event::Frozen { root }).in_phase(Phase::Freeze)?;
 
         let mut report = Report::default();
-        if unsupported::namespaces(&frozen, &mut report).in_phase(Phase::Collect)? {
+        let Some(shares) = look_first(&frozen, &mut report).in_phase(Phase::Collect)? else {
             return Err(Error::unsupported(report.0).in_phase(Phase::Collect));
-        }
-        let shares = Shares::find(&frozen, &mut report).in_phase(Phase::Collect)?;
+        };
         let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
         let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
         let described = described.in_phase(Phase::Describe)?;
@@ -408,7 +440,7 @@ impl<'h> Checkpoint<'h> {
         (to, parent): (Destination<'_>, Option<&Parent>),
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
-        let Described { mut records, spaces, shared, ghosts, sleeps, kin } = described;
+        let Described { mut records, spaces, shared, ghosts, sleeps, kin, .. } = described;
         let root = borrowed.first().map_or(self.root, |root| Pid::from(root.process.number));
         let mut image = self.open(to, parent)?;
         let started = Instant::now();
@@ -435,7 +467,7 @@ impl<'h> Checkpoint<'h> {
             written.insert(number, (process.process.speaker(), space));
         }
         shared.write(Memory::open, &mut pages, &mut *image, &mut records)?;
-        ghosts.write(&mut pages, &mut *image, &mut records)?;
+        let links = ghosts.write(&mut pages, &mut *image, &mut records)?;
         let counts = pages.finish(&mut records)?;
         stats.memory = started.elapsed();
         stats.pages_scanned = counts.scanned;
@@ -443,6 +475,7 @@ impl<'h> Checkpoint<'h> {
         stats.pages_in_parent = counts.inherited;
         stats.pages_written = counts.written;
         stats.bytes_written = image.finish(records, ManifestInfo { root })?.bytes;
+        links.keep();
         Ok(sleeps)
     }
 }
@@ -451,6 +484,24 @@ impl<'h> Checkpoint<'h> {
 enum Destination<'d> {
     Directory(&'d Path),
     Store(StoreWriter),
+}
+
+/// What tasks share; `None` if something has been refused that forbids any further look.
+fn look_first(frozen: &Frozen, report: &mut Report) -> Result<Option<Shares>> {
+    if unsupported::namespaces(frozen, report)? {
+        return Ok(None);
+    }
+    let shares = Shares::find(frozen, report)?;
+    let mut askers = Report::default();
+    for process in &frozen.processes {
+        let own = |(tid, sharing): (Pid, Sharing)| {
+            (sharing.get(Kind::Files) == process.owner_for(tid).0).then_some((process.pid, tid))
+        };
+        refuse_askers(shares.seats(process).filter_map(own), &mut askers)?;
+    }
+    let may_go_on = askers.0.is_empty();
+    report.0.append(&mut askers.0);
+    Ok(may_go_on.then_some(shares))
 }
 
 fn default_writers() -> NonZeroUsize {
@@ -575,35 +626,40 @@ impl<'f> Borrowed<'f> {
             unsupported::check(process, report)?;
             let owner = shares.process(process.number).get(Kind::Memory);
             let first = owners.get(&owner).and_then(|index: &usize| all.get(*index));
-            let borrowed = Self::borrow(process, first).of(process.pid)?;
+            let borrowed = Self::borrow(process, first, report).of(process.pid)?;
             owners.entry(owner).or_insert(all.len());
             all.push(borrowed);
         }
         Ok(all)
     }
 
-    fn borrow(process: &'f Process, sharer: Option<&Self>) -> Result<Self> {
+    fn borrow(process: &'f Process, sharer: Option<&Self>, report: &mut Report) -> Result<Self> {
         let memory = Memory::open(process.speaker())?;
         let mappings = match sharer {
             Some(sharer) => sharer.mappings.clone(),
             None => Arc::new(memory::mappings(process.speaker())?),
         };
         let vdso = memory::vdso(&mappings);
+        let owns_memory = sharer.is_none();
+        let mut borrowed =
+            Self { process, owns_memory, mappings, memory, tools: None, continues: Vec::new() };
+        // What we let tasks execute is 64-bit code.
+        if unsupported::in_32_bit_mode(process, report)? {
+            return Ok(borrowed);
+        }
+        let memory = &borrowed.memory;
         for thread in &process.threads {
             if let Some(vdso) = &vdso {
-                Springboard::bring_home(&thread.tracee, &memory, vdso)?;
+                Springboard::bring_home(&thread.tracee, memory, vdso)?;
             }
             let regs = thread.tracee.regs()?;
             // No system call is made in a critical section.
             if regs.interrupted_call().is_none() {
-                rseq::leave_critical_section(&thread.tracee, regs, &memory)?;
+                rseq::leave_critical_section(&thread.tracee, regs, memory)?;
             } else {
-                blocked::call_again(&thread.tracee, regs, thread.sleeper, &memory)?;
+                blocked::call_again(&thread.tracee, regs, thread.sleeper, memory)?;
             }
         }
-        let owns_memory = sharer.is_none();
-        let mut borrowed =
-            Self { process, owns_memory, mappings, memory, tools: None, continues: Vec::new() };
         if unsupported::can_be_asked(process)
             && let Some(speaker) = process.threads.first()
         {
@@ -671,21 +727,20 @@ impl<'f> Borrowed<'f> {
         self.process
     }
 
-    /// Asks it about those of its children that are stopped.
+    /// Asks it about its children: which are stopped, or have been continued.
     fn stops_of(&self, frozen: &Frozen) -> Result<Vec<(u32, JobStop)>> {
         let Some(speaker) = self.process.threads.first() else { return Ok(Vec::new()) };
-        let own = |child: &&Process| child.stat.ppid == self.process.pid.get() && child.is_stopped();
-        let stopped: Vec<&Process> = frozen.processes.iter().filter(own).collect();
+        let own = |child: &&Process| child.stat.ppid == self.process.pid.get();
+        let children: Vec<&Process> = frozen.processes.iter().filter(own).collect();
         let mut stops = Vec::new();
-        for some in stopped.chunks(256) {
+        for some in children.chunks(256) {
             let Some(mut puppet) = self.puppet(speaker)? else { break };
             let mut batch = puppet.batch();
-            let asked: Vec<_> =
-                some.iter().filter_map(|child| job_stop::Asked::of(child, &mut batch)).collect();
+            let asked: Vec<_> = some.iter().map(|child| job_stop::Asked::of(child, &mut batch)).collect();
             let answers = puppet.run(batch)?;
             puppet.release()?;
             for one in asked {
-                stops.push(one.describe(&answers)?);
+                stops.extend(one.describe(&answers)?);
             }
         }
         Ok(stops)
@@ -733,6 +788,8 @@ impl Drop for Borrowed<'_> {
 struct Described {
     records: Records,
     spaces: Vec<AddressSpace>,
+    /// Those that have been recorded.
+    vdsos: BTreeSet<u32>,
     shared: SharedObjects,
     ghosts: Ghosts,
     sleeps: Vec<(Pid, Blocked)>,
@@ -751,6 +808,7 @@ impl Described {
         let mut described = Self {
             records: Records::new()?,
             spaces: Vec::new(),
+            vdsos: BTreeSet::new(),
             shared: SharedObjects::new()?,
             ghosts: Ghosts::default(),
             sleeps: Vec::new(),
@@ -788,50 +846,98 @@ impl Described {
     fn process(&mut self, borrowed: &Borrowed<'_>, ghosts: &mut Ghosts, report: &mut Report) -> Result<()> {
         let process = borrowed.process;
         self.records.put(Owner(process.number), &Membership::of(process.speaker())?)?;
+        if let Some(login) = LoginUser::of(process.speaker()) {
+            self.records.put(Owner(process.number), &login)?;
+        }
         if let Some(leader) = DeadLeader::describe(process)? {
             self.records.put(Owner(process.number), &leader)?;
         }
         let Some((speaker, others)) = process.threads.split_first() else { return Ok(()) };
-        for (space, answers) in self.threads(borrowed, std::slice::from_ref(speaker), report)? {
+        if let Some((space, answers)) = self.speaker(borrowed, speaker, report)? {
+            let vdso = Vdso::of(&borrowed.memory, &borrowed.mappings)?;
+            if self.vdsos.insert(vdso.sum()) {
+                self.records.put(Owner(vdso.sum()), &vdso)?;
+            }
             let described = memory::describe(
                 process,
                 &borrowed.mappings,
                 (&space, &answers),
-                &borrowed.memory,
+                &vdso,
                 (&mut self.shared, &mut *ghosts),
                 report,
             )?;
             self.spaces.extend(described);
         }
-        for some in others.chunks(Scratch::PARTS) {
-            self.threads(borrowed, some, report)?;
-        }
-        Ok(())
+        self.threads(borrowed, others, report)
     }
 
-    /// Describes the speaker, or some of the others, which work at the same time.
-    fn threads(
+    fn speaker(
         &mut self,
         borrowed: &Borrowed<'_>,
-        threads: &[Thread],
+        speaker: &Thread,
         report: &mut Report,
-    ) -> Result<Vec<(memory::Asked, Answers)>> {
-        let seen = threads.iter().map(|thread| Seen::of(borrowed, thread).of(thread.tid()));
-        let seen = seen.collect::<Result<Vec<_>>>()?;
-        seen.iter().try_for_each(|seen| self.sleep(seen.view(), &borrowed.memory, report))?;
-        let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { return Ok(Vec::new()) };
-        let mut spaces = Vec::new();
-        for (seen, asked) in seen.iter().zip(Asked::all(&seen, scratch)?) {
-            let Asked { states, space, answers, .. } = asked.at_rest(seen, scratch)?;
-            for describe in states {
-                let refused = describe(&answers, seen.view(), report, &mut self.records);
-                if let Err(error) = refused {
-                    report.refuse(error.of(seen.thread.tid()).into_refusal()?);
+    ) -> Result<Option<(memory::Asked, Answers)>> {
+        let seen = self.look(borrowed, speaker, report)?;
+        let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { return Ok(None) };
+        self.thread(&seen, Asked::of(&seen, scratch)?, report)
+    }
+
+    /// Describes the other threads. Half a scratch memory of them work at the same time, while those who had the other
+    /// half before are described.
+    fn threads(&mut self, borrowed: &Borrowed<'_>, threads: &[Thread], report: &mut Report) -> Result<()> {
+        const HALF: usize = Scratch::PARTS / 2;
+        let mut before = Vec::new();
+        for (index, some) in threads.chunks(HALF).enumerate() {
+            let seen = some.iter().map(|thread| self.look(borrowed, thread, report));
+            let seen = seen.collect::<Result<Vec<_>>>()?;
+            let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { continue };
+            if !seen.iter().all(Seen::ends_quietly) {
+                self.answers(std::mem::take(&mut before), report)?;
+                for seen in seen {
+                    self.thread(&seen, Asked::of(&seen, scratch)?, report)?;
                 }
+                continue;
             }
-            spaces.extend(space.map(|space| (space, answers)));
+            let parts = (index % 2 * HALF..).map(|part| scratch.part(part));
+            let asking =
+                seen.into_iter().zip(parts).map(|(seen, part)| Ok((Asking::start(&seen, part)?, seen)));
+            let asking = asking.collect::<Result<Vec<_>>>()?;
+            self.answers(std::mem::replace(&mut before, asking), report)?;
         }
-        Ok(spaces)
+        self.answers(before, report)
+    }
+
+    fn answers(&mut self, asking: Vec<(Asking<'_>, Seen<'_>)>, report: &mut Report) -> Result<()> {
+        asking
+            .into_iter()
+            .try_for_each(|(asking, seen)| self.thread(&seen, asking.finish()?, report).map(drop))
+    }
+
+    fn look<'b>(
+        &mut self,
+        borrowed: &'b Borrowed<'b>,
+        thread: &'b Thread,
+        report: &mut Report,
+    ) -> Result<Seen<'b>> {
+        let seen = Seen::of(borrowed, thread).of(thread.tid())?;
+        self.sleep(seen.view(), &borrowed.memory, report)?;
+        Ok(seen)
+    }
+
+    fn thread(
+        &mut self,
+        seen: &Seen<'_>,
+        asked: Asked,
+        report: &mut Report,
+    ) -> Result<Option<(memory::Asked, Answers)>> {
+        let Asked { states, space, answers, .. } = asked.at_rest(seen)?;
+        for describe in states {
+            let refused = describe(&answers, seen.view(), report, &mut self.records);
+            if let Err(error) = refused {
+                report.refuse(error.of(seen.thread.tid()).into_refusal()?);
+            }
+        }
+        Ok(space.map(|space| (space, answers)))
     }
 
     fn sleep(&mut self, view: View<'_>, memory: &Memory, report: &mut Report) -> Result<()> {
@@ -878,9 +984,11 @@ impl<'b> Seen<'b> {
     }
 }
 
-/// A thread that is about to answer.
-struct Asking<'s> {
-    puppet: Puppet<'s>,
+/// A thread that works on its answers.
+struct Asking<'b> {
+    puppet: Puppet<'b>,
+    scratch: Scratch,
+    mappings: &'b [Mapping],
     states: Vec<crate::resource::Describe>,
     space: Option<memory::Asked>,
     pending: pending::Snapshot,
@@ -888,14 +996,15 @@ struct Asking<'s> {
 
 /// One thread's answers.
 struct Asked {
+    scratch: Scratch,
     states: Vec<crate::resource::Describe>,
     space: Option<memory::Asked>,
     pending: pending::Snapshot,
     answers: Answers,
 }
 
-impl<'s> Asking<'s> {
-    fn new(seen: &'s Seen<'s>, scratch: Scratch) -> Result<(Self, Batch)> {
+impl<'b> Asking<'b> {
+    fn start(seen: &Seen<'b>, scratch: Scratch) -> Result<Self> {
         let (view, borrowed) = (seen.view(), seen.borrowed);
         let speaks = view.speaks();
         let pending = pending::Snapshot::take(view)?;
@@ -904,46 +1013,34 @@ impl<'s> Asking<'s> {
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
         let space = (speaks && borrowed.owns_memory).then(|| memory::ask(&mut batch));
-        let (tracee, caught) = (view.tracee(), view.process.status.sig_cgt);
-        let ids = view.process.ids();
-        let puppet = Puppet::borrow(tracee, ids, &borrowed.memory, scratch, view.saved, caught)?;
-        Ok((Self { puppet, states, space, pending }, batch))
+        let (process, memory) = (borrowed.process, &borrowed.memory);
+        let (ids, caught) = (process.ids(), process.status.sig_cgt);
+        let mut puppet = Puppet::borrow(&seen.thread.tracee, ids, memory, scratch, &seen.saved, caught)?;
+        puppet.start(batch)?;
+        Ok(Self { puppet, scratch, mappings: &borrowed.mappings, states, space, pending })
     }
 
-    fn answered(mut self, answers: Answers, mappings: &[Mapping]) -> Result<Asked> {
-        self.space.iter_mut().try_for_each(|space| space.ask_of_each(&mut self.puppet, mappings))?;
-        self.puppet.release()?;
-        Ok(Asked { states: self.states, space: self.space, pending: self.pending, answers })
+    fn finish(self) -> Result<Asked> {
+        let Self { mut puppet, scratch, mappings, states, mut space, pending } = self;
+        let answers = puppet.finish()?;
+        space.iter_mut().try_for_each(|space| space.ask_of_each(&mut puppet, mappings))?;
+        puppet.release()?;
+        Ok(Asked { scratch, states, space, pending, answers })
     }
 }
 
 impl Asked {
     fn of(seen: &Seen<'_>, scratch: Scratch) -> Result<Self> {
-        let (mut asking, batch) = Asking::new(seen, scratch)?;
-        let answers = asking.puppet.run(batch)?;
-        asking.answered(answers, &seen.borrowed.mappings)
-    }
-
-    /// At the same time, where that is possible.
-    fn all(seen: &[Seen<'_>], scratch: Scratch) -> Result<Vec<Self>> {
-        if seen.len() < 2 || !seen.iter().all(Seen::ends_quietly) {
-            return seen.iter().map(|seen| Self::of(seen, scratch)).collect();
-        }
-        let parts = (0..).map(|index| scratch.part(index));
-        let asking = seen.iter().zip(parts).map(|(seen, part)| Asking::new(seen, part));
-        let (mut asking, batches): (Vec<_>, Vec<_>) = asking.collect::<Result<Vec<_>>>()?.into_iter().unzip();
-        let mut puppets: Vec<_> = asking.iter_mut().map(|asking| &mut asking.puppet).collect();
-        let answers = run_together(&mut puppets, batches)?;
-        asking.into_iter().zip(answers).map(|(asking, answers)| asking.answered(answers, &[])).collect()
+        Asking::start(seen, scratch)?.finish()
     }
 
     /// A timer that expires in between would be seen in neither place, or in both: then the thread is asked again.
-    fn at_rest(mut self, seen: &Seen<'_>, scratch: Scratch) -> Result<Self> {
+    fn at_rest(mut self, seen: &Seen<'_>) -> Result<Self> {
         for _ in 0..5 {
             if self.pending == pending::Snapshot::take(seen.view())? {
                 break;
             }
-            self = Self::of(seen, scratch)?;
+            self = Self::of(seen, self.scratch)?;
         }
         Ok(self)
     }

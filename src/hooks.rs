@@ -113,4 +113,4 @@ pub(crate) fn vetoed(result: Result<(), Box<dyn std::error::Error + Send + Sync>
 
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct HookError(Box<dyn std::error::Error + Send + Sync>);
+pub(crate) struct HookError(pub(crate) Box<dyn std::error::Error + Send + Sync>);

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info_span};
 
-use crate::arch::Regs;
+use crate::arch::{Regs, RegsExt};
 use crate::checkpoint::{on_own_thread, sleep_precisely};
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Result, Subject};
 use crate::family::{Family, Member, Released};
@@ -18,16 +18,19 @@ use crate::image::{Image, ImageSource, Owner, Spool};
 use crate::proc::status::{self, Status};
 use crate::proc::{read, stat};
 use crate::resource::fds::{
-    Builder, Channel, External, FdTable, FileOwner, FileValidation, Finder, Inherited, Places, Watches,
+    Builder, Channel, Description, External, FdTable, FileHandler, FileOwner, FileValidation, Finder,
+    Handlers, Inherited, Places, Room, Watches,
 };
 use crate::resource::memory::{self, AddressSpace, Inheritance, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
+use crate::resource::sockets::Pairs;
 use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::Blocked;
 use crate::resource::tasks::cgroup::{Cgroups, Membership};
 use crate::resource::tasks::cpu::{CpuCheck, Processor};
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::JobStop;
+use crate::resource::tasks::login::LoginUser;
 use crate::resource::tasks::pids::Pids;
 use crate::resource::tasks::plan::Plan;
 use crate::resource::tasks::registers::Registers;
@@ -77,6 +80,7 @@ pub struct Restore<'h> {
     cgroups: Cgroups,
     cpu_check: CpuCheck,
     inherited: Inherited,
+    handlers: Handlers,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
@@ -260,6 +264,7 @@ impl<'h> Restore<'h> {
             cgroups: Cgroups::default(),
             cpu_check: CpuCheck::default(),
             inherited: Inherited::default(),
+            handlers: Handlers::default(),
             hooks: None,
         }
     }
@@ -304,7 +309,24 @@ impl<'h> Restore<'h> {
     /// ([`Checkpoint::external`](crate::Checkpoint::external)), or any that is open by this path. The tasks get the very
     /// description that `file` is of; a second description of that file is opened anew.
     pub fn inherit(mut self, key: External, file: impl Into<OwnedFd>) -> Self {
-        self.inherited.add(key, file.into());
+        self.inherited.add(&key, file.into());
+        self
+    }
+
+    /// The same with a descriptor of the calling process by its number, as whoever started it may have said it.
+    ///
+    /// # Errors
+    /// When there is no such descriptor.
+    pub fn inherit_fd(self, key: External, number: RawFd) -> Result<Self> {
+        let own = system::pidfd::open(Pid::from(std::process::id())).call("pidfd_open")?;
+        let file = system::pidfd::get_fd(own.as_fd(), number).call("pidfd_getfd");
+        let file = file.about(|| Subject::Fd { fd: number, what: key.to_string() })?;
+        Ok(self.inherit(key, file))
+    }
+
+    /// Makes files again of kinds that the library does not know.
+    pub fn handler(mut self, handler: Arc<dyn FileHandler>) -> Self {
+        self.handlers.add(handler);
         self
     }
 
@@ -407,6 +429,7 @@ struct ProcessPlan {
     seats: BTreeMap<u32, Seat>,
     states: StatesOf,
     cgroups: Membership,
+    login: Option<LoginUser>,
     continues: Option<ProcessPending>,
     /// The leader, if it has ended, and what it does all the same until then.
     dead_leader: Option<(DeadLeader, StatesOf)>,
@@ -443,6 +466,7 @@ struct Blueprint {
     /// By the open file description of the epoll instance.
     watches: BTreeMap<u32, Watches>,
     file_owners: Vec<FileOwner>,
+    pairs: Pairs,
     workshop: Workshop,
     channel_number: i32,
 }
@@ -496,12 +520,13 @@ impl Blueprint {
         let spaces = || processes.values().filter_map(|process: &ProcessPlan| process.space.as_ref());
         let workshop = Workshop::find(spaces(), shared.len)?;
         spaces().try_for_each(|space| shared.check(space, &workshop))?;
-        let seats = processes.values().flat_map(|process: &ProcessPlan| &process.seats);
-        let tables: BTreeMap<u32, &FdTable> =
-            seats.filter_map(|(number, seat)| Some((*number, seat.table.as_ref()?))).collect();
+        let tables: BTreeMap<u32, &FdTable> = tables(&processes).collect();
+        let descriptions = image.owners::<Description>().map(|owner| owner.0).collect();
+        tables.values().try_for_each(|table| table.check_references(&descriptions))?;
         let slot = |table: u32, fd| tables.get(&table)?.slot(fd).map(|slot| slot.description);
         let watches = Watches::load(image, slot)?;
         let file_owners = FileOwner::load(image, &tree, slot)?;
+        let pairs = Pairs::load(image, |number| processes.contains_key(&number))?;
         let channel_number = lowest_unused(tables.values(), &watches);
         let lineage = Lineage::of(&plan, &tree, &processes, &shares);
         Ok(Self {
@@ -513,6 +538,7 @@ impl Blueprint {
             lineage,
             watches,
             file_owners,
+            pairs,
             workshop,
             channel_number,
         })
@@ -530,6 +556,13 @@ impl Blueprint {
 }
 
 impl Blueprint {
+    /// The highest that a table ever needs.
+    fn highest_number(&self, number: u32, table: &FdTable) -> RawFd {
+        let watches = self.watches.values().filter(|watches| watches.table() == number);
+        let numbers = watches.flat_map(Watches::numbers).chain(table.highest());
+        numbers.chain([self.channel_number]).max().unwrap_or(0)
+    }
+
     /// The address space of a process, whoever has its record.
     fn space(&self, process: &ProcessPlan) -> Result<&AddressSpace> {
         let owner = self.processes.get(&process.memory);
@@ -549,6 +582,12 @@ impl Blueprint {
             of_threads(process) || process.states.iter().any(|(_, state)| state.suspends_seccomp())
         })
     }
+}
+
+/// All fd tables, by the first task that has them.
+fn tables(processes: &BTreeMap<u32, ProcessPlan>) -> impl Iterator<Item = (u32, &FdTable)> {
+    let seats = processes.values().flat_map(|process| &process.seats);
+    seats.filter_map(|(number, seat)| Some((*number, seat.table.as_ref()?)))
 }
 
 /// A number that no process uses, so that the way in does not stand in the way.
@@ -588,10 +627,7 @@ impl ProcessPlan {
         }
         let memory = sharing.get(Kind::Memory);
         let stop: Option<JobStop> = image.get(owner)?;
-        let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
-        if stop.is_some_and(|stop| !stops.contains(&stop.signal)) {
-            return Err(Error::new(ErrorKind::Image, "it is stopped by a signal that stops nobody"));
-        }
+        stop.map_or(Ok(()), JobStop::check)?;
         let mut threads = BTreeMap::new();
         for tid in tids {
             threads.insert(*tid, ThreadPlan::load(image, Pid::from(*tid)).of(Pid::from(*tid))?);
@@ -602,6 +638,7 @@ impl ProcessPlan {
             seats,
             states: load_states(image, Scope::Process, pid)?,
             cgroups: image.require(owner)?,
+            login: image.get(owner)?,
             continues: image.get(owner)?,
             dead_leader: dead_leader(image, pid, tids)?,
             stop,
@@ -651,6 +688,7 @@ struct Ready<'i> {
     channel: Channel,
     /// The tree's outer group is to be joined by number.
     outer_group: Option<u32>,
+    room: Room,
 }
 
 impl<'i> Ready<'i> {
@@ -669,7 +707,15 @@ impl<'i> Ready<'i> {
                 wait_until_free(tid, &mut patience)?;
             }
         }
+        let room = Room::find()?;
+        for (number, table) in tables(&blueprint.processes) {
+            room.check(blueprint.highest_number(number, table)).of(Pid::from(number))?;
+        }
         blueprint.shared.plan()?;
+        for (pid, process) in &blueprint.processes {
+            let at = process.threads.values().map(|thread| thread.registers.general().pc());
+            blueprint.space(process).and_then(|space| space.check_vdso(at)).of(Pid::from(*pid))?;
+        }
         let finder = Finder::new(image, options.validation)?;
         let mut opened = Opened::default();
         for (pid, process) in &blueprint.processes {
@@ -680,10 +726,11 @@ impl<'i> Ready<'i> {
         }
         let tasks = blueprint.tree.numbers().collect();
         let mut files = Builder::new(image, finder, inherited, tasks);
+        files.handlers = options.handlers.clone();
         files.renumbered = !matches!(options.pids, Pids::Original);
         files.make_all()?;
         let channel = Channel::new(blueprint.channel_number)?;
-        Ok(Self { image, opened, files, channel, outer_group })
+        Ok(Self { image, opened, files, channel, outer_group, room })
     }
 
     /// Builds everything, and closes what was open for that. The descriptions remain: some have yet to be started.
@@ -723,6 +770,7 @@ impl<'i> Ready<'i> {
                 build_threads(member, process).of(member.pid)?;
             }
         }
+        self.files.sockets = blueprint.pairs.make(|number| family.process(number)?.puppet(0))?;
         self.files.make_of_tasks(family.pids())?;
         // Fd tables are needed empty until those who share them have all their mappings and places.
         for member in family.members_mut() {
@@ -784,6 +832,9 @@ impl<'i> Ready<'i> {
     }
 
     fn build_places(&self, member: &Member, process: &ProcessPlan) -> Result<()> {
+        if let Some(login) = &process.login {
+            login.build(member.pid, &self.channel, &mut member.puppet(0)?)?;
+        }
         for (number, seat) in &process.seats {
             let Some(places) = &seat.places else { continue };
             let mut puppet = member.puppet_of(*number)?;
@@ -802,10 +853,13 @@ impl<'i> Ready<'i> {
             let mut puppet = member.puppet_of(*number)?;
             let scratch = puppet.scratch();
             let new_batch = || Batch::new(scratch);
+            let mut batch = new_batch();
+            self.room.make(blueprint.highest_number(*number, table), &mut batch);
+            puppet.run(batch)?.check()?;
             table.install(
                 &self.channel,
                 |number| self.files.description(number),
-                |batch| puppet.run(batch)?.check().hint("RLIMIT_NOFILE limits how high descriptors can be"),
+                |batch| puppet.run(batch)?.check(),
                 new_batch,
             )?;
             for watches in blueprint.watches.values().filter(|one| one.table() == *number) {
@@ -956,7 +1010,11 @@ fn take_turn(
             (None, None) => &[],
         };
         let shared = if thread == 0 { process.states.as_slice() } else { &[] };
-        let at = |stage: Stage| own.iter().chain(shared).filter(move |(at, _)| *at == stage);
+        let at = |stage: Stage| {
+            // Timers of the process are set while no signal waits for a thread.
+            let (first, second) = if stage == Stage::Pending { (shared, own) } else { (own, shared) };
+            first.iter().chain(second).filter(move |(at, _)| *at == stage)
+        };
         let states: Vec<_> = stages.iter().copied().flat_map(at).map(|(_, state)| &**state).collect();
         (!states.is_empty()).then_some(Work { member, thread, task, states })
     });

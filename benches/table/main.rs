@@ -145,8 +145,8 @@ struct Copier {
 impl Copier {
     /// None for subjects whose memory is not what they cost.
     fn new(kind: &Kind) -> Result<Option<Self>> {
-        let Kind::Memory(bytes) = kind else { return Ok(None) };
-        let mut copier = Self { from: subject::memory(*bytes)?, to: MmapMut::map_anon(*bytes)? };
+        let Some(bytes) = kind.populated() else { return Ok(None) };
+        let mut copier = Self { from: subject::memory(bytes)?, to: MmapMut::map_anon(bytes)? };
         copier.to.advise(Advice::NoHugePage)?;
         copier.copy();
         Ok(Some(copier))

@@ -40,11 +40,46 @@ pub(crate) struct Target {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Watch {
     pub(crate) number: i32,
+    pub(crate) mask: u32,
+    pub(crate) object: Object,
+}
+
+/// A file that is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Object {
     pub(crate) ino: u64,
     pub(crate) device: Device,
-    pub(crate) mask: u32,
     /// Type and bytes of its file handle, where its file system has such.
     pub(crate) handle: Option<(i32, Vec<u8>)>,
+}
+
+/// A fanotify group: fanotify_init(2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Group {
+    pub(crate) flags: u32,
+    /// Of the files that it is given: event_f_flags.
+    pub(crate) event_flags: u32,
+    pub(crate) marks: Vec<Mark>,
+}
+
+/// One of its marks: fanotify_mark(2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) on: Marked,
+    pub(crate) flags: u32,
+    pub(crate) mask: u32,
+    pub(crate) ignored: u32,
+}
+
+/// What is marked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Marked {
+    Inode(Object),
+    /// By its number.
+    Mount(u32),
+    FileSystem(Device),
+    /// A namespace of mounts.
+    Namespace,
 }
 
 pub(crate) fn event(info: &FdInfo) -> Result<Event, Malformed> {
@@ -91,13 +126,39 @@ pub(crate) fn watches(info: &FdInfo) -> Result<Vec<Watch>, Malformed> {
     let of = |text: &[u8]| {
         Ok(Watch {
             number: FILE.hex::<u32>(field(text, "wd"), "wd")? as i32,
-            ino: FILE.hex(field(text, "ino"), "ino")?,
-            device: device(text)?,
             mask: FILE.hex(field(text, "mask"), "mask")?,
-            handle: handle(text)?,
+            object: object(text)?,
         })
     };
     info.lines.iter().filter(|line| line.key == b"inotify").map(|line| of(&line.value)).collect()
+}
+
+pub(crate) fn group(info: &FdInfo) -> Result<Group, Malformed> {
+    let mut lines = info.lines.iter().filter(|line| line.key == b"fanotify").map(|line| &*line.value);
+    let head = FILE.some(lines.next(), "fanotify")?;
+    let mark = |text: &[u8]| {
+        let on = match (field(text, "ino"), field(text, "mnt_id"), field(text, "sdev")) {
+            (Some(_), ..) => Marked::Inode(object(text)?),
+            (None, Some(number), _) => Marked::Mount(FILE.hex(number, "mnt_id")?),
+            (None, None, Some(_)) => Marked::FileSystem(device(text)?),
+            (None, None, None) => Marked::Namespace,
+        };
+        Ok(Mark {
+            on,
+            flags: FILE.hex(field(text, "mflags"), "mflags")?,
+            mask: FILE.hex(field(text, "mask"), "mask")?,
+            ignored: FILE.hex(field(text, "ignored_mask"), "ignored_mask")?,
+        })
+    };
+    Ok(Group {
+        flags: FILE.hex(field(head, "flags"), "flags")?,
+        event_flags: FILE.hex(field(head, "event-flags"), "event-flags")?,
+        marks: lines.map(mark).collect::<Result<_, _>>()?,
+    })
+}
+
+fn object(text: &[u8]) -> Result<Object, Malformed> {
+    Ok(Object { ino: FILE.hex(field(text, "ino"), "ino")?, device: device(text)?, handle: handle(text)? })
 }
 
 fn handle(text: &[u8]) -> Result<Option<(i32, Vec<u8>)>, Malformed> {
@@ -130,6 +191,7 @@ fn field<'a>(text: &'a [u8], key: &str) -> Option<&'a [u8]> {
 pub(crate) fn fuzz(text: &[u8]) {
     let Ok(info) = super::fdinfo::parse(text) else { return };
     let _ = (event(&info), timer(&info), signals(&info), process(&info), targets(&info), watches(&info));
+    let _ = group(&info);
 }
 
 #[cfg(test)]
@@ -156,6 +218,11 @@ NSpid:\t-1
 tfd:        3 events: c0000019 data: 123456789abcdef0  pos:0 ino:414 sdev:fe00010
 inotify wd:a ino:98c097 sdev:1b mask:84000100 ignored_mask:0 fhandle-bytes:8 fhandle-type:81 f_handle:97c098000b869f48
 inotify wd:1 ino:1 sdev:1b mask:20 ignored_mask:0
+fanotify flags:1e80 event-flags:88002
+fanotify sdev:d mflags:0 mask:2 ignored_mask:0
+fanotify mnt_id:1e mflags:0 mask:8000300 ignored_mask:0
+fanotify ino:994029 sdev:fe00000 mflags:40 mask:48000038 ignored_mask:1 fhandle-bytes:8 fhandle-type:1 f_handle:29409900
+fanotify mnt_ns:f0000000 mflags:0 mask:1000000 ignored_mask:0
 ";
 
     fn without(line: &str) -> FdInfo {
@@ -180,10 +247,28 @@ inotify wd:1 ino:1 sdev:1b mask:20 ignored_mask:0
         assert_eq!(targets(&info), Ok(vec![target]));
         let watches = watches(&info).unwrap();
         let handle = vec![0x97, 0xc0, 0x98, 0, 0x0b, 0x86, 0x9f, 0x48];
-        assert_eq!((watches[0].number, watches[0].ino, watches[0].mask), (10, 0x98_c097, 0x8400_0100));
-        assert_eq!(watches[0].device, Device { major: 0, minor: 27 });
-        assert_eq!(watches[0].handle, Some((0x81, handle)));
-        assert_eq!((watches[1].number, &watches[1].handle), (1, &None));
+        let object =
+            Object { ino: 0x98_c097, device: Device { major: 0, minor: 27 }, handle: Some((0x81, handle)) };
+        assert_eq!(watches[0], Watch { number: 10, mask: 0x8400_0100, object });
+        assert_eq!((watches[1].number, &watches[1].object.handle), (1, &None));
+    }
+
+    #[test]
+    fn fanotify() {
+        let found = group(&fdinfo::parse(SAMPLE).unwrap()).unwrap();
+        let object = Object {
+            ino: 0x99_4029,
+            device: Device { major: 254, minor: 0 },
+            handle: Some((1, vec![0x29, 0x40, 0x99, 0])),
+        };
+        let mark = |on, flags, mask, ignored| Mark { on, flags, mask, ignored };
+        let marks = vec![
+            mark(Marked::FileSystem(Device { major: 0, minor: 13 }), 0, 2, 0),
+            mark(Marked::Mount(0x1e), 0, 0x800_0300, 0),
+            mark(Marked::Inode(object), 0x40, 0x4800_0038, 1),
+            mark(Marked::Namespace, 0, 0x100_0000, 0),
+        ];
+        assert_eq!(found, Group { flags: 0x1e80, event_flags: 0x8_8002, marks });
     }
 
     #[test]
@@ -194,5 +279,6 @@ inotify wd:1 ino:1 sdev:1b mask:20 ignored_mask:0
         assert_eq!(signals(&without("sigmask")), Err(FILE.malformed("sigmask")));
         assert_eq!(process(&without("Pid")), Err(FILE.malformed("Pid")));
         assert_eq!(targets(&without("tfd")), Ok(vec![]));
+        assert_eq!(group(&without("fanotify")), Err(FILE.malformed("fanotify")));
     }
 }

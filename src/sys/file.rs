@@ -1,4 +1,5 @@
-//! What open files of special kinds can be asked and told: signalfd, timerfd, epoll, inotify, file handles, attributes, owners.
+//! What open files of special kinds can be asked and told: signalfd, timerfd, epoll, inotify, fanotify, file handles,
+//! attributes, owners.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -139,6 +140,19 @@ pub(crate) fn add_watch(inotify: BorrowedFd<'_>, path: &CStr, mask: u32) -> nix:
     // SAFETY: the path ends in a zero byte.
     check(unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), mask) }.into())
         .map(|number| number as i32)
+}
+
+/// fanotify_init(2).
+pub(crate) fn fanotify(flags: u32, event_flags: u32) -> nix::Result<OwnedFd> {
+    // SAFETY: the call takes integers only.
+    owned(unsafe { libc::fanotify_init(flags, event_flags) }.into())
+}
+
+/// fanotify_mark(2) FAN_MARK_ADD.
+pub(crate) fn fanotify_mark(group: BorrowedFd<'_>, how: u32, mask: u64, path: &CStr) -> nix::Result<()> {
+    let (fd, flags) = (group.as_raw_fd(), libc::FAN_MARK_ADD | how);
+    // SAFETY: the path ends in a zero byte.
+    check(unsafe { libc::fanotify_mark(fd, flags, mask, libc::AT_FDCWD, path.as_ptr()) }.into()).map(drop)
 }
 
 /// open_by_handle_at(2) with O_PATH, of a file of the mount that the working directory is on.

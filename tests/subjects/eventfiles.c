@@ -2,8 +2,10 @@
 #include "subject.h"
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/fanotify.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/timerfd.h>
@@ -91,24 +93,26 @@ static uint64_t expired(int fd)
 
 static int timers(void)
 {
-	static const int clocks[] = { CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME };
+	// Of the alarm clocks the time can only be read where there is a real time clock: that of the others is theirs.
+	static const int kinds[] = { CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM };
+	static const int clocks[] = { CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_REALTIME, CLOCK_BOOTTIME };
 	enum { N = COUNT(clocks) };
 	const ns length = 900 * MS, far = 7200 * SECOND, period = 10 * MS;
 	int relative[N], absolute[N], periodic[N], unread[N], past[N], off[N];
 	ns start[N], deadline[N], end[N], first[N];
 	for (int i = 0; i < N; i++) {
 		int clock = clocks[i];
-		relative[i] = timer(clock, 0, length, 0);
+		relative[i] = timer(kinds[i], 0, length, 0);
 		start[i] = now(CLOCK_MONOTONIC);
 		deadline[i] = now(clock) + far;
 		int cancel = clock == CLOCK_REALTIME ? TFD_TIMER_CANCEL_ON_SET : 0;
-		absolute[i] = timer(clock, TFD_TIMER_ABSTIME | cancel, deadline[i], 0);
+		absolute[i] = timer(kinds[i], TFD_TIMER_ABSTIME | cancel, deadline[i], 0);
 		first[i] = now(clock) + period;
-		periodic[i] = timer(clock, TFD_TIMER_ABSTIME, first[i], period);
-		unread[i] = timer(clock, 0, 2 * MS, 3600 * SECOND);
+		periodic[i] = timer(kinds[i], TFD_TIMER_ABSTIME, first[i], period);
+		unread[i] = timer(kinds[i], 0, 2 * MS, 3600 * SECOND);
 		end[i] = now(clock) + 2 * MS;
-		past[i] = timer(clock, TFD_TIMER_ABSTIME, SECOND, 0);
-		off[i] = timer(clock, 0, 0, 5 * SECOND);
+		past[i] = timer(kinds[i], TFD_TIMER_ABSTIME, SECOND, 0);
+		off[i] = timer(kinds[i], 0, 0, 5 * SECOND);
 	}
 	int one = timer(CLOCK_MONOTONIC, 0, MS, 0); // expires before the checkpoint, once
 	uint64_t read_before[N];
@@ -450,6 +454,101 @@ static int inotify(void)
 	return passed();
 }
 
+// The next event of a group: what has happened, and to the file of which name. 0: there is none.
+static int told(int group, uint64_t mask, const char *name)
+{
+	char room[4096] __attribute__((aligned(8))), link[600] = "", *named = link;
+	// One event at a time: the larger ones come with names.
+	ssize_t length = read(group, room, FAN_EVENT_METADATA_LEN + 8);
+	if (length == -1 && errno == EINVAL)
+		length = read(group, room, sizeof room);
+	if (length == -1 && errno == EAGAIN)
+		return 0;
+	struct fanotify_event_metadata *event_ = (void *)room;
+	expect(length == event_->event_len, "%zd", length);
+	if (event_->fd >= 0) {
+		char way[64];
+		snprintf(way, sizeof way, "/proc/self/fd/%d", event_->fd);
+		must(readlink(way, link, sizeof link - 1));
+		named = strrchr(link, '/') + 1;
+		close(event_->fd);
+	} else {
+		struct fanotify_event_info_fid *info = (void *)(event_ + 1);
+		expect(info->hdr.info_type == FAN_EVENT_INFO_TYPE_DFID_NAME);
+		struct file_handle *handle = (void *)info->handle;
+		named = (char *)handle->f_handle + handle->handle_bytes;
+	}
+	expect(event_->mask == mask && !strcmp(named, name), "%#llx of %s, not %#llx of %s", (ns)event_->mask, named, (ns)mask, name);
+	return 1;
+}
+
+// Groups of both kinds; inodes, mounts and file systems that are marked or ignored.
+static int fanotify(void)
+{
+	must(mkdir("fan", 0700));
+	must(mkdir("place", 0700));
+	must(mount("none", "place", "tmpfs", 0, "size=1m"));
+	must(mkdir("place/ignored", 0700));
+	create("fan/quiet");
+	create("fan/old");
+	int files = must(fanotify_init(FAN_CLASS_CONTENT | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE, O_RDONLY | O_CLOEXEC));
+	int names = must(fanotify_init(FAN_REPORT_DFID_NAME | FAN_REPORT_TID | FAN_NONBLOCK | FAN_CLOEXEC, O_RDWR));
+	int none = must(fanotify_init(FAN_CLASS_NOTIF, O_RDWR | O_APPEND));
+	must(fanotify_mark(files, FAN_MARK_ADD, FAN_OPEN | FAN_CLOSE_WRITE | FAN_EVENT_ON_CHILD, AT_FDCWD, "fan"));
+	must(fanotify_mark(files, FAN_MARK_ADD | FAN_MARK_IGNORED_MASK | FAN_MARK_IGNORED_SURV_MODIFY, FAN_OPEN, AT_FDCWD, "fan/quiet"));
+	must(fanotify_mark(files, FAN_MARK_ADD | FAN_MARK_MOUNT, FAN_MODIFY, AT_FDCWD, "place"));
+	must(fanotify_mark(names, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_CREATE | FAN_DELETE, AT_FDCWD, "place"));
+	must(fanotify_mark(names, FAN_MARK_ADD | FAN_MARK_IGNORE_SURV, FAN_CREATE | FAN_EVENT_ON_CHILD, AT_FDCWD, "place/ignored"));
+	must(fanotify_mark(names, FAN_MARK_ADD | FAN_MARK_EVICTABLE, FAN_CREATE | FAN_ONDIR, AT_FDCWD, "fan"));
+	must(rename("fan/old", "fan/moved"));
+	must(fanotify_mark(files, FAN_MARK_ADD, FAN_ACCESS, AT_FDCWD, "fan/moved"));
+	expect(!told(files, 0, "") && !told(names, 0, ""));
+	ready();
+	wait_go();
+	expect(!told(files, 0, "") && !told(names, 0, "") && !is_ready_for(none, POLLIN));
+	int file = must(open("fan/file", O_CREAT | O_WRONLY, 0600));
+	expect(told(files, FAN_OPEN, "file") && told(names, FAN_CREATE, "file"));
+	close(file);
+	expect(told(files, FAN_CLOSE_WRITE, "file"));
+	close(must(open("fan/quiet", O_RDONLY)));
+	expect(!told(files, 0, ""), "what is ignored");
+	close(must(open("fan/quiet", O_WRONLY)));
+	expect(told(files, FAN_CLOSE_WRITE, "quiet") && !told(files, 0, ""));
+	must(mkdir("fan/inside", 0700));
+	expect(told(names, FAN_CREATE | FAN_ONDIR, "inside"));
+	char byte;
+	file = must(open("fan/moved", O_RDWR));
+	expect(told(files, FAN_OPEN, "moved") && write(file, "x", 1) == 1 && pread(file, &byte, 1, 0) == 1);
+	expect(told(files, FAN_ACCESS, "moved"));
+	file = must(open("place/new", O_CREAT | O_WRONLY, 0600));
+	expect(told(names, FAN_CREATE, "new") && write(file, "x", 1) == 1);
+	expect(told(files, FAN_MODIFY, "new"));
+	create("place/ignored/new");
+	expect(!told(names, 0, ""), "what is ignored");
+	must(unlink("place/new"));
+	expect(told(names, FAN_DELETE, "new"));
+	must(umount2("place", MNT_DETACH));
+	return passed();
+}
+
+// A group that is asked for permission, so that whoever opens a certain file has to wait for an answer; and that file.
+static int asker(void)
+{
+	must(mkdir("place", 0700));
+	must(mount("none", "place", "tmpfs", 0, "size=1m"));
+	int deleted = must(open("place/deleted", O_RDWR | O_CREAT, 0600));
+	must(unlink("place/deleted"));
+	int group = must(fanotify_init(FAN_CLASS_CONTENT | FAN_NONBLOCK, O_RDONLY));
+	must(fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_MOUNT, FAN_OPEN_PERM, AT_FDCWD, "place"));
+	ready();
+	wait_go();
+	expect(!is_ready_for(group, POLLIN));
+	close(group);
+	close(deleted);
+	must(umount2("place", MNT_DETACH));
+	return passed();
+}
+
 static volatile int got_signal, got_fd;
 static void note(int signal, siginfo_t *info, void *context)
 {
@@ -540,7 +639,7 @@ int main(int argc, char **argv)
 	begin();
 	static const struct { const char *name; int (*run)(void); } parts[] = {
 		{ "counters", counters }, { "timers", timers }, { "pidfds", pidfds }, { "epolls", epolls },
-		{ "inotify", inotify }, { "owners", owners }, { "many", many },
+		{ "inotify", inotify }, { "fanotify", fanotify }, { "asker", asker }, { "owners", owners }, { "many", many },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))

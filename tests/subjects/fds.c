@@ -1,5 +1,7 @@
 // Open files: positions, flags, sharing, devices, numbers; and where a process stands in the file system.
 #include "subject.h"
+#include <sys/resource.h>
+#include <sys/socket.h>
 
 static ns position(int fd) { return must(lseek(fd, 0, SEEK_CUR)); }
 
@@ -49,6 +51,74 @@ static int regular(void)
 	expect(read(inside, text, sizeof text) == 11 && !memcmp(text, "0123456789x", 11));
 	// A number that was free is the next one.
 	expect(must(dup(fd)) == inside + 1);
+	return passed();
+}
+
+// The same in a process that may not have many files open.
+static int limited(void)
+{
+	must(setrlimit(RLIMIT_NOFILE, &(struct rlimit){ 950, 1000 }));
+	return regular();
+}
+
+// A description that was passed on by a message, with its lock, when both were there already.
+static int handed(void)
+{
+	int ends[2];
+	must(socketpair(AF_UNIX, SOCK_DGRAM, 0, ends));
+	char room[CMSG_SPACE(sizeof(int))] = { 0 }, byte;
+	struct iovec vector = { &byte, 1 };
+	struct msghdr message = { .msg_iov = &vector, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room };
+	pid_t child = must(fork());
+	if (!child) {
+		must(recvmsg(ends[1], &message, 0));
+		int file = *(int *)CMSG_DATA(CMSG_FIRSTHDR(&message));
+		close(ends[0]);
+		close(ends[1]);
+		ready();
+		wait_go();
+		expect(position(file) == 6);
+		must(lseek(file, 3, SEEK_SET));
+		while (position(file) != 4)
+			nap(MS);
+		int other = must(open("file", O_RDONLY));
+		expect(flock(other, LOCK_SH | LOCK_NB) == -1 && errno == EWOULDBLOCK);
+		must(flock(file, LOCK_UN));
+		must(flock(other, LOCK_SH | LOCK_NB));
+		return 0;
+	}
+	int file = must(open("file", O_RDWR | O_CREAT, 0600));
+	must(write(file, "passed", 6));
+	must(flock(file, LOCK_EX));
+	struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+	*rights = (struct cmsghdr){ CMSG_LEN(sizeof file), SOL_SOCKET, SCM_RIGHTS };
+	memcpy(CMSG_DATA(rights), &file, sizeof file);
+	must(sendmsg(ends[0], &message, 0));
+	close(ends[0]);
+	close(ends[1]);
+	wait_go();
+	while (position(file) != 3)
+		nap(MS);
+	must(lseek(file, 4, SEEK_SET));
+	join_child(child);
+	return passed();
+}
+
+// A request that is a device's, and that only a handler knows how to make again.
+static int latency(void)
+{
+	int device = open("/dev/cpu_dma_latency", O_RDWR), asked = 7;
+	if (device < 0)
+		skip("no /dev/cpu_dma_latency");
+	must(write(device, &asked, sizeof asked));
+	int same = must(dup(device));
+	ready();
+	wait_go();
+	int now_is = 0;
+	expect(read(device, &now_is, sizeof now_is) == sizeof now_is && now_is == 7, "%d", now_is);
+	close(device);
+	expect(pread(same, &now_is, sizeof now_is, 0) == sizeof now_is && now_is == 7, "%d", now_is);
+	close(same);
 	return passed();
 }
 
@@ -155,7 +225,7 @@ int main(int argc, char **argv)
 {
 	begin();
 	static const struct { const char *name; int (*run)(void); } parts[] = {
-		{ "regular", regular }, { "devices", devices }, { "pipes", pipes }, { "places", places }, { "chroot", chrooted },
+		{ "regular", regular }, { "limited", limited }, { "handed", handed }, { "latency", latency }, { "devices", devices }, { "pipes", pipes }, { "places", places }, { "chroot", chrooted },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))

@@ -1,6 +1,9 @@
 // Files of file systems: directories, O_PATH, odd names, /proc; files that were deleted; fifos.
 #include "subject.h"
 #include <dirent.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/sysmacros.h>
 #include <sys/xattr.h>
 
 static ns position(int fd) { return must(lseek(fd, 0, SEEK_CUR)); }
@@ -56,6 +59,9 @@ static int paths(void)
 	int direct = open("many/entry-04", O_RDWR | O_DIRECT);
 	int sysfs = open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY);
 	int cgroup = open("/sys/fs/cgroup/cgroup.controllers", O_RDONLY);
+	if (cgroup < 0)
+		cgroup = open("/sys/fs/cgroup/unified/cgroup.controllers", O_RDONLY);
+	int terminals = open("/dev/pts", O_RDONLY | O_DIRECTORY);
 	char text[2][512];
 	memset(text, 0, sizeof text);
 	if (sysfs >= 0) {
@@ -92,7 +98,8 @@ static int paths(void)
 		must(read(sysfs, text[1], 511));
 		expect(!strcmp(text[0] + 5, text[1]), "%s: %s", text[0], text[1]);
 	}
-	expect(cgroup < 0 || position(cgroup) == 0);
+	expect(cgroup < 0 || (position(cgroup) == 0 && read(cgroup, name, 1) >= 0));
+	expect(terminals < 0 || !faccessat(terminals, "ptmx", F_OK, 0));
 	return passed();
 }
 
@@ -429,6 +436,124 @@ static int piped(const char *way)
 	return passed();
 }
 
+// Sockets, a device and files, all of which somebody else supplies.
+static int outer(void)
+{
+	int ends[2], zero = must(open("/dev/zero", O_RDONLY)), again = must(open("/dev/zero", O_RDONLY | O_NONBLOCK));
+	must(socketpair(AF_UNIX, SOCK_STREAM, 0, ends));
+	int same = must(dup(ends[1])), one = must(open("one", O_RDWR | O_CREAT, 0600)), two = must(open("two", O_RDWR | O_CREAT, 0600));
+	char text[64], got[64] = "";
+	int place = must(open("one", O_PATH));
+	snprintf(text, sizeof text, "%d %d %d %d", ends[0], ends[1], one, two);
+	put_file("numbers", text);
+	ready();
+	wait_go();
+	must(write(ends[0], "through", 7));
+	expect(read(same, got, 9) == 7 && !memcmp(got, "through", 7));
+	expect(read(zero, got, 9) == 4 && !memcmp(got, "zero", 4), "%s", got);
+	expect(read(again, got, 9) == 4 && !memcmp(got, "zero", 4) && flags_of(again) & O_NONBLOCK);
+	expect(flags_of(place) & O_PATH && read(place, got, 1) == -1 && errno == EBADF);
+	expect(read(one, got, 9) == 3 && !memcmp(got, "one", 3) && read(two, got, 9) == 3 && !memcmp(got, "two", 3));
+	return passed();
+}
+
+// Files with other names than the one that they were opened by.
+static int linked(void)
+{
+	int file = must(open("first", O_RDWR | O_CREAT, 0640)), reader = must(open("first", O_RDONLY | O_NOFOLLOW));
+	must(write(file, "contents", 8));
+	must(link("first", "second"));
+	must(unlink("first"));
+	must(mkfifo("fifo", 0600));
+	int fifo = must(open("fifo", O_RDWR));
+	must(link("fifo", "other"));
+	must(rename("other", "first"));
+	must(unlink("fifo"));
+	char name[1024], got[16];
+	strcpy(name, link_of(reader));
+	ino_t inode = times(file).st_ino;
+	ready();
+	wait_go();
+	expect(!strcmp(name, link_of(reader)) || strstr(link_of(reader), "/.cryosleep"), "%s", link_of(reader));
+	expect(flags_of(reader) & O_NOFOLLOW && position(file) == 8 && position(reader) == 0);
+	struct stat second;
+	must(stat("second", &second));
+	expect(times(file).st_ino == inode && times(reader).st_ino == inode && second.st_ino == inode);
+	must(write(file, " and more", 9));
+	expect(read(reader, got, 8) == 8 && !memcmp(got, "contents", 8));
+	must(stat("first", &second));
+	expect(times(fifo).st_ino == second.st_ino && S_ISFIFO(second.st_mode));
+	return passed();
+}
+
+// A device whose file is gone.
+static int device(void)
+{
+	must(mknod("sink", S_IFCHR | 0600, makedev(1, 3)));
+	int sink = must(open("sink", O_RDWR));
+	must(unlink("sink"));
+	ready();
+	wait_go();
+	expect(write(sink, "x", 1) == 1 && read(sink, base, 1) == 0);
+	expect(!strcmp(link_of(sink), "/dev/null"), "%s", link_of(sink));
+	return passed();
+}
+
+// A program that is open and mapped.
+static int elf(void)
+{
+	int from = must(open("/proc/self/exe", O_RDONLY)), to = must(open("program", O_RDWR | O_CREAT, 0700));
+	static char bytes[1 << 20];
+	ssize_t length = must(read(from, bytes, sizeof bytes));
+	must(write(to, bytes, length));
+	close(to);
+	close(from);
+	int file = must(open("program", O_RDONLY));
+	char *mapped = must(mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, file, 0));
+	ready();
+	wait_go();
+	expect(!memcmp(mapped, bytes, 4096));
+	return passed();
+}
+
+// Files of the lower and of the upper layer, one that was copied up, one that was deleted.
+static int overlay(void)
+{
+	static const char *directories[] = { "low", "up", "work", "over" };
+	for (size_t i = 0; i < COUNT(directories); i++)
+		must(mkdir(directories[i], 0700));
+	static const char *files[] = { "lower", "copied", "gone" };
+	for (size_t i = 0; i < COUNT(files); i++) {
+		char name[32];
+		snprintf(name, sizeof name, "low/%s", files[i]);
+		int file = must(open(name, O_CREAT | O_WRONLY, 0600));
+		must(write(file, files[i], strlen(files[i])));
+		close(file);
+	}
+	char options[2048];
+	snprintf(options, sizeof options, "lowerdir=%s/low,upperdir=%s/up,workdir=%s/work", base, base, base);
+	if (mount("none", "over", "overlay", 0, options))
+		skip("no overlayfs here");
+	int lower = must(open("over/lower", O_RDONLY)), copied = must(open("over/copied", O_RDWR));
+	int upper = must(open("over/upper", O_RDWR | O_CREAT, 0600)), gone = must(open("over/gone", O_RDWR));
+	must(write(copied, "COP", 3));
+	must(write(upper, "upper", 5));
+	must(write(gone, "G", 1));
+	must(unlink("over/gone"));
+	char *mapped = must(mmap(NULL, 4096, PROT_READ, MAP_SHARED, lower, 0)), got[16];
+	must(lseek(lower, 2, SEEK_SET));
+	ready();
+	wait_go();
+	expect(read(lower, got, 9) == 3 && !memcmp(got, "wer", 3) && !memcmp(mapped, "lower", 5));
+	expect(read(copied, got, 9) == 3 && !memcmp(got, "ied", 3) && position(upper) == 5);
+	must(write(upper, "!", 1));
+	expect(pread(upper, got, 9, 0) == 6 && !memcmp(got, "upper!", 6));
+	expect(pread(gone, got, 9, 0) == 4 && !memcmp(got, "Gone", 4) && times(gone).st_nlink == 0);
+	close(lower);
+	must(umount2("over", MNT_DETACH));
+	return passed();
+}
+
 static int appended(void)
 {
 	int output = must(open("output", O_WRONLY | O_CREAT | O_APPEND, 0600)), same = must(dup(output));
@@ -445,6 +570,7 @@ int main(int argc, char **argv)
 	begin();
 	static const struct { const char *name; int (*run)(void); } parts[] = {
 		{ "paths", paths }, { "proc", proc }, { "ghosts", ghosts }, { "directories", directories }, { "fifos", fifos }, { "packets", packets }, { "appended", appended },
+		{ "outer", outer }, { "linked", linked }, { "device", device }, { "elf", elf }, { "overlay", overlay },
 	};
 	if (argc == 3)
 		return piped(argv[2]);

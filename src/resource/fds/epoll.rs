@@ -74,6 +74,9 @@ const HOW: u32 = EPOLLEXCLUSIVE | EPOLLWAKEUP | EPOLLONESHOT | EPOLLET;
 /// All that a file can be ready for: IN, PRI, OUT, RDNORM, RDBAND, WRNORM, WRBAND, MSG, RDHUP.
 const READY: u32 = 0x27c7;
 
+/// How many instances there can be one in another, and one more: fs/eventpoll.c EP_MAX_NESTS.
+const DEEPEST: u32 = 5;
+
 impl Watch {
     fn is_spent(&self) -> bool {
         self.events & !HOW == 0
@@ -225,8 +228,6 @@ fn depends_on_caller(
     description: u32,
     depth: u32,
 ) -> bool {
-    /// linux/eventpoll.c EP_MAX_NESTS
-    const DEEPEST: u32 = 5;
     if depth > DEEPEST || collector.polled(description) == Polled::PerCaller {
         return true;
     }
@@ -254,7 +255,9 @@ impl Watches {
             Ok((owner.0, watches))
         };
         let about = |owner: Owner| move || Subject::Section(format!("{} {owner}", Self::NAME));
-        owners.into_iter().map(|owner| load(owner).about(about(owner))).collect()
+        let all = owners.into_iter().map(|owner| load(owner).about(about(owner)));
+        let all = all.collect::<Result<BTreeMap<_, _>>>()?;
+        check_nesting(&all).map(|()| all)
     }
 
     /// The number of the table that it is in.
@@ -351,6 +354,27 @@ impl Watches {
     }
 }
 
+/// No instance can watch itself, by way of others or not, nor can there be many of them one in another.
+fn check_nesting(all: &BTreeMap<u32, Watches>) -> Result<()> {
+    let mut left: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for (number, watches) in all {
+        let inner = watches.watches.iter().map(|watch| watch.description).filter(|one| all.contains_key(one));
+        left.insert(*number, inner.collect());
+    }
+    // From the innermost outwards.
+    for _ in 0..=DEEPEST {
+        let inner: BTreeSet<u32> =
+            left.iter().filter(|(_, inner)| inner.is_empty()).map(|(number, _)| *number).collect();
+        left.retain(|number, _| !inner.contains(number));
+        left.values_mut().for_each(|watched| watched.retain(|one| !inner.contains(one)));
+    }
+    match left.keys().next() {
+        None => Ok(()),
+        Some(number) => Err(Error::new(ErrorKind::Image, "epoll instances that watch each other")
+            .about(Subject::Section(format!("{} {number}", Watches::NAME)))),
+    }
+}
+
 /// Adding watches to one instance.
 struct Adding<'a> {
     epoll: i32,
@@ -438,7 +462,7 @@ mod tests {
             let watches = watches.iter().map(watch).collect();
             let scratch = Scratch::new();
             let image = scratch.image(|records| {
-                for number in [1, 2] {
+                for number in [1, 2, 4] {
                     records.put(Owner(number), &Description { flags: 0 }).unwrap();
                 }
                 records.put(Owner(1), &Epoll { busy_polling: 0 }).unwrap();
@@ -449,7 +473,7 @@ mod tests {
                 .map_err(|error| error.kind())
                 .map(|all| all.len())
         };
-        assert_eq!(load(7, 3, &[(5, 2), (5, 1), (6, 2)]), Ok(1));
+        assert_eq!(load(7, 3, &[(5, 2), (5, 4), (6, 2)]), Ok(1));
         for (table, epoll, watches) in [
             (8, 3, &[][..]),
             (7, 4, &[]),
@@ -458,6 +482,26 @@ mod tests {
             (7, 3, &[(5, 2), (6, 2), (5, 2)]),
         ] {
             assert_eq!(load(table, epoll, watches), Err(ErrorKind::Image), "{table} {epoll} {watches:?}");
+        }
+    }
+
+    /// In circles, and deeper than the kernel would have it.
+    #[test]
+    fn instances_in_each_other() {
+        let nested = |edges: &[(u32, u32)]| {
+            let watches = |number| {
+                let own = edges.iter().filter(|(outer, _)| *outer == number);
+                let watch =
+                    |(_, inner): &(u32, u32)| Watch { fd: 3, description: *inner, events: 1, data: 0 };
+                Watches { table: 7, epoll: 3, quiet: false, watches: own.map(watch).collect() }
+            };
+            let all = (1..=20).map(|number| (number, watches(number))).collect();
+            check_nesting(&all).map_err(|error| error.kind())
+        };
+        assert_eq!(nested(&[(1, 2), (2, 3), (3, 4), (4, 5), (1, 5), (1, 30)]), Ok(()));
+        let chain: Vec<_> = (1..20).map(|number| (number, number + 1)).collect();
+        for wrong in [&[(1, 1)][..], &[(1, 2), (2, 1)], &[(4, 1), (1, 2), (2, 3), (3, 1)], &chain] {
+            assert_eq!(nested(wrong), Err(ErrorKind::Image), "{wrong:?}");
         }
     }
 

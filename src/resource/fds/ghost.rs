@@ -1,7 +1,8 @@
 //! Files that are open or mapped though they have no name any more. The image holds all of such a file; on
 //! restore it is made again where it was, and loses its name when everything that needs it has it open.
 //!
-//! A memfd is such a file too: it has never had a name, and has its seals instead.
+//! A memfd is such a file too: it has never had a name, and has its seals instead. So is anonymous memory of huge
+//! pages, which the kernel makes a file of hugetlbfs for; private mappings of it have their pages to themselves.
 //!
 //! The name that /proc shows of it is that of the original if nobody has taken it meanwhile; otherwise the
 //! file is made by another name beside it, and that is what /proc shows.
@@ -11,7 +12,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -24,18 +25,20 @@ use nix::sys::stat::{
     FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstat, fstatat, mkdirat, mknodat,
     utimensat,
 };
-use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, Whence, chown, ftruncate, geteuid, lseek, unlinkat};
 
-use super::FileRef;
+use super::link::{self, LinkRemap, Links};
 use super::path::{Reason, TMPFILE};
+use super::{FilePolicy, FileRef, FileValidation};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::image::{Bytes, Decode, Encode, Image, ImageSink, Owner, Record, Records, Tag};
 use crate::proc::fdinfo;
 use crate::resource::Report;
 use crate::resource::memory::{PageWriter, Paged, Run, Segments};
+use crate::sys::hugetlb::{self, PageShift};
 use crate::sys::sysv::memory_device;
 use crate::sys::{PAGE, file, xattr};
 
@@ -71,14 +74,19 @@ impl Paged for Ghost {
 }
 
 /// How it came about.
-#[derive(Encode, Decode, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Encode, Decode, Debug, Clone, PartialEq, Eq)]
 enum Birth {
     /// By a name, which was removed.
     Named,
     /// By O_TMPFILE; the flags of the description that this call made, unless it has been closed.
     Nameless { flags: Option<i32> },
     /// By memfd_create(2); its seals, and whether it was mapped before they came, by which it can still be written to.
-    Memory { seals: i32, mapped_first: bool },
+    /// Of huge pages, their size as its binary logarithm.
+    Memory { seals: i32, mapped_first: bool, huge: Option<u8> },
+    /// By mmap(2) with MAP_HUGETLB; the size of its pages, as above.
+    Huge(u8),
+    /// It has other names somewhere; one that the checkpoint has made in the directory that it was in.
+    Linked { name: Bytes, inode: u64 },
 }
 
 /// Seconds and nanoseconds.
@@ -91,12 +99,14 @@ impl From<Time> for TimeSpec {
     }
 }
 
-const DELETED: &[u8] = b" (deleted)";
+pub(super) const DELETED: &[u8] = b" (deleted)";
 
 /// Checkpoint: the unlinked files found so far, by device and inode.
 #[derive(Debug, Default)]
 pub(crate) struct Ghosts {
     limit: u64,
+    links: LinkRemap,
+    build_ids: bool,
     known: BTreeMap<(u64, u64), Seen>,
 }
 
@@ -106,17 +116,34 @@ struct Seen {
     ghost: Ghost,
     /// Of a regular file: opened for reading, and where its data is.
     contents: Option<(File, Vec<Range<u64>>)>,
+    /// Of one that gets another name: what leads to it.
+    linked: Option<OwnedFd>,
     /// Who has mapped a memfd for writing, though it may be forbidden now; and who has after it was forbidden.
     mapped: (Option<Pid>, Option<Pid>),
 }
 
 impl Ghosts {
-    /// `limit`: how many bytes of data one file may have.
-    pub(crate) fn new(limit: u64) -> Self {
-        Self { limit, known: BTreeMap::new() }
+    pub(super) fn new(policy: &FilePolicy) -> Self {
+        let build_ids = policy.validation == FileValidation::BuildId;
+        Self { limit: policy.ghost_limit, links: policy.links, build_ids, known: BTreeMap::new() }
     }
 
-    /// The number of the file without a link that `name` ("/path (deleted)") and `stat` are of. It can be
+    /// Is this one of them, a deleted file or one that is to be linked?
+    pub(super) fn takes(&self, name: &[u8], stat: &FileStat) -> bool {
+        let linked = self.links == LinkRemap::Link && name.ends_with(DELETED);
+        name.starts_with(b"/") && (stat.st_nlink == 0 || linked)
+    }
+
+    /// Reads what the linker calls the program that a file is, if the restore is to ask for it. `way`: a link of /proc
+    /// that may be opened.
+    pub(crate) fn note_build_id(&self, file: &mut FileRef, way: &str) -> Result<()> {
+        match file {
+            FileRef::Named(named) if self.build_ids => named.read_build_id(way),
+            _ => Ok(()),
+        }
+    }
+
+    /// The number of the file that `name` ("/path (deleted)") and `stat` are of. It can be
     /// opened by `way`: some link of /proc.
     pub(super) fn number(
         &mut self,
@@ -140,7 +167,8 @@ impl Ghosts {
     /// A description of the file has these flags.
     pub(super) fn note_flags(&mut self, stat: &FileStat, flags: OFlag) {
         let seen = self.known.get_mut(&(stat.st_dev, stat.st_ino));
-        if let Some(seen) = seen.filter(|_| flags.contains(TMPFILE)) {
+        let nameless = |seen: &&mut Seen| flags.contains(TMPFILE) && !seen.ghost.is_linked();
+        if let Some(seen) = seen.filter(nameless) {
             seen.ghost.birth = Birth::Nameless { flags: Some(flags.bits()) };
         }
     }
@@ -156,7 +184,7 @@ impl Ghosts {
     /// What can only be said when all mappings are known.
     pub(super) fn finish(&mut self, report: &mut Report) {
         for seen in self.known.values_mut() {
-            let Birth::Memory { seals, mapped_first } = &mut seen.ghost.birth else { continue };
+            let Birth::Memory { seals, mapped_first, .. } = &mut seen.ghost.birth else { continue };
             if *seals & libc::F_SEAL_FUTURE_WRITE == 0 {
                 continue;
             }
@@ -174,17 +202,25 @@ impl Ghosts {
         pages: &mut PageWriter<'_>,
         image: &mut dyn ImageSink,
         records: &mut Records,
-    ) -> Result<()> {
-        self.known.into_values().try_for_each(|Seen { number, mut ghost, contents, .. }| {
+    ) -> Result<Links> {
+        let mut links = Links::default();
+        self.known.into_values().try_for_each(|Seen { number, mut ghost, linked, contents, .. }| {
+            if let (Birth::Linked { name, .. }, Some(file)) = (&mut ghost.birth, linked) {
+                let subject = || Subject::Path(OsStr::from_bytes(&ghost.path).into());
+                let made = open_directory(split(&ghost.path)?.0).and_then(|at| links.make(&file, at));
+                *name = made.about(subject)?.into_vec().into();
+            }
             if let Some((file, data)) = contents {
                 // Zeroes that were written to a file are no hole; memory does not know the difference.
-                let zeroes = !matches!(ghost.birth, Birth::Memory { .. });
+                let memory = matches!(ghost.birth, Birth::Memory { .. });
+                let zeroes = !memory && hugetlb::page_of(&file).call("fstatfs")?.is_none();
                 let known = pages.known::<Ghost>(Owner(number))?;
                 let runs = pages.copy_data(&file, &data, zeroes, &known, image);
                 ghost.runs = runs.about(|| ghost.subject())?;
             }
             records.put(Owner(number), &ghost)
-        })
+        })?;
+        Ok(links)
     }
 }
 
@@ -207,18 +243,25 @@ impl Seen {
             Ok(birth) => birth,
             Err(reason) => return Ok(Err(reason)),
         };
-        // Such a file could not be made again step by step.
+        // Such a file could not be made again step by step, nor get another name.
         const FIXED: u64 = (libc::STATX_ATTR_IMMUTABLE | libc::STATX_ATTR_APPEND) as u64;
         if file::attributes(&c_string(way.as_bytes())?).call("statx")? & FIXED != 0 {
             return Ok(Err("it was deleted, and is immutable or append-only (chattr(1))".into()));
         }
+        if let Birth::Linked { .. } = birth {
+            let linked = Some(open(way, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")?);
+            let ghost = Ghost::bare(path, birth, stat);
+            return Ok(Ok(Self { number, ghost, contents: None, linked, mapped: (None, None) }));
+        }
         let mut contents = None;
         if kind == SFlag::S_IFREG {
             let file = open_quietly(way)?;
-            let data = data_of(&file, stat.st_size as u64)?;
+            // hugetlbfs does not tell where its holes are.
+            let data = if stat.st_blocks == 0 { Vec::new() } else { data_of(&file, stat.st_size as u64)? };
             let held: u64 = data.iter().map(|range| range.end - range.start).sum();
+            let system = || fstatfs(&file).call("fstatfs").map(|system| system.filesystem_type());
             // There is nothing else than memory that could have more of it.
-            if held > limit && fstatfs(&file).call("fstatfs")?.filesystem_type() != TMPFS_MAGIC {
+            if held > limit && !matches!(system()?, TMPFS_MAGIC | HUGETLBFS_MAGIC) {
                 return Ok(Err(Reason::from(format!(
                     "it was deleted, and holds {held} bytes: more than the limit of {limit}"
                 ))
@@ -227,18 +270,11 @@ impl Seen {
             contents = Some((file, data));
         }
         let ghost = Ghost {
-            path: path.to_vec().into(),
-            birth,
-            mode: stat.st_mode,
-            user: stat.st_uid,
-            group: stat.st_gid,
             size: if contents.is_some() { stat.st_size as u64 } else { 0 },
-            accessed: Time(stat.st_atime, stat.st_atime_nsec),
-            modified: Time(stat.st_mtime, stat.st_mtime_nsec),
             attributes: attributes_of(way)?,
-            runs: Vec::new(),
+            ..Ghost::bare(path, birth, stat)
         };
-        Ok(Ok(Self { number, ghost, contents, mapped: (None, None) }))
+        Ok(Ok(Self { number, ghost, contents, linked: None, mapped: (None, None) }))
     }
 }
 
@@ -247,23 +283,36 @@ const KINDS: [SFlag; 3] = [SFlag::S_IFREG, SFlag::S_IFDIR, SFlag::S_IFIFO];
 
 /// How the file came about, if it can be made again.
 fn birth(path: &[u8], stat: &FileStat, way: &str) -> Result<std::result::Result<Birth, Reason>> {
-    if path.starts_with(MEMFD) {
-        if stat.st_dev != memory_device().call("memfd_create")? {
-            return Ok(Err("a memfd of huge pages is not supported yet".into()));
-        }
+    let huge = match matches!(path, HUGE) || path.starts_with(MEMFD) {
+        true => hugetlb::page_of(open_quietly(way)?).call("fstatfs")?,
+        false => None,
+    };
+    let own_device = || huge.map_or_else(memory_device, hugetlb::memory_device).call("memfd_create");
+    if path.starts_with(MEMFD) && stat.st_dev == own_device()? {
         let seals = fcntl(&open_quietly(way)?, FcntlArg::F_GET_SEALS).call("fcntl(F_GET_SEALS)")?;
         return Ok(match seals & !KNOWN_SEALS {
-            0 => Ok(Birth::Memory { seals, mapped_first: false }),
+            0 => Ok(Birth::Memory { seals, mapped_first: false, huge: huge.map(PageShift::get) }),
             _ => Err("it has seals that are not known".into()),
         });
+    }
+    if let (HUGE, Some(page)) = (path, huge)
+        && stat.st_dev == own_device()?
+    {
+        return Ok(Ok(Birth::Huge(page.get())));
     }
     let handle = open(way, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")?;
     if !is_beside(&handle, path)? {
         return Ok(Err("it was deleted, and so was the directory that it was in".into()));
     }
+    if stat.st_nlink > 0 {
+        return Ok(Ok(Birth::Linked { name: Bytes::default(), inode: stat.st_ino }));
+    }
     let nameless = path.ends_with(format!("/#{}", stat.st_ino).as_bytes());
     Ok(Ok(if nameless { Birth::Nameless { flags: None } } else { Birth::Named }))
 }
+
+/// The name of anonymous memory of huge pages in /proc.
+const HUGE: &[u8] = b"/anon_hugepage";
 
 /// How the name of a memfd begins in /proc.
 const MEMFD: &[u8] = b"/memfd:";
@@ -277,7 +326,7 @@ const KNOWN_SEALS: i32 = libc::F_SEAL_SEAL
     | F_SEAL_EXEC;
 
 /// Opens for reading, without a trace in the time of the last access where that is permitted.
-fn open_quietly(way: &str) -> Result<File> {
+pub(super) fn open_quietly(way: &str) -> Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     match open(way, flags | OFlag::O_NOATIME, Mode::empty()) {
         Err(Errno::EPERM) => open(way, flags, Mode::empty()),
@@ -300,7 +349,7 @@ fn is_beside(file: impl AsFd, path: &[u8]) -> Result<bool> {
     Ok(mount_of(file)? == mount_of(directory)?)
 }
 
-fn mount_of(file: impl AsFd) -> Result<u32> {
+pub(super) fn mount_of(file: impl AsFd) -> Result<u32> {
     let path = format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd());
     let text = std::fs::read(path).call("read")?;
     let info = fdinfo::parse(&text);
@@ -363,6 +412,26 @@ fn open_directory(path: &Path) -> Result<OwnedFd> {
 }
 
 impl Ghost {
+    /// Without its contents.
+    fn bare(path: &[u8], birth: Birth, stat: &FileStat) -> Self {
+        Self {
+            path: path.to_vec().into(),
+            birth,
+            mode: stat.st_mode,
+            user: stat.st_uid,
+            group: stat.st_gid,
+            size: 0,
+            accessed: Time(stat.st_atime, stat.st_atime_nsec),
+            modified: Time(stat.st_mtime, stat.st_mtime_nsec),
+            attributes: Vec::new(),
+            runs: Vec::new(),
+        }
+    }
+
+    fn is_linked(&self) -> bool {
+        matches!(self.birth, Birth::Linked { .. })
+    }
+
     fn subject(&self) -> Subject {
         Subject::Path(PathBuf::from(OsStr::from_bytes(&[&*self.path, DELETED].concat())))
     }
@@ -385,27 +454,49 @@ impl Ghost {
         if !self.runs.iter().all(inside) {
             return bad("data beyond the end of an unlinked file");
         }
-        match self.birth {
-            Birth::Memory { seals, .. } if !self.path.starts_with(MEMFD) || seals & !KNOWN_SEALS != 0 => {
+        match &self.birth {
+            Birth::Memory { seals, .. } if !self.path.starts_with(MEMFD) || *seals & !KNOWN_SEALS != 0 => {
                 return bad("an impossible memfd");
             }
-            Birth::Memory { .. } | Birth::Nameless { .. } if self.kind() != SFlag::S_IFREG => {
+            Birth::Memory { huge: Some(shift), .. } | Birth::Huge(shift)
+                if PageShift::new(*shift).is_none_or(|page| !self.size.is_multiple_of(page.size())) =>
+            {
+                return bad("huge pages of an impossible size");
+            }
+            Birth::Memory { .. } | Birth::Huge(_) | Birth::Nameless { .. }
+                if self.kind() != SFlag::S_IFREG =>
+            {
                 return bad("an unlinked file of an impossible origin");
             }
-            Birth::Memory { .. } => {}
-            Birth::Named | Birth::Nameless { .. } => drop(split(&self.path)?),
+            Birth::Linked { .. } if self.kind() == SFlag::S_IFDIR => {
+                return bad("a directory with two names");
+            }
+            Birth::Linked { name, .. } if matches!(&**name, b"" | b"." | b"..") || name.contains(&b'/') => {
+                return bad("a name that is none");
+            }
+            Birth::Memory { .. } | Birth::Huge(_) => {}
+            Birth::Named | Birth::Nameless { .. } | Birth::Linked { .. } => drop(split(&self.path)?),
         }
         Segments(image).check(&self.runs)
     }
 
     /// Makes it, with a name where it has to have one for now.
     fn make(self, image: &Image) -> Result<Made> {
-        let (file, entry) = match self.birth {
-            Birth::Memory { seals, .. } => (self.make_memory(seals)?, None),
-            Birth::Nameless { flags } => (self.make_nameless(&self.directory()?, flags)?, None),
+        let (file, entry) = match &self.birth {
+            Birth::Memory { seals, huge, .. } => (self.make_memory(*seals, *huge)?, None),
+            Birth::Huge(shift) => (make_huge(page(*shift)?, self.size)?, None),
+            Birth::Nameless { flags } => (self.make_nameless(&self.directory()?, *flags)?, None),
             Birth::Named => {
                 let directory = self.directory()?;
-                let (name, file) = self.make_entry(&directory, split(&self.path)?.1)?;
+                let create = |name: &OsStr| self.create(&directory, name);
+                let (name, file) = make_entry(split(&self.path)?.1, create)?;
+                (file, Some((directory, name)))
+            }
+            Birth::Linked { name, inode } => {
+                let directory = self.directory()?;
+                let file = link::open(&directory, name, *inode)?;
+                let (name, ()) =
+                    make_entry(split(&self.path)?.1, |name| link::link(&file, &directory, name))?;
                 (file, Some((directory, name)))
             }
         };
@@ -420,14 +511,15 @@ impl Ghost {
             .hint("the directory of a deleted file must be there, for the file to be made again")
     }
 
-    fn make_memory(&self, seals: i32) -> Result<OwnedFd> {
+    fn make_memory(&self, seals: i32, huge: Option<u8>) -> Result<OwnedFd> {
         const MFD_NOEXEC_SEAL: u32 = 8;
         const MFD_EXEC: u32 = 16;
         let name = c_string(self.path.strip_prefix(MEMFD).unwrap_or_default())?;
         // Where vm.memfd_noexec asks for it; a kernel that does not know of it (before 6.3) has none of these flags.
         let never_executable = seals & F_SEAL_EXEC != 0 && self.mode & 0o111 == 0;
         let more = MFdFlags::from_bits_retain(if never_executable { MFD_NOEXEC_SEAL } else { MFD_EXEC });
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let huge = huge.map(page).transpose()?.map_or(MFdFlags::empty(), PageShift::memfd_flags);
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | huge;
         let made = match memfd_create(&*name, flags | more) {
             Err(Errno::EINVAL) => memfd_create(&*name, flags),
             made => made,
@@ -435,19 +527,6 @@ impl Ghost {
         let made = made.call("memfd_create")?;
         let way = format!("/proc/self/fd/{}", made.as_raw_fd());
         open(way.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")
-    }
-
-    /// By its own name, or by one that nobody has.
-    fn make_entry(&self, directory: &OwnedFd, name: &OsStr) -> Result<(OsString, OwnedFd)> {
-        const TRIES: u32 = 100;
-        let other = |number| OsString::from(format!(".cryosleep-{}-{number}", std::process::id()));
-        for name in std::iter::once(name.to_owned()).chain((0..TRIES).map(other)) {
-            match self.create(directory, &name) {
-                Err(error) if error.raw_errno() == Some(Errno::EEXIST) => {}
-                created => return Ok((name, created?)),
-            }
-        }
-        Err(Error::new(ErrorKind::Conflict, "no name is free in the directory of a deleted file"))
     }
 
     /// A handle of a new file: nobody who may write to the directory can make us take another for it.
@@ -480,6 +559,29 @@ impl Ghost {
     }
 }
 
+fn page(shift: u8) -> Result<PageShift> {
+    PageShift::new(shift).ok_or_else(|| Error::new(ErrorKind::Image, "huge pages of an impossible size"))
+}
+
+fn make_huge(page: PageShift, size: u64) -> Result<OwnedFd> {
+    hugetlb::anonymous(page, size)
+        .call("mmap(MAP_HUGETLB)")
+        .hint("it takes CAP_CHECKPOINT_RESTORE in the initial user namespace, and huge pages of this size")
+}
+
+/// By its own name, or by one that nobody has.
+fn make_entry<T>(name: &OsStr, make: impl Fn(&OsStr) -> Result<T>) -> Result<(OsString, T)> {
+    const TRIES: u32 = 100;
+    let other = |number| OsString::from(format!(".cryosleep-{}-{number}", std::process::id()));
+    for name in std::iter::once(name.to_owned()).chain((0..TRIES).map(other)) {
+        match make(&name) {
+            Err(error) if error.raw_errno() == Some(Errno::EEXIST) => {}
+            made => return Ok((name, made?)),
+        }
+    }
+    Err(Error::new(ErrorKind::Conflict, "no name is free in the directory of a deleted file"))
+}
+
 fn taken() -> Error {
     Error::new(ErrorKind::Conflict, "another file has taken its place meanwhile")
 }
@@ -502,15 +604,25 @@ impl Made {
 
     fn fill(&self, image: &Image) -> Result<()> {
         let ghost = &self.ghost;
+        if ghost.is_linked() {
+            return Ok(()); // it is the original
+        }
         let way = self.way();
         if ghost.kind() == SFlag::S_IFREG {
-            let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+            let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
             let file = File::from(open(way.as_str(), flags, Mode::empty()).call("open")?);
+            let huge = hugetlb::page_of(&file).call("fstatfs")?;
             ftruncate(&file, ghost.size as i64).call("ftruncate")?;
             Segments(image).each(&ghost.runs, |pieces| {
                 pieces.iter().try_for_each(|(offset, bytes)| {
                     let length = bytes.len().min(ghost.size.saturating_sub(*offset) as usize);
-                    file.write_all_at(bytes.get(..length).unwrap_or_default(), *offset).call("pwrite")
+                    let bytes = bytes.get(..length).unwrap_or_default();
+                    match huge {
+                        None => file.write_all_at(bytes, *offset).call("pwrite"),
+                        Some(page) => hugetlb::write(&file, page, bytes, *offset)
+                            .call("fallocate")
+                            .hint("huge pages: /proc/sys/vm/nr_hugepages, /sys/kernel/mm/hugepages"),
+                    }
                 })
             })?;
         }
@@ -546,6 +658,9 @@ impl Made {
 
     /// Nothing more will be opened: it becomes what it was.
     fn finish(&mut self) -> Result<()> {
+        if self.ghost.is_linked() {
+            return self.unlink();
+        }
         let way = self.way();
         let follow = FchmodatFlags::FollowSymlink;
         let mode = Mode::from_bits_truncate(self.ghost.mode);
@@ -554,16 +669,16 @@ impl Made {
         let follow = UtimensatFlags::FollowSymlink;
         utimensat(AT_FDCWD, way.as_str(), &accessed, &modified, follow).call("utimensat")?;
         match self.ghost.birth {
-            Birth::Memory { seals, mapped_first: false } => self.seal(seals),
-            Birth::Memory { mapped_first: true, .. } => Ok(()),
-            Birth::Named | Birth::Nameless { .. } => self.unlink(),
+            Birth::Memory { seals, mapped_first: false, .. } => self.seal(seals),
+            Birth::Memory { mapped_first: true, .. } | Birth::Huge(_) => Ok(()),
+            Birth::Named | Birth::Nameless { .. } | Birth::Linked { .. } => self.unlink(),
         }
     }
 
     /// Everything is mapped that was mapped before it was sealed.
     fn finish_mapped(&self) -> Result<()> {
         match self.ghost.birth {
-            Birth::Memory { seals, mapped_first: true } => self.seal(seals),
+            Birth::Memory { seals, mapped_first: true, .. } => self.seal(seals),
             _ => Ok(()),
         }
     }
@@ -667,6 +782,10 @@ mod tests {
         }
     }
 
+    fn linked(name: &[u8]) -> Birth {
+        Birth::Linked { name: name.to_vec().into(), inode: 1 }
+    }
+
     fn image(scratch: &Scratch, ghost: &Ghost) -> Image {
         scratch.image(|records| records.put(Owner(1), ghost).unwrap())
     }
@@ -692,7 +811,11 @@ mod tests {
             ("overflow", Ghost { runs: run(u64::MAX, PAGE, 0), ..good() }),
             ("segment", Ghost { runs: run(0, PAGE, 1), ..good() }),
             ("no segment", Ghost { runs: vec![Run { segment: 9, ..good().runs[0] }], ..good() }),
+            ("huge", Ghost { birth: Birth::Huge(64), ..good() }),
+            ("huge size", Ghost { birth: Birth::Huge(21), ..good() }),
             ("fifo", Ghost { mode: libc::S_IFIFO | 0o600, ..good() }),
+            ("way out", Ghost { birth: linked(b"../file"), ..good() }),
+            ("no name", Ghost { birth: linked(b""), ..good() }),
         ] {
             let said = refused(&image(&scratch, &wrong), ErrorKind::Image);
             assert!(scratch.names().is_empty(), "{what}: {said}: {:?}", scratch.names());
@@ -761,6 +884,25 @@ mod tests {
         assert!(describe(&linked).unwrap_err().reason.contains("other names"));
     }
 
+    /// The name that the checkpoint has made is there only as long as the checkpoint may come to a good end.
+    #[test]
+    fn another_name_comes_and_goes() {
+        let scratch = Scratch::new();
+        let file: OwnedFd = scratch.file("file").into();
+        let mut links = Links::default();
+        let directory = || open_directory(&scratch.path("")).unwrap();
+        let name = links.make(&file, directory()).unwrap();
+        assert_eq!(scratch.names().len(), 2);
+        let inode = fstat(&file).unwrap().st_ino;
+        link::open(&directory(), name.as_bytes(), inode).unwrap();
+        for (name, inode) in [(name.as_bytes(), inode + 1), (b"none", inode)] {
+            let error = link::open(&directory(), name, inode).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Conflict);
+        }
+        drop(links);
+        assert_eq!(scratch.names(), ["file"]);
+    }
+
     /// Deleted or not: the name decides nothing here, and chattr(1) wants one.
     #[test]
     fn what_must_not_change_is_refused() {
@@ -769,7 +911,7 @@ mod tests {
         let look = || {
             let name = [scratch.path("file").as_os_str().as_bytes(), DELETED].concat();
             let way = format!("/proc/self/fd/{}", file.as_raw_fd());
-            Ghosts::new(1).number(&name, &fstat(&file).unwrap(), &way).unwrap()
+            Ghosts::new(&FilePolicy::default()).number(&name, &fstat(&file).unwrap(), &way).unwrap()
         };
         let change = |how| {
             let chattr = std::process::Command::new("chattr").arg(how).arg(scratch.path("file")).output();

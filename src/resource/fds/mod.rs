@@ -5,13 +5,18 @@
 //! The checkpoint looks at a description through a duplicate of its own (pidfd_getfd(2)), the restore makes
 //! it in the calling process and hands it over by SCM_RIGHTS.
 
+mod build_id;
 mod channel;
 mod device;
 mod epoll;
 mod eventfd;
 mod external;
+mod fanotify;
 mod ghost;
+mod handler;
+mod handles;
 mod inotify;
+mod link;
 mod locks;
 mod owner;
 mod path;
@@ -28,6 +33,7 @@ mod unsupported;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -35,22 +41,27 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
-use crate::image::{Decode, Encode, Image, Owner, Record, Records, Tag};
+use crate::image::{Bytes, Decode, Encode, Image, Owner, Record, Records, Tag};
 use crate::proc::{fdinfo, read};
-use crate::resource::{RecordKind, Report};
+use crate::resource::{RecordKind, Report, sockets};
 
 pub(crate) use channel::Channel;
+pub use device::DevicePaths;
 pub(crate) use epoll::Watches;
 pub(crate) use external::Inherited;
 pub use external::{External, OuterPipes};
+pub(crate) use fanotify::refuse_askers;
 pub(crate) use ghost::{Ghost, Ghosts};
+pub(crate) use handler::Handlers;
+pub use handler::{FileHandler, OpenFile};
+pub use link::LinkRemap;
 pub(crate) use locks::DescriptionLocks;
 pub(crate) use owner::FileOwner;
 pub use path::FileValidation;
 pub(crate) use path::{FileRef, Finder, Reason};
 pub(crate) use pipe::Pipe;
 pub(crate) use places::Places;
-pub(crate) use table::{Collector, FdTable, FilePolicy, open_fds};
+pub(crate) use table::{Collector, FdTable, FilePolicy, Room, open_fds};
 pub(crate) use timerfd::readable as clock_of;
 
 /// What all open file descriptions have, whatever they are of; the owner of its section is a number that the
@@ -83,8 +94,19 @@ pub(crate) struct Probe {
     /// What `/proc/PID/fd/N` says.
     pub(crate) name: Vec<u8>,
     pub(crate) flags: OFlag,
-    /// The caller will supply it.
-    pub(crate) external: bool,
+    /// What the caller wants to be done about it.
+    pub(crate) chosen: Chosen,
+}
+
+/// What becomes of a description by the caller's choice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Chosen {
+    /// What its kind makes of it.
+    Nothing,
+    /// The caller will supply it, by this key.
+    External(Bytes),
+    /// A handler of the caller's has described it.
+    Handled { handler: Bytes, state: Bytes },
 }
 
 impl Probe {
@@ -92,7 +114,7 @@ impl Probe {
         let name = read::link(pid, &format!("fd/{fd}"))?;
         let stat = fstat(&file).call("fstat")?;
         let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).call("fcntl")?);
-        Ok(Self { pid, fd, file, stat, name, flags, external: false })
+        Ok(Self { pid, fd, file, stat, name, flags, chosen: Chosen::Nothing })
     }
 
     pub(crate) fn kind(&self) -> SFlag {
@@ -108,7 +130,7 @@ impl Probe {
     }
 
     /// Its name, if that is a path.
-    pub(crate) fn path(&self) -> Option<std::path::PathBuf> {
+    pub(crate) fn path(&self) -> Option<PathBuf> {
         use std::os::unix::ffi::OsStrExt;
         self.name.starts_with(b"/").then(|| std::ffi::OsStr::from_bytes(&self.name).into())
     }
@@ -153,6 +175,11 @@ pub(crate) trait FileKind: Record + Send + Sync {
     /// Makes the record, or says why it cannot be restored.
     fn describe(probe: &Probe, collector: &mut Collector) -> Result<std::result::Result<Self, Refusal>>;
 
+    /// The path by which it was open: the caller may supply another file in its place.
+    fn path(&self) -> Option<PathBuf> {
+        None
+    }
+
     /// It refers to tasks, and can only be made when they are there and have their memory.
     fn is_of_tasks(&self) -> bool {
         false
@@ -175,6 +202,7 @@ pub(crate) trait FileKind: Record + Send + Sync {
 /// A kind's record, without its type.
 trait FileRecord: Send + Sync {
     fn polled(&self) -> Polled;
+    fn path(&self) -> Option<PathBuf>;
     fn is_of_tasks(&self) -> bool;
     fn check(&self, builder: &Builder<'_>) -> Result<()>;
     fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd>;
@@ -184,6 +212,10 @@ trait FileRecord: Send + Sync {
 impl<K: FileKind> FileRecord for K {
     fn polled(&self) -> Polled {
         K::POLLED
+    }
+
+    fn path(&self) -> Option<PathBuf> {
+        FileKind::path(self)
     }
 
     fn is_of_tasks(&self) -> bool {
@@ -238,6 +270,7 @@ impl KindRegistration {
 /// Every kind of open file that can be restored; the first that recognises a file takes it.
 pub(crate) const KINDS: &[KindRegistration] = &[
     KindRegistration::of::<external::ExternalFile>(),
+    KindRegistration::of::<handler::HandledFile>(),
     KindRegistration::of::<regular::Regular>(),
     KindRegistration::of::<device::Device>(),
     KindRegistration::of::<pipe::PipeEnd>(),
@@ -247,6 +280,8 @@ pub(crate) const KINDS: &[KindRegistration] = &[
     KindRegistration::of::<pidfd::PidFd>(),
     KindRegistration::of::<epoll::Epoll>(),
     KindRegistration::of::<inotify::Inotify>(),
+    KindRegistration::of::<fanotify::Fanotify>(),
+    KindRegistration::of::<sockets::UnixSocket>(),
 ];
 
 /// All that is known of a description that has yet to be made.
@@ -262,6 +297,7 @@ pub(crate) struct Builder<'i> {
     pub(crate) image: &'i Image,
     pub(crate) finder: Finder,
     pub(crate) inherited: Inherited,
+    pub(crate) handlers: Handlers,
     /// The numbers of all tasks of the tree.
     tasks: BTreeSet<Pid>,
     /// Those that they have here, as soon as they exist.
@@ -271,8 +307,10 @@ pub(crate) struct Builder<'i> {
     pipes: BTreeMap<u32, pipe::Ends>,
     /// pidfds of processes that are gone, made together with one that has been asked for.
     gone: BTreeMap<u32, OwnedFd>,
+    /// Made by tasks, by the numbers of their descriptions.
+    pub(crate) sockets: BTreeMap<u32, OwnedFd>,
     /// The number of the description that is being made.
-    current: u32,
+    pub(crate) current: u32,
     waiting: Vec<Unmade>,
     made: BTreeMap<u32, (OwnedFd, Box<dyn FileRecord>)>,
 }
@@ -283,11 +321,13 @@ impl<'i> Builder<'i> {
             image,
             finder,
             inherited,
+            handlers: Handlers::default(),
             tasks,
             pids: BTreeMap::new(),
             renumbered: false,
             pipes: BTreeMap::new(),
             gone: BTreeMap::new(),
+            sockets: BTreeMap::new(),
             current: 0,
             waiting: Vec::new(),
             made: BTreeMap::new(),
@@ -327,9 +367,12 @@ impl<'i> Builder<'i> {
     fn make(&mut self, Unmade { owner, common, record, locks }: Unmade) -> Result<()> {
         let section = || Subject::Section(format!("{} {owner}", Description::NAME));
         self.current = owner.0;
-        let built = record.build(&common, self).map_err(|error| match error.raw_errno() {
-            Some(Errno::EMFILE) => error.with_hint("RLIMIT_NOFILE of the restoring process is too low"),
-            _ => error,
+        let supplied = record.path().and_then(|path| self.inherited.take_for(path, common.flags()));
+        let built = supplied.unwrap_or_else(|| record.build(&common, self)).map_err(|error| {
+            match error.raw_errno() {
+                Some(Errno::EMFILE) => error.with_hint("RLIMIT_NOFILE of the restoring process is too low"),
+                _ => error,
+            }
         });
         let file = built.about(section)?;
         set_flags(&file, common.flags()).about(section)?;

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use nix::fcntl::OFlag;
+use nix::sys::stat::SFlag;
 
 use super::{Collector, Probe};
 use crate::Pid;
@@ -67,6 +68,11 @@ impl FileOwner {
         if number != 0 && own.is_none() {
             let what = if owner.kind == F_OWNER_PGRP { "process group" } else { "process" };
             let reason = format!("its owner (F_SETOWN) is {what} {number}, which is not part of the tree");
+            report.refuse(probe.refusal(reason));
+        }
+        // F_NOTIFY names one, and shows nowhere else; nobody needs one for any other purpose.
+        if number != 0 && probe.kind() == SFlag::S_IFDIR {
+            let reason = "it may tell its owner of changes (F_NOTIFY, dnotify), which cannot be seen";
             report.refuse(probe.refusal(reason));
         }
         let users = [process.status.uid.real, process.status.uid.effective];

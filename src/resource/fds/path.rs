@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{FileStat, SFlag, fstat, lstat};
 
+use super::build_id;
 use super::ghost::{self, Ghosts, Revived};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
@@ -32,8 +33,21 @@ pub(crate) struct Named {
     kind: u32,
     /// Of a regular file.
     size: u64,
+    /// When its contents were last changed: seconds and nanoseconds.
+    modified: (i64, i64),
+    build_id: BuildId,
     /// Of a device.
     device: u64,
+}
+
+/// What the linker calls a program or a library.
+#[derive(Encode, Decode, Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum BuildId {
+    /// The checkpoint was not told to look.
+    Unread,
+    /// It is no program, or has none.
+    None,
+    Is(Bytes),
 }
 
 /// Why a file cannot be brought back, and what can be done about it.
@@ -75,7 +89,14 @@ pub enum FileValidation {
     Size,
     /// A file must be of the same type; its contents may have changed in any way.
     Type,
+    /// A regular file must have the size that it had, and not have been written to since.
+    Modified,
+    /// A program or library that was mapped or open must be of the same build (NT_GNU_BUILD_ID), other files must have
+    /// the size that they had. The checkpoint has to be told: [`Checkpoint::file_validation`](crate::Checkpoint::file_validation).
+    BuildId,
 }
+
+const OTHER_NAMES: &str = "its name no longer exists: it was deleted, but has other names";
 
 impl FileRef {
     /// Records the file that `stat` is of, that goes by `name` ("/path", or "/path (deleted)") and that `way`, some link
@@ -86,10 +107,14 @@ impl FileRef {
         way: &str,
         ghosts: &mut Ghosts,
     ) -> Result<std::result::Result<Self, Reason>> {
-        if stat.st_nlink == 0 && name.starts_with(b"/") {
+        if ghosts.takes(name, stat) {
             return Ok(ghosts.number(name, stat, way)?.map(Self::Ghost));
         }
-        Ok(Self::named(name, stat).map_err(Reason::from))
+        Ok(Self::named(name, stat).map_err(|reason| match reason {
+            OTHER_NAMES => Reason::from(reason)
+                .hint("Checkpoint::link_remap(LinkRemap::Link) gives such a file another name beside it"),
+            _ => reason.into(),
+        }))
     }
 
     /// The same for a file that must have a name. The reason if that name does not lead to it.
@@ -99,7 +124,11 @@ impl FileRef {
         }
         match lstat(OsStr::from_bytes(path)) {
             Err(_) if stat.st_nlink == 0 => Err("it was deleted"),
-            Err(_) => Err("its name no longer exists: it was deleted, but has other names"),
+            Err(_) if path.ends_with(ghost::DELETED) => Err(OTHER_NAMES),
+            Err(_) => Err("its name cannot be reached: another file system may be mounted over it"),
+            Ok(named) if named.st_dev != stat.st_dev => {
+                Err("its name now leads to another file: another file system may be mounted over it")
+            }
             Ok(named) if (named.st_dev, named.st_ino) != (stat.st_dev, stat.st_ino) => {
                 Err("its name now leads to another file")
             }
@@ -111,6 +140,8 @@ impl FileRef {
                 } else {
                     0
                 },
+                modified: (stat.st_mtime, stat.st_mtime_nsec),
+                build_id: BuildId::Unread,
                 device: stat.st_rdev,
             })),
         }
@@ -118,7 +149,9 @@ impl FileRef {
 
     #[cfg(test)]
     pub(super) fn of_test(path: &std::path::Path, kind: u32) -> Self {
-        Self::Named(Named { path: path.as_os_str().as_bytes().to_vec().into(), kind, size: 0, device: 0 })
+        let (modified, build_id) = ((0, 0), BuildId::Unread);
+        let path = path.as_os_str().as_bytes().to_vec().into();
+        Self::Named(Named { path, kind, size: 0, modified, build_id, device: 0 })
     }
 
     pub(crate) fn subject(&self) -> Subject {
@@ -242,11 +275,10 @@ impl Named {
         let conflict = |reason: String| Err(Error::new(ErrorKind::Conflict, reason));
         let now = fstat(&file).call("fstat")?;
         self.check_type(&now)?;
-        if validation == FileValidation::Size
-            && self.kind == SFlag::S_IFREG.bits()
-            && now.st_size as u64 != self.size
+        if self.kind == SFlag::S_IFREG.bits()
+            && let Some(reason) = self.change(&file, &now, validation)?
         {
-            return conflict(format!("its size has changed from {} to {} bytes", self.size, now.st_size));
+            return conflict(reason);
         }
         let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
         let leads_to = std::fs::read_link(path).call("readlink")?;
@@ -255,4 +287,42 @@ impl Named {
         }
         Ok(())
     }
+
+    /// What has changed about a regular file that must not have.
+    fn change(&self, file: impl AsFd, now: &FileStat, validation: FileValidation) -> Result<Option<String>> {
+        let resized = (now.st_size as u64 != self.size)
+            .then(|| format!("its size has changed from {} to {} bytes", self.size, now.st_size));
+        let touched = (now.st_mtime, now.st_mtime_nsec) != self.modified;
+        Ok(match validation {
+            FileValidation::Type => None,
+            FileValidation::Size => resized,
+            FileValidation::Modified => {
+                resized.or(touched.then(|| "it has been written to since the checkpoint".into()))
+            }
+            FileValidation::BuildId => match &self.build_id {
+                BuildId::Unread => {
+                    Some("the checkpoint has not read its build id: see Checkpoint::file_validation()".into())
+                }
+                BuildId::None => resized,
+                BuildId::Is(id) => {
+                    let way = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+                    let same = matches!(build_id_of(&way)?, Some(now) if now == **id);
+                    (!same).then(|| "it is of another build".into())
+                }
+            },
+        })
+    }
+
+    pub(super) fn read_build_id(&mut self, way: &str) -> Result<()> {
+        if self.kind == SFlag::S_IFREG.bits() {
+            // What is made up while it is read (/proc, /sys) has no size.
+            let id = if self.size > 0 { build_id_of(way)? } else { None };
+            self.build_id = id.map_or(BuildId::None, |id| BuildId::Is(id.into()));
+        }
+        Ok(())
+    }
+}
+
+fn build_id_of(way: &str) -> Result<Option<Vec<u8>>> {
+    build_id::of(&ghost::open_quietly(way)?).call("pread")
 }

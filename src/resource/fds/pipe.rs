@@ -48,8 +48,8 @@ enum Source {
     /// pipe(2): both ends are made together.
     Nameless,
     Fifo(FileRef),
-    /// An end of it is outside the tree: the caller supplies another, by this inode number. Whatever was in it stays there.
-    External(u64),
+    /// An end of it is outside the tree: the caller supplies another, by this key. Whatever was in it stays there.
+    External(Bytes),
 }
 
 impl Record for Pipe {
@@ -95,10 +95,13 @@ impl Seen {
         policy: &FilePolicy,
     ) -> std::result::Result<(Owner, Pipe), Refusal> {
         let outside = self.is_outside();
-        let named = policy.external.contains(&External::Pipe(inode));
-        let external = named || outside && policy.outer_pipes == OuterPipes::External;
-        if external && self.pipe.source == Source::Nameless {
-            self.pipe.source = Source::External(inode);
+        let key = External::Pipe(inode);
+        let named = policy.external.get(&key).cloned();
+        let all = outside && policy.outer_pipes == OuterPipes::External;
+        if let Some(key) = named.or(all.then(|| key.key()))
+            && self.pipe.source == Source::Nameless
+        {
+            self.pipe.source = Source::External(key);
             self.pipe.contents = Contents::Stream(Bytes::default());
         } else if outside {
             return Err(self.first);
@@ -160,7 +163,7 @@ impl FileKind for PipeEnd {
         let flags = common.flags();
         match ends {
             Ends::Pipe(pair) => pair.take(flags).about(subject),
-            Ends::External(inode) => builder.inherited.take(&External::Pipe(*inode), flags),
+            Ends::External(key) => builder.inherited.take(key, flags),
             Ends::Fifo { file, both, .. } if self.fresh => {
                 *both = None;
                 builder.finder.open(file, flags & OPEN_FLAGS | OFlag::O_NONBLOCK)
@@ -319,7 +322,7 @@ pub(super) enum Ends {
         both: Option<OwnedFd>,
         _reader: OwnedFd,
     },
-    External(u64),
+    External(Bytes),
 }
 
 /// Both ends that pipe2(2) has made. The tasks get these, or others of the same pipe.
@@ -333,7 +336,7 @@ pub(super) struct Pair {
 impl Pipe {
     fn make(self, finder: &Finder) -> Result<Ends> {
         match self.source {
-            Source::External(inode) => Ok(Ends::External(inode)),
+            Source::External(key) => Ok(Ends::External(key)),
             Source::Nameless => {
                 let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).call("pipe2")?;
                 self.fill(&writer)?;
@@ -353,12 +356,18 @@ impl Pipe {
     }
 
     fn fill(&self, writer: &OwnedFd) -> Result<()> {
+        if self.capacity < PAGE as i32 {
+            return Err(Error::new(ErrorKind::Image, "a pipe of an impossible size"));
+        }
         if fcntl(writer, FcntlArg::F_GETPIPE_SZ).call("fcntl")? != self.capacity {
             fcntl(writer, FcntlArg::F_SETPIPE_SZ(self.capacity))
                 .call("fcntl(F_SETPIPE_SZ)")
                 .hint("a capacity above fs.pipe-max-size needs CAP_SYS_RESOURCE")?;
         }
-        self.contents.write(writer)
+        self.contents.write(writer).map_err(|error| match error.raw_errno() {
+            Some(Errno::EAGAIN) => error.with_kind(ErrorKind::Image),
+            _ => error,
+        })
     }
 }
 
@@ -403,10 +412,49 @@ impl Pair {
             return open(way.as_str(), wanted | OFlag::O_CLOEXEC, Mode::empty()).call("open");
         }
         *given = true;
-        fcntl(end, FcntlArg::F_SETFL(wanted & OFlag::O_NONBLOCK)).call("fcntl")?;
         end.try_clone().call("fcntl")
     }
 }
 
 /// The C library calls O_LARGEFILE 0 on 64-bit machines; the kernel does not.
 const KERNEL_LARGEFILE: i32 = 0o100_000;
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Scratch, make, refuses};
+    use super::*;
+    use crate::image::Records;
+
+    #[test]
+    fn pipes_that_cannot_be() {
+        let made = |capacity, contents, source| {
+            let scratch = Scratch::new();
+            let image = scratch.image(|records: &mut Records| {
+                records.put(Owner(1), &Description { flags: libc::O_RDONLY }).unwrap();
+                records.put(Owner(1), &PipeEnd { pipe: 5, fresh: false }).unwrap();
+                records.put(Owner(5), &Pipe { capacity, contents, source }).unwrap();
+            });
+            make(&image).map_err(|error| error.kind())
+        };
+        let stream = |length| Contents::Stream(vec![1; length].into());
+        let packets = |count, length| Contents::Packets(vec![vec![1; length].into(); count]);
+        let nameless = || Source::Nameless;
+        assert_eq!(made(8192, stream(8192), nameless()), Ok(()));
+        assert_eq!(made(8192, packets(2, 4096), nameless()), Ok(()));
+        for (capacity, contents) in [
+            (8192, stream(8193)),
+            (8192, packets(3, 1)),
+            (8192, packets(1, 4097)),
+            (8192, packets(1, 0)),
+            (0, stream(0)),
+            (-1, stream(0)),
+        ] {
+            let what = format!("{capacity} {contents:?}");
+            assert_eq!(made(capacity, contents, nameless()), Err(ErrorKind::Image), "{what}");
+        }
+        assert_eq!(made(8192, stream(1), Source::Fifo(FileRef::Ghost(9))), Err(ErrorKind::Image));
+        let supplied = Source::External(b"pipe:[5]".to_vec().into());
+        assert_eq!(made(8192, stream(0), supplied), Err(ErrorKind::Conflict));
+        assert!(refuses(&PipeEnd { pipe: 5, fresh: false }));
+    }
+}

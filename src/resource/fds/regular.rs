@@ -2,6 +2,7 @@
 //! which is no more than a place in the file system.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
@@ -45,6 +46,10 @@ impl FileKind for Regular {
         Ok(collector.file(probe)?.map(|file| Self { file, position, of_task }))
     }
 
+    fn path(&self) -> Option<PathBuf> {
+        self.file.path()
+    }
+
     fn is_of_tasks(&self) -> bool {
         self.of_task
     }
@@ -60,11 +65,6 @@ impl FileKind for Regular {
     }
 
     fn build(&self, common: &Description, builder: &mut Builder<'_>) -> Result<OwnedFd> {
-        if let Some(path) = self.file.path()
-            && let Some(supplied) = builder.inherited.take_for(path, common.flags())
-        {
-            return supplied;
-        }
         let file = builder.finder.open(&self.file, common.flags() & OPEN_FLAGS.union(TMPFILE))?;
         if self.position != 0 && !common.flags().contains(OFlag::O_PATH) {
             lseek(&file, self.position, Whence::SeekSet).call("lseek").about(|| self.file.subject())?;

@@ -7,16 +7,19 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use nix::sys::stat::makedev;
 
 use super::locks::{self, TableLock};
+use super::path::TMPFILE;
 use super::{
-    Channel, Description, DescriptionLocks, External, FileOwner, FileRef, Ghosts, KINDS, OuterPipes, Polled,
-    Probe, epoll, external, inotify, pipe, unsupported,
+    Channel, Chosen, Description, DescriptionLocks, DevicePaths, External, FileOwner, FileRef,
+    FileValidation, Ghosts, Handlers, KINDS, KindRegistration, LinkRemap, OuterPipes, Polled, Probe, epoll,
+    external, handles, pipe, unsupported,
 };
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::freeze::{Frozen, Process};
-use crate::image::{Decode, Encode, Owner, Record, Records, Tag};
-use crate::proc::{fdinfo, nameless, read};
+use crate::image::{Bytes, Decode, Encode, Owner, Record, Records, Tag};
+use crate::proc::{fdinfo, limits, nameless, read};
 use crate::resource::Report;
+use crate::resource::sockets::Sockets;
 use crate::resource::tasks::tree::Tree;
 use crate::sys;
 use crate::tracee::{Batch, sys as call};
@@ -60,7 +63,7 @@ pub(super) struct Place {
 #[derive(Default)]
 pub(crate) struct Collector {
     pub(crate) ghosts: Ghosts,
-    policy: FilePolicy,
+    pub(super) policy: FilePolicy,
     /// Descriptions with a lease, as long as the process that took it has not been seen.
     leases: BTreeMap<u32, Refusal>,
     /// By number, from 1.
@@ -72,10 +75,13 @@ pub(crate) struct Collector {
     /// The tree's tasks, and those of its groups that are its own: by their numbers here, with those that it knows.
     tasks: BTreeMap<Pid, u32>,
     groups: BTreeMap<u32, u32>,
+    /// Those of the tasks that are processes, and alive.
+    processes: BTreeSet<Pid>,
     /// By device and inode.
     pub(super) pipes: BTreeMap<(u64, u64), pipe::Seen>,
     pub(super) epolls: Vec<epoll::Seen>,
-    pub(super) watched: inotify::Watched,
+    pub(super) watched: handles::Watched,
+    pub(crate) sockets: Sockets,
 }
 
 /// A description, by the first slot that refers to it.
@@ -90,13 +96,27 @@ struct Found {
 pub(crate) struct FilePolicy {
     /// How many bytes of data an unlinked file may have.
     pub(crate) ghost_limit: u64,
-    pub(crate) external: BTreeSet<External>,
+    /// Each with the key by which it will be supplied.
+    pub(crate) external: BTreeMap<External, Bytes>,
     pub(crate) outer_pipes: OuterPipes,
+    pub(crate) handlers: Handlers,
+    pub(crate) links: LinkRemap,
+    pub(crate) device_paths: DevicePaths,
+    /// What a restore may ask of files.
+    pub(crate) validation: FileValidation,
 }
 
 impl Default for FilePolicy {
     fn default() -> Self {
-        Self { ghost_limit: 1 << 20, external: BTreeSet::new(), outer_pipes: OuterPipes::default() }
+        Self {
+            ghost_limit: 1 << 20,
+            external: BTreeMap::new(),
+            outer_pipes: OuterPipes::default(),
+            handlers: Handlers::default(),
+            links: LinkRemap::default(),
+            device_paths: DevicePaths::default(),
+            validation: FileValidation::default(),
+        }
     }
 }
 
@@ -116,23 +136,44 @@ impl Collector {
             Some((u32::try_from(stat.pgrp).ok()?, own))
         });
         let groups = groups.collect();
-        Self { tasks, groups, ..Self::of_policy(policy) }
+        let processes = frozen.processes.iter().map(|process| process.pid).collect();
+        Self { tasks, groups, processes, ..Self::of_policy(policy) }
     }
 
     pub(super) fn of_policy(policy: &FilePolicy) -> Self {
-        Self { ghosts: Ghosts::new(policy.ghost_limit), policy: policy.clone(), ..Self::default() }
+        Self { ghosts: Ghosts::new(policy), policy: policy.clone(), ..Self::default() }
     }
 
     /// The file of the file system that a description is of.
     pub(super) fn file(&mut self, probe: &Probe) -> Result<std::result::Result<FileRef, Refusal>> {
-        let file = FileRef::describe(&probe.name, &probe.stat, &probe.way(), &mut self.ghosts)?;
+        let way = probe.way();
+        if self.ghosts.takes(&probe.name, &probe.stat)
+            && probe.stat.st_nlink > 0
+            && probe.flags.contains(TMPFILE)
+        {
+            return Ok(Err(
+                probe.refusal("it was made by O_TMPFILE, and has got a name since that is not known")
+            ));
+        }
+        let mut file = FileRef::describe(&probe.name, &probe.stat, &way, &mut self.ghosts)?;
         self.ghosts.note_flags(&probe.stat, probe.flags);
+        if let Ok(file) = &mut file
+            && self.policy.validation == FileValidation::BuildId
+            && !probe.fdinfo()?.locks.iter().any(|lock| lock.kind == fdinfo::LockKind::Lease)
+        {
+            self.ghosts.note_build_id(file, &way)?;
+        }
         Ok(file.map_err(|reason| reason.refusal(probe.pid, probe.subject())))
     }
 
     /// The number by which a task of the tree knows itself.
     pub(super) fn task(&self, pid: Pid) -> Option<u32> {
         self.tasks.get(&pid).copied()
+    }
+
+    /// The same of a living process.
+    pub(crate) fn process(&self, pid: Pid) -> Option<u32> {
+        self.task(pid).filter(|_| self.processes.contains(&pid))
     }
 
     /// The same of a group.
@@ -178,8 +219,6 @@ impl Collector {
     ) -> Result<(Slot, Vec<TableLock>)> {
         let file = sys::pidfd::get_fd(pidfd.as_fd(), fd).call("pidfd_getfd")?;
         let mut probe = Probe::new(pid, fd, file)?;
-        probe.external =
-            probe.path().is_some_and(|path| self.policy.external.contains(&External::File(path)));
         let info = read::parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse)?;
         let close_on_exec = info.flags & libc::O_CLOEXEC as u32 != 0;
         let table = process.owner_for(pid).0;
@@ -190,6 +229,8 @@ impl Collector {
         let description = match self.find(key, order).call("kcmp")? {
             Ok(number) => number,
             Err(index) => {
+                let external = self.policy.external.iter().find(|(file, _)| file.is(&probe, info.mnt_id));
+                probe.chosen = external.map_or(Chosen::Nothing, |(_, key)| Chosen::External(key.clone()));
                 self.found.push(Found { place, polled: Polled::Anything });
                 let number = self.found.len() as u32;
                 self.sorted.entry(key).or_default().insert(index, number);
@@ -198,7 +239,7 @@ impl Collector {
                     // Its contents cannot be read without breaking the lease.
                     report.refuse(probe.refusal("a deleted file under a write lease is not supported"));
                 } else {
-                    self.describe(Owner(number), &probe, (process, table), report, records)?;
+                    self.describe(Owner(number), &mut probe, (process, table), report, records)?;
                 }
                 if info.locks.iter().any(|lock| lock.kind == fdinfo::LockKind::Lease) {
                     let reason = "its lease was taken by a process that does not have the file any more";
@@ -252,8 +293,13 @@ impl Collector {
     }
 
     /// The number that the description gets that is being described.
+    pub(crate) fn newest_number(&self) -> u32 {
+        self.found.len() as u32
+    }
+
+    /// The same, and where it is.
     pub(super) fn newest(&self) -> (u32, Option<Place>) {
-        (self.found.len() as u32, self.found.last().map(|found| found.place))
+        (self.newest_number(), self.found.last().map(|found| found.place))
     }
 
     /// A descriptor of our own.
@@ -292,7 +338,7 @@ impl Collector {
     fn describe(
         &mut self,
         owner: Owner,
-        probe: &Probe,
+        probe: &mut Probe,
         holder: (&Process, u32),
         report: &mut Report,
         records: &mut Records,
@@ -300,22 +346,32 @@ impl Collector {
         if let Some(signals) = FileOwner::describe(probe, holder, self, report)? {
             records.put(owner, &signals)?;
         }
-        let disguised = unsupported::disguised(probe)?;
-        match KINDS.iter().find(|kind| (kind.recognise)(probe)) {
-            _ if disguised.is_some() => disguised.into_iter().for_each(|refusal| report.refuse(refusal)),
-            Some(kind) => {
+        match self.kind_of(probe)? {
+            Ok(kind) => {
                 self.found.iter_mut().last().into_iter().for_each(|found| found.polled = kind.polled);
                 (kind.describe)(probe, owner, self, report, records)?;
             }
-            None => {
-                let refusal = unsupported::refusal(probe);
-                report.refuse(match probe.path() {
-                    Some(_) => refusal.hint(external::HINT),
-                    None => refusal,
-                });
-            }
+            Err(refusal) => report.refuse(refusal),
         }
         records.put(owner, &Description { flags: probe.flags.bits() })
+    }
+
+    /// The kind that takes a file, or a handler of the caller's if there is none.
+    fn kind_of(&self, probe: &mut Probe) -> Result<std::result::Result<&'static KindRegistration, Refusal>> {
+        let takes = |probe: &Probe| KINDS.iter().find(|kind| (kind.recognise)(probe));
+        let refusal = match (unsupported::disguised(probe)?, takes(probe)) {
+            (_, Some(kind)) if probe.chosen != Chosen::Nothing => return Ok(Ok(kind)),
+            (None, Some(kind)) => return Ok(Ok(kind)),
+            (Some(refusal), _) => refusal,
+            (None, None) => unsupported::refusal(probe),
+        };
+        probe.chosen = match self.policy.handlers.describe(probe) {
+            Ok(Some(chosen)) => chosen,
+            Ok(None) => Chosen::Nothing,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let hint = if probe.path().is_some() { external::HINT } else { external::NAMELESS_HINT };
+        Ok(takes(probe).filter(|_| probe.chosen != Chosen::Nothing).ok_or_else(|| refusal.hint(hint)))
     }
 
     /// What can only be said when all tables are known.
@@ -326,6 +382,7 @@ impl Collector {
                 Err(refusal) => report.refuse(refusal),
             }
         }
+        std::mem::take(&mut self.sockets).finish(report, records)?;
         std::mem::take(&mut self.leases).into_values().for_each(|refusal| report.refuse(refusal));
         epoll::describe_watches(&self, report, records)?;
         self.ghosts.finish(report);
@@ -343,12 +400,61 @@ pub(crate) fn open_fds(pid: Pid) -> Result<Vec<RawFd>> {
     Ok(fds)
 }
 
+/// How high descriptors can be: a new task has our own limits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    soft: u64,
+    hard: u64,
+}
+
+impl Room {
+    pub(crate) fn find() -> Result<Self> {
+        let limits = read::parsed(Pid::from(std::process::id()), "limits", limits::parse)?;
+        let limit = limits[libc::RLIMIT_NOFILE as usize];
+        Ok(Self { soft: limit.soft, hard: limit.hard })
+    }
+
+    pub(crate) fn check(self, highest: RawFd) -> Result<()> {
+        if highest < 0 || (highest as u64) < self.hard {
+            return Ok(());
+        }
+        let hard = self.hard;
+        let reason = format!("the hard RLIMIT_NOFILE of the restoring process, {hard}, is too low");
+        let at = Subject::Fd { fd: highest, what: String::new() };
+        Err(Error::new(ErrorKind::Conflict, reason).about(at).with_hint("raise it: prlimit(1)"))
+    }
+
+    /// Queues what lets the task have as many as it may. It gets its own limits later.
+    pub(crate) fn make(self, highest: RawFd, batch: &mut Batch) {
+        if highest >= 0 && highest as u64 >= self.soft {
+            let limit = batch.input_words(&[self.hard, self.hard]);
+            batch.call(call::prlimit64, &[0, u64::from(libc::RLIMIT_NOFILE), limit, 0]);
+        }
+    }
+}
+
 /// Descriptors that one message carries (the kernel's SCM_MAX_FD is 253).
 const MESSAGE: usize = 240;
 
 impl FdTable {
     pub(crate) fn slot(&self, fd: RawFd) -> Option<&Slot> {
         self.slots.binary_search_by_key(&fd, |slot| slot.fd).ok().and_then(|index| self.slots.get(index))
+    }
+
+    /// Are all of its descriptions among those that the image has?
+    pub(crate) fn check_references(&self, known: &BTreeSet<u32>) -> Result<()> {
+        match self.slots.iter().find(|slot| !known.contains(&slot.description)) {
+            None => Ok(()),
+            Some(slot) => Err(Error::new(ErrorKind::Image, "a descriptor of nothing").about(Subject::Fd {
+                fd: slot.fd,
+                what: format!("{} {}", Description::NAME, slot.description),
+            })),
+        }
+    }
+
+    /// Its highest number.
+    pub(crate) fn highest(&self) -> Option<RawFd> {
+        self.slots.last().map(|slot| slot.fd)
     }
 
     /// Checks what the restore relies on.

@@ -111,6 +111,25 @@ fn slots_in_order_and_their_locks() {
     }
 }
 
+#[test]
+fn descriptors_of_nothing_and_files_of_no_kind() {
+    let table =
+        FdTable { slots: vec![Slot { fd: 3, close_on_exec: false, description: 2 }], ..FdTable::default() };
+    table.check_references(&[1, 2].into()).unwrap();
+    assert_eq!(table.check_references(&[1].into()).unwrap_err().kind(), ErrorKind::Image);
+    let scratch = Scratch::new();
+    let put = |records: &mut Records| records.put(Owner(1), &Description { flags: 0 }).unwrap();
+    assert!(refused(&scratch.image(put), ErrorKind::Image).contains("without its kind"));
+}
+
+/// A number that no process can have, before there is one.
+#[test]
+fn numbers_have_a_limit() {
+    let room = super::Room::find().unwrap();
+    room.check(100).unwrap();
+    assert_eq!(room.check(i32::MAX).unwrap_err().kind(), ErrorKind::Conflict);
+}
+
 /// What a path leads to must be what it is said to be, with nothing in between.
 #[test]
 fn paths_that_lead_elsewhere() {

@@ -8,7 +8,6 @@ use crate::error::{NameCall, Refusal, Result};
 
 /// How `/proc/PID/fd` shows files that come from no path, and what they are.
 const NAMELESS: &[(&str, &str)] = &[
-    ("anon_inode:[fanotify]", "fanotify groups"),
     ("anon_inode:[io_uring]", "io_uring instances"),
     ("anon_inode:[perf_event]", "performance counters (perf_event_open)"),
     ("anon_inode:bpf", "BPF programs, maps and links"),
@@ -40,6 +39,7 @@ const DEVICES: &[(u64, Option<u64>, &str)] = &[
     (1, Some(11), "the reader's place in the kernel log (/dev/kmsg)"),
     (4, None, "terminals"),
     (5, None, "terminals"),
+    (10, Some(183), "a device that makes random numbers (/dev/hwrng)"),
     (10, Some(135), "the real time clock (/dev/rtc)"),
     (10, Some(200), "tunnels (/dev/net/tun)"),
     (10, Some(228), "the high precision timer (/dev/hpet)"),
@@ -52,6 +52,7 @@ const DEVICES: &[(u64, Option<u64>, &str)] = &[
     (29, None, "frame buffers"),
     (116, None, "sound devices"),
     (136, None, "terminals"),
+    (195, None, "graphics devices"),
     (226, None, "graphics devices"),
 ];
 
@@ -90,5 +91,58 @@ fn what(probe: &Probe) -> Option<String> {
             Some(what.map_or_else(|| format!("character devices {major}:{minor}"), str::to_owned))
         }
         _ => name.strip_prefix("anon_inode:").map(|kind| format!("files of the kind {kind}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use nix::fcntl::OFlag;
+    use nix::sys::stat::{fstat, makedev};
+
+    use super::super::Chosen;
+    use super::*;
+    use crate::Pid;
+
+    /// Most of these cannot be had on a machine for tests.
+    #[test]
+    fn what_they_are_called() {
+        let file: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+        let probe = |name: &str, kind: u32, device| {
+            let mut stat = fstat(&file).unwrap();
+            (stat.st_mode, stat.st_rdev) = (kind, device);
+            let (name, flags) = (name.as_bytes().to_vec(), OFlag::empty());
+            let file = file.try_clone().unwrap();
+            Probe { pid: Pid::from(1), fd: 7, file, stat, name, flags, chosen: Chosen::Nothing }
+        };
+        let called = |name, kind, device| refusal(&probe(name, kind, device)).reason.into_owned();
+        for (name, words) in NAMELESS {
+            assert!(called(name, 0, 0).contains(words), "{name}");
+        }
+        for (name, words) in [
+            ("anon_inode:kvm-vcpu:0", "KVM"),
+            ("anon_inode:bpf-prog", "BPF"),
+            ("anon_inode:[vfio-device]", "VFIO"),
+            ("anon_inode:drm_syncobj", "graphics"),
+            ("anon_inode:[something]", "files of the kind [something]"),
+        ] {
+            assert!(called(name, 0, 0).contains(words), "{name}");
+        }
+        for (name, major, minor, words) in [
+            ("/dev/dri/renderD128", 226, 128, "graphics devices"),
+            ("/dev/dri/card0", 226, 0, "graphics devices"),
+            ("/dev/kvm", 10, 232, "KVM"),
+            ("/dev/net/tun", 10, 200, "tunnels"),
+            ("/dev/rtc0", 249, 0, "real time clock"),
+            ("/dev/kmsg", 1, 11, "kernel log"),
+            ("/dev/pts/3", 136, 3, "terminals"),
+            ("/dev/nvidia0", 195, 0, "graphics devices"),
+            ("/dev/other", 240, 3, "character devices 240:3"),
+        ] {
+            assert!(called(name, libc::S_IFCHR, makedev(major, minor)).contains(words), "{name}");
+        }
+        assert!(called("/dev/loop0", libc::S_IFBLK, makedev(7, 0)).contains("block devices"));
+        assert!(called("socket:[5]", libc::S_IFSOCK, 0).contains("sockets"));
     }
 }
