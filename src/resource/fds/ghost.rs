@@ -34,7 +34,7 @@ use super::path::{Reason, TMPFILE};
 use super::{FilePolicy, FileRef, FileValidation};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
-use crate::image::{Bytes, Decode, Encode, Image, ImageWriter, Owner, Record, Records, Tag};
+use crate::image::{Bytes, Decode, Encode, Image, ImageSink, Owner, Record, Records, Tag};
 use crate::proc::fdinfo;
 use crate::resource::Report;
 use crate::resource::memory::{PageWriter, Paged, Run, Segments};
@@ -200,7 +200,7 @@ impl Ghosts {
     pub(crate) fn write(
         self,
         pages: &mut PageWriter<'_>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
         records: &mut Records,
     ) -> Result<Links> {
         let mut links = Links::default();
