@@ -12,7 +12,8 @@ cargo bench [-- OPTIONS]
                    and as much room on tmpfs and on disk
   --rounds N       rounds of each case (default 5; 30 for the tiny processes)
   --only PATTERN   only cases whose title has this in it; titles are like `1 GiB tmpfs cryosleep`, `100 threads tmpfs
-                   cryosleep` or `100 processes tmpfs cryosleep`: `--only threads` shows what each thread costs
+                   cryosleep`, `100 processes tmpfs cryosleep` or `1800 files tmpfs cryosleep`: `--only threads` shows what
+                   each thread costs
   --tmpfs DIR      where the images on tmpfs go (default /dev/shm)
   --disk DIR       where those on disk go (default: the target directory)";
 
@@ -62,7 +63,13 @@ impl Options {
         let tasks = (1..=4).map(|power| 10usize.pow(power)).filter(|_| !self.tiny);
         let threads = tasks.clone().map(Kind::Threads);
         let processes = tasks.take(3).map(Kind::Processes);
-        [Kind::StaticC, Kind::TinyRust].into_iter().chain(memory).chain(threads).chain(processes).collect()
+        // Most processes may have 20,000 files at most, and so may this one.
+        let files = [180, 1800, 18_000].into_iter().map(Kind::Files);
+        let watches = [500, 5000].into_iter().map(Kind::Watches);
+        let files = files.chain(watches).chain([100, 1000].into_iter().map(Kind::Sharers));
+        let files = files.filter(|_| !self.tiny);
+        let tiny = [Kind::StaticC, Kind::TinyRust].into_iter();
+        tiny.chain(memory).chain(threads).chain(processes).chain(files).collect()
     }
 
     pub(crate) fn rounds(&self, kind: &Kind) -> usize {

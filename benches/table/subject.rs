@@ -19,6 +19,9 @@ const ROLE: &str = "CRYOSLEEP_BENCH_SUBJECT";
 /// The memory of the tiny ones: enough to show that it was restored.
 const TINY: usize = 4096;
 
+/// Open files in a table that many share.
+const SHARED_FILES: usize = 1000;
+
 /// In C: no dynamic linker, no runtime, the least that a process can be.
 struct StaticC {
     name: &'static str,
@@ -40,6 +43,12 @@ pub(crate) enum Kind {
     Threads(usize),
     /// A tree of that many of them.
     Processes(usize),
+    /// One with that many open files.
+    Files(usize),
+    /// One with an epoll instance that watches that many of them.
+    Watches(usize),
+    /// A tree of that many processes that share one table of files.
+    Sharers(usize),
 }
 
 impl Kind {
@@ -53,14 +62,28 @@ impl Kind {
             Kind::Memory(bytes) => format!("{} MiB", bytes / MIB),
             Kind::Threads(count) => format!("{count} threads"),
             Kind::Processes(count) => format!("{count} processes"),
+            Kind::Files(count) => format!("{count} files"),
+            Kind::Watches(count) => format!("{count} watches"),
+            Kind::Sharers(count) => format!("{count} sharing files"),
         }
     }
 
-    /// How many tasks there are, where that is what it is about.
-    pub(crate) fn tasks(&self) -> Option<usize> {
+    /// How many there are of what it is about.
+    pub(crate) fn count(&self) -> Option<usize> {
         match self {
-            Kind::Threads(count) | Kind::Processes(count) => Some(*count),
-            _ => None,
+            Kind::Threads(count)
+            | Kind::Processes(count)
+            | Kind::Files(count)
+            | Kind::Watches(count)
+            | Kind::Sharers(count) => Some(*count),
+            Kind::StaticC | Kind::TinyRust | Kind::Memory(_) => None,
+        }
+    }
+
+    fn tasks(&self) -> usize {
+        match self {
+            Kind::Threads(count) | Kind::Processes(count) | Kind::Sharers(count) => *count,
+            _ => 1,
         }
     }
 
@@ -68,16 +91,19 @@ impl Kind {
     pub(crate) fn prepare(&self, dir: &Path) -> Result<()> {
         match self {
             Kind::StaticC => ONE.build(dir),
-            Kind::Threads(_) | Kind::Processes(_) => MANY.build(dir),
             Kind::TinyRust | Kind::Memory(_) => Ok(()),
+            _ => MANY.build(dir),
         }
     }
 
     fn command(&self) -> Result<Command> {
         Ok(match self {
             Kind::StaticC => ONE.command(&[])?,
-            Kind::Threads(count) => MANY.command(&[*count, 1])?,
-            Kind::Processes(count) => MANY.command(&[1, *count])?,
+            Kind::Threads(count) => MANY.command(&[*count, 1, 0, 0, 0])?,
+            Kind::Processes(count) => MANY.command(&[1, *count, 0, 0, 0])?,
+            Kind::Files(count) => MANY.command(&[1, 1, *count, 0, 0])?,
+            Kind::Watches(count) => MANY.command(&[1, 1, 0, *count, 0])?,
+            Kind::Sharers(count) => MANY.command(&[1, *count, SHARED_FILES, 0, 1])?,
             Kind::TinyRust => itself(TINY)?,
             Kind::Memory(bytes) => itself(*bytes)?,
         })
@@ -189,10 +215,8 @@ impl Subject {
         let mut command = kind.command()?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let child = command.spawn()?;
-        let mut subject = Self {
-            child,
-            contents: Contents { address: 0, len: kind.len(), tasks: kind.tasks().unwrap_or(1) },
-        };
+        let mut subject =
+            Self { child, contents: Contents { address: 0, len: kind.len(), tasks: kind.tasks() } };
         let mut said = String::new();
         subject.child.stdout.take().ok_or("no pipe")?.read_to_string(&mut said)?;
         subject.contents.address = said.trim().parse().map_err(|_| "the subject did not get ready")?;
