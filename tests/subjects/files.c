@@ -264,6 +264,7 @@ static int ghosts(void)
 	expect(pread(unnamed, got, 9, 0) == 7 && !memcmp(got, "unnamed", 7) && position(unnamed) == 7);
 	expect(pread(left, got, 9, 0) == 5 && !memcmp(got, "other", 5));
 	expect(times(twins[0]).st_ino == times(twins[1]).st_ino && read(twins[1], got, 9) == 5 && !memcmp(got, "twins", 5));
+	expect(strstr(link_of(twins[0]), "/twin (deleted)") && strstr(link_of(twins[1]), "/other twin (deleted)"), "%s", link_of(twins[1]));
 	expect(times(empty).st_size == 0 && (times(empty).st_mode & 0777) == 0);
 	// A file that never had a name can still get one.
 	snprintf(way, sizeof way, "/proc/self/fd/%d", unnamed);

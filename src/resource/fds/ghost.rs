@@ -76,6 +76,8 @@ enum Birth {
     Memory { seals: i32, mapped_first: bool },
     /// It has other names somewhere; one that the checkpoint has made in the directory that it was in.
     Linked { name: Bytes, inode: u64 },
+    /// It is that file, by another name that it has had.
+    Again(u32),
 }
 
 /// Seconds and nanoseconds.
@@ -97,6 +99,8 @@ pub(crate) struct Ghosts {
     links: LinkRemap,
     build_ids: bool,
     known: BTreeMap<(u64, u64), Seen>,
+    /// Further names of these: the file, and the name with its number.
+    again: BTreeMap<(u32, Vec<u8>), (u32, Ghost)>,
 }
 
 #[derive(Debug)]
@@ -114,7 +118,7 @@ struct Seen {
 impl Ghosts {
     pub(super) fn new(policy: &FilePolicy) -> Self {
         let build_ids = policy.validation == FileValidation::BuildId;
-        Self { limit: policy.ghost_limit, links: policy.links, build_ids, known: BTreeMap::new() }
+        Self { limit: policy.ghost_limit, links: policy.links, build_ids, ..Self::default() }
     }
 
     /// Is this one of them, a deleted file or one that is to be linked?
@@ -140,10 +144,24 @@ impl Ghosts {
         stat: &FileStat,
         way: &str,
     ) -> Result<std::result::Result<u32, Reason>> {
+        let path = name.strip_suffix(DELETED).unwrap_or(name);
+        let number = (self.known.len() + self.again.len()) as u32 + 1;
         if let Some(seen) = self.known.get(&(stat.st_dev, stat.st_ino)) {
-            return Ok(Ok(seen.number));
+            let first = seen.number;
+            if *seen.ghost.path == *path {
+                return Ok(Ok(first));
+            }
+            if is_nameless(path, stat) || is_nameless(&seen.ghost.path, stat) {
+                return Ok(Err("it was made by O_TMPFILE, and has had a name since".into()));
+            }
+            return Ok(match birth(path, stat, way)? {
+                Err(reason) => Err(reason),
+                Ok(_) => {
+                    let again = || (number, Ghost::bare(path, Birth::Again(first), stat));
+                    Ok(self.again.entry((first, path.to_vec())).or_insert_with(again).0)
+                }
+            });
         }
-        let number = self.known.len() as u32 + 1;
         Ok(match Seen::look(number, name, stat, way, self.limit)? {
             Ok(seen) => {
                 self.known.insert((stat.st_dev, stat.st_ino), seen);
@@ -156,7 +174,7 @@ impl Ghosts {
     /// A description of the file has these flags.
     pub(super) fn note_flags(&mut self, stat: &FileStat, flags: OFlag) {
         let seen = self.known.get_mut(&(stat.st_dev, stat.st_ino));
-        let nameless = |seen: &&mut Seen| flags.contains(TMPFILE) && !seen.ghost.is_linked();
+        let nameless = |seen: &&mut Seen| flags.contains(TMPFILE) && !seen.ghost.is_there();
         if let Some(seen) = seen.filter(nameless) {
             seen.ghost.birth = Birth::Nameless { flags: Some(flags.bits()) };
         }
@@ -193,6 +211,7 @@ impl Ghosts {
         records: &mut Records,
     ) -> Result<Links> {
         let mut links = Links::default();
+        self.again.into_values().try_for_each(|(number, ghost)| records.put(Owner(number), &ghost))?;
         self.known.into_values().try_for_each(|Seen { number, mut ghost, linked, contents, .. }| {
             if let (Birth::Linked { name, .. }, Some(file)) = (&mut ghost.birth, linked) {
                 let subject = || Subject::Path(OsStr::from_bytes(&ghost.path).into());
@@ -284,8 +303,12 @@ fn birth(path: &[u8], stat: &FileStat, way: &str) -> Result<std::result::Result<
     if stat.st_nlink > 0 {
         return Ok(Ok(Birth::Linked { name: Bytes::default(), inode: stat.st_ino }));
     }
-    let nameless = path.ends_with(format!("/#{}", stat.st_ino).as_bytes());
-    Ok(Ok(if nameless { Birth::Nameless { flags: None } } else { Birth::Named }))
+    Ok(Ok(if is_nameless(path, stat) { Birth::Nameless { flags: None } } else { Birth::Named }))
+}
+
+/// O_TMPFILE gives its files names like that.
+fn is_nameless(path: &[u8], stat: &FileStat) -> bool {
+    path.ends_with(format!("/#{}", stat.st_ino).as_bytes())
 }
 
 /// How the name of a memfd begins in /proc.
@@ -402,8 +425,13 @@ impl Ghost {
         }
     }
 
-    fn is_linked(&self) -> bool {
-        matches!(self.birth, Birth::Linked { .. })
+    fn is_again(&self) -> bool {
+        matches!(self.birth, Birth::Again(_))
+    }
+
+    /// There is such a file already; only a name of it has to be made.
+    fn is_there(&self) -> bool {
+        matches!(self.birth, Birth::Linked { .. } | Birth::Again(_))
     }
 
     fn subject(&self) -> Subject {
@@ -415,7 +443,7 @@ impl Ghost {
     }
 
     /// An image is not trusted.
-    fn check(&self, image: &Image) -> Result<()> {
+    fn check(&self, own: u32, image: &Image) -> Result<()> {
         let bad = |why| Err(Error::new(ErrorKind::Image, why));
         if !KINDS.contains(&self.kind()) {
             return bad("an unlinked file of an impossible type");
@@ -435,20 +463,30 @@ impl Ghost {
             Birth::Memory { .. } | Birth::Nameless { .. } if self.kind() != SFlag::S_IFREG => {
                 return bad("an unlinked file of an impossible origin");
             }
-            Birth::Linked { .. } if self.kind() == SFlag::S_IFDIR => {
+            Birth::Linked { .. } | Birth::Again(_) if self.kind() == SFlag::S_IFDIR => {
                 return bad("a directory with two names");
+            }
+            // One is made after the other.
+            Birth::Again(first) if *first >= own || image.require::<Self>(Owner(*first))?.is_again() => {
+                return bad("an unlinked file that is none of the others");
             }
             Birth::Linked { name, .. } if matches!(&**name, b"" | b"." | b"..") || name.contains(&b'/') => {
                 return bad("a name that is none");
             }
             Birth::Memory { .. } => {}
-            Birth::Named | Birth::Nameless { .. } | Birth::Linked { .. } => drop(split(&self.path)?),
+            Birth::Named | Birth::Nameless { .. } | Birth::Linked { .. } | Birth::Again(_) => {
+                split(&self.path).map(|_| ())?;
+            }
         }
         Segments(image).check(&self.runs)
     }
 
     /// Makes it, with a name where it has to have one for now.
-    fn make(self, image: &Image) -> Result<Made> {
+    fn make(self, image: &Image, others: &BTreeMap<u32, Made>) -> Result<Made> {
+        let linked = |file: OwnedFd, directory: OwnedFd| {
+            let (name, ()) = make_entry(split(&self.path)?.1, |name| link::link(&file, &directory, name))?;
+            Ok::<_, Error>((file, Some((directory, name))))
+        };
         let (file, entry) = match &self.birth {
             Birth::Memory { seals, .. } => (self.make_memory(*seals)?, None),
             Birth::Nameless { flags } => (self.make_nameless(&self.directory()?, *flags)?, None),
@@ -460,10 +498,11 @@ impl Ghost {
             }
             Birth::Linked { name, inode } => {
                 let directory = self.directory()?;
-                let file = link::open(&directory, name, *inode)?;
-                let (name, ()) =
-                    make_entry(split(&self.path)?.1, |name| link::link(&file, &directory, name))?;
-                (file, Some((directory, name)))
+                linked(link::open(&directory, name, *inode)?, directory)?
+            }
+            Birth::Again(first) => {
+                let first = others.get(first).ok_or_else(|| missing(*first))?;
+                linked(first.file.try_clone().call("fcntl")?, self.directory()?)?
             }
         };
         let made = Made { entry, file, ghost: self };
@@ -559,7 +598,7 @@ impl Made {
 
     fn fill(&self, image: &Image) -> Result<()> {
         let ghost = &self.ghost;
-        if ghost.is_linked() {
+        if ghost.is_there() {
             return Ok(()); // it is the original
         }
         let way = self.way();
@@ -606,7 +645,7 @@ impl Made {
 
     /// Nothing more will be opened: it becomes what it was.
     fn finish(&mut self) -> Result<()> {
-        if self.ghost.is_linked() {
+        if self.ghost.is_there() {
             return self.unlink();
         }
         let way = self.way();
@@ -619,7 +658,7 @@ impl Made {
         match self.ghost.birth {
             Birth::Memory { seals, mapped_first: false } => self.seal(seals),
             Birth::Memory { mapped_first: true, .. } => Ok(()),
-            Birth::Named | Birth::Nameless { .. } | Birth::Linked { .. } => self.unlink(),
+            Birth::Named | Birth::Nameless { .. } | Birth::Linked { .. } | Birth::Again(_) => self.unlink(),
         }
     }
 
@@ -669,22 +708,21 @@ impl Revived {
         // All are checked before the first is made.
         for owner in numbers() {
             let ghost: Ghost = image.require(owner)?;
-            ghost.check(image).about(|| ghost.subject())?;
+            ghost.check(owner.0, image).about(|| ghost.subject())?;
         }
         let mut made = BTreeMap::new();
         for owner in numbers() {
             let ghost: Ghost = image.require(owner)?;
             let subject = ghost.subject();
-            made.insert(owner.0, ghost.make(image).about(|| subject)?);
+            let one = ghost.make(image, &made).about(|| subject)?;
+            made.insert(owner.0, one);
         }
         Ok(Self(made))
     }
 
     pub(super) fn open(&self, number: u32, flags: OFlag) -> Result<OwnedFd> {
         let made = self.0.get(&number);
-        let made = made.ok_or_else(|| {
-            Error::new(ErrorKind::Image, "a file that is missing").about(subject_of(number))
-        })?;
+        let made = made.ok_or_else(|| missing(number))?;
         made.open(flags).about(|| made.ghost.subject())
     }
 
@@ -700,6 +738,10 @@ impl Revived {
             made.finish().about(|| subject)
         })
     }
+}
+
+fn missing(number: u32) -> Error {
+    Error::new(ErrorKind::Image, "a file that is missing").about(subject_of(number))
 }
 
 /// What errors call a file of which no more is known.
@@ -762,6 +804,8 @@ mod tests {
             ("fifo", Ghost { mode: libc::S_IFIFO | 0o600, ..good() }),
             ("way out", Ghost { birth: linked(b"../file"), ..good() }),
             ("no name", Ghost { birth: linked(b""), ..good() }),
+            ("itself", Ghost { birth: Birth::Again(1), ..good() }),
+            ("none", Ghost { birth: Birth::Again(0), ..good() }),
         ] {
             let said = refused(&image(&scratch, &wrong), ErrorKind::Image);
             assert!(scratch.names().is_empty(), "{what}: {said}: {:?}", scratch.names());
