@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::arch::RegsExt;
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Refusal, Result};
 use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
-use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, Records};
+use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, PageChecksums, PageFormat, Records};
 use crate::proc::read;
 use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
@@ -22,7 +22,9 @@ use crate::resource::fds::{
     Collector, DevicePaths, External, FileHandler, FilePolicy, FileValidation, Ghosts, LinkRemap, OuterPipes,
     Places, refuse_askers,
 };
-use crate::resource::memory::{self, AddressSpace, FromInside, Kin, PageWriter, Relatives, SharedObjects};
+use crate::resource::memory::{
+    self, AddressSpace, FromInside, Kin, PageWriter, Parent, Relatives, SharedObjects, Vdso, Whose,
+};
 use crate::resource::signals::pending;
 use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::{self, Blocked};
@@ -30,13 +32,12 @@ use crate::resource::tasks::cgroup::Membership;
 use crate::resource::tasks::cpu::Processor;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::{self, JobStop};
+use crate::resource::tasks::login::LoginUser;
 use crate::resource::tasks::sharing::{Kind, Shares, Sharing};
 use crate::resource::tasks::{rseq, tree::Tree, unsupported};
 use crate::resource::{Report, STATES, Scope, View};
 use crate::sys::ptrace::Resume;
-use crate::tracee::{
-    Answers, Batch, Ending, Home, Memory, Puppet, Saved, Scratch, Springboard, run_together, sys,
-};
+use crate::tracee::{Answers, Batch, Ending, Home, Memory, Puppet, Saved, Scratch, Springboard, sys};
 
 /// What becomes of the target when its image is complete.
 ///
@@ -79,20 +80,24 @@ pub struct Checkpoint<'h> {
     after: AfterDump,
     time_limit: Duration,
     durability: Durability,
+    pages: PageFormat,
     files: FilePolicy,
     writers: NonZeroUsize,
+    parent: Option<PathBuf>,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
 impl std::fmt::Debug for Checkpoint<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { root, after, time_limit, durability, writers, .. } = self;
+        let Self { root, after, time_limit, durability, pages, writers, parent, .. } = self;
         f.debug_struct("Checkpoint")
             .field("root", root)
             .field("after", after)
             .field("time_limit", time_limit)
             .field("durability", durability)
+            .field("pages", pages)
             .field("writers", writers)
+            .field("parent", parent)
             .finish_non_exhaustive()
     }
 }
@@ -134,6 +139,8 @@ pub struct CheckpointStats {
     pub pages_scanned: u64,
     /// Pages that were populated but held zeroes only, and so were left out.
     pub pages_zero: u64,
+    /// Pages that are in the parent image ([`Checkpoint::parent`]) as they are now, and so were left out.
+    pub pages_in_parent: u64,
     /// Pages stored.
     pub pages_written: u64,
     /// Size of the image, in bytes.
@@ -174,8 +181,10 @@ impl<'h> Checkpoint<'h> {
             after: AfterDump::default(),
             time_limit: TIME_LIMIT,
             durability: Durability::default(),
+            pages: PageFormat::default(),
             files: FilePolicy::default(),
             writers: default_writers(),
+            parent: None,
             hooks: None,
         }
     }
@@ -195,6 +204,12 @@ impl<'h> Checkpoint<'h> {
     /// What must have reached the disk before the target is let go; nothing unless this says otherwise.
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
+        self
+    }
+
+    /// Whether the image has checksums of its pages; it has unless this says otherwise.
+    pub fn page_checksums(mut self, checksums: PageChecksums) -> Self {
+        self.pages.checksums = checksums;
         self
     }
 
@@ -249,13 +264,33 @@ impl<'h> Checkpoint<'h> {
         self
     }
 
-    /// How many threads write a process's memory at the same time, each to a page segment of its own. As many
+    /// How many threads write memory at the same time, each to a page segment of its own. As many
     /// as there are processors, but at most 4, unless this says otherwise; more than 63 are not used.
     ///
-    /// All but the first are threads that the target gets for that time. It may not be allowed any (RLIMIT_NPROC,
-    /// pids.max): then there are fewer. Small targets have one.
+    /// They are the caller's, or, where pages are stored as they are ([`PageChecksums::Off`]), the target's, which gets
+    /// all but the first for that time. It may not be allowed any (RLIMIT_NPROC, pids.max): then there are fewer. Small
+    /// amounts have one.
     pub fn writers(mut self, writers: NonZeroUsize) -> Self {
         self.writers = writers;
+        self
+    }
+
+    /// Stores only the pages that are not in the image in this directory, an earlier one of the same tree: the
+    /// new image is its child, and good for nothing without it. The parent may itself be a child; a chain has at most
+    /// 100 images, each in a directory of its own. They can be moved together.
+    ///
+    /// Which pages are the same is found out by reading both.
+    ///
+    /// ```
+    /// # use cryosleep::{AfterDump, Checkpoint};
+    /// # fn hourly(pid: u32) -> cryosleep::Result<()> {
+    /// Checkpoint::of(pid).after(AfterDump::Resume).write_to("/var/lib/images/1")?;
+    /// let dumped = Checkpoint::of(pid).parent("/var/lib/images/1").write_to("/var/lib/images/2")?;
+    /// println!("{} pages have changed", dumped.stats.pages_written);
+    /// # Ok(()) }
+    /// ```
+    pub fn parent(mut self, image: impl AsRef<Path>) -> Self {
+        self.parent = Some(image.as_ref().into());
         self
     }
 
@@ -300,6 +335,7 @@ impl<'h> Checkpoint<'h> {
         let _entered = span.enter();
         let mut stats = CheckpointStats::default();
         let root = self.root;
+        let parent = self.parent.as_deref().map(Parent::open).transpose().in_phase(Phase::Read)?;
         self.tell(Event::PreDump { root }).in_phase(Phase::Freeze)?;
         sleep_precisely();
         let started = Instant::now();
@@ -319,7 +355,8 @@ impl<'h> Checkpoint<'h> {
         if !report.0.is_empty() {
             return Err(Error::unsupported(report.0).in_phase(Phase::Describe));
         }
-        let sleeps = self.write(described, &borrowed, dir, &mut stats).in_phase(Phase::Write)?;
+        let sleeps =
+            self.write(described, &borrowed, (dir, parent.as_ref()), &mut stats).in_phase(Phase::Write)?;
         self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;
         match self.after {
             AfterDump::Kill => end_all(&frozen, borrowed).in_phase(Phase::Release)?,
@@ -345,19 +382,22 @@ impl<'h> Checkpoint<'h> {
         &mut self,
         described: Described,
         borrowed: &[Borrowed<'_>],
-        dir: &Path,
+        (dir, parent): (&Path, Option<&Parent>),
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
-        let Described { mut records, spaces, shared, ghosts, sleeps, kin } = described;
+        let Described { mut records, spaces, shared, ghosts, sleeps, kin, .. } = described;
         let root = borrowed.first().map_or(self.root, |root| Pid::from(root.process.number));
-        let mut image = ImageWriter::create(dir)?.durability(self.durability);
+        let mut image = ImageWriter::create(dir)?.durability(self.durability).pages(self.pages);
+        if let Some(parent) = parent {
+            image = image.child_of(parent.image())?;
+        }
         let started = Instant::now();
         let hooks = &mut self.hooks;
         let mut progress = |progress: Progress| match hooks {
             Some(hooks) => vetoed(hooks.progress(progress)),
             None => Ok(()),
         };
-        let mut pages = PageWriter::new(self.writers.get(), &mut progress);
+        let mut pages = PageWriter::new(self.writers.get(), parent, &mut progress);
         let donors: BTreeSet<u32> = kin.values().copied().collect();
         let mut written: BTreeMap<u32, (Pid, AddressSpace)> = BTreeMap::new();
         let owners = borrowed.iter().filter(|process| process.owns_memory);
@@ -376,10 +416,12 @@ impl<'h> Checkpoint<'h> {
         }
         shared.write(Memory::open, &mut pages, &mut image, &mut records)?;
         let links = ghosts.write(&mut pages, &mut image, &mut records)?;
+        let counts = pages.finish(&mut records)?;
         stats.memory = started.elapsed();
-        stats.pages_scanned = pages.counts.scanned;
-        stats.pages_zero = pages.counts.zero;
-        stats.pages_written = pages.counts.written;
+        stats.pages_scanned = counts.scanned;
+        stats.pages_zero = counts.zero;
+        stats.pages_in_parent = counts.inherited;
+        stats.pages_written = counts.written;
         stats.bytes_written = image.finish(records, ManifestInfo { root })?.bytes;
         links.keep();
         Ok(sleeps)
@@ -526,35 +568,40 @@ impl<'f> Borrowed<'f> {
             unsupported::check(process, report)?;
             let owner = shares.process(process.number).get(Kind::Memory);
             let first = owners.get(&owner).and_then(|index: &usize| all.get(*index));
-            let borrowed = Self::borrow(process, first).of(process.pid)?;
+            let borrowed = Self::borrow(process, first, report).of(process.pid)?;
             owners.entry(owner).or_insert(all.len());
             all.push(borrowed);
         }
         Ok(all)
     }
 
-    fn borrow(process: &'f Process, sharer: Option<&Self>) -> Result<Self> {
+    fn borrow(process: &'f Process, sharer: Option<&Self>, report: &mut Report) -> Result<Self> {
         let memory = Memory::open(process.speaker())?;
         let mappings = match sharer {
             Some(sharer) => sharer.mappings.clone(),
             None => Arc::new(memory::mappings(process.speaker())?),
         };
         let vdso = memory::vdso(&mappings);
+        let owns_memory = sharer.is_none();
+        let mut borrowed =
+            Self { process, owns_memory, mappings, memory, tools: None, continues: Vec::new() };
+        // What we let tasks execute is 64-bit code.
+        if unsupported::in_32_bit_mode(process, report)? {
+            return Ok(borrowed);
+        }
+        let memory = &borrowed.memory;
         for thread in &process.threads {
             if let Some(vdso) = &vdso {
-                Springboard::bring_home(&thread.tracee, &memory, vdso)?;
+                Springboard::bring_home(&thread.tracee, memory, vdso)?;
             }
             let regs = thread.tracee.regs()?;
             // No system call is made in a critical section.
             if regs.interrupted_call().is_none() {
-                rseq::leave_critical_section(&thread.tracee, regs, &memory)?;
+                rseq::leave_critical_section(&thread.tracee, regs, memory)?;
             } else {
-                blocked::call_again(&thread.tracee, regs, thread.sleeper, &memory)?;
+                blocked::call_again(&thread.tracee, regs, thread.sleeper, memory)?;
             }
         }
-        let owns_memory = sharer.is_none();
-        let mut borrowed =
-            Self { process, owns_memory, mappings, memory, tools: None, continues: Vec::new() };
         if unsupported::can_be_asked(process)
             && let Some(speaker) = process.threads.first()
         {
@@ -599,7 +646,8 @@ impl<'f> Borrowed<'f> {
         };
         let inside =
             FromInside { is_possible: &|| memory::inside::is_possible(self.process), write: &mut write };
-        pages.write_private(space, (pid, relatives), &self.memory, inside, image)
+        let whose = Whose { pid, number: self.process.number, relatives };
+        pages.write_private(space, whose, &self.memory, inside, image)
     }
 
     fn leave_notes(&self, sleeps: &[(Pid, Blocked)]) {
@@ -621,21 +669,20 @@ impl<'f> Borrowed<'f> {
         self.process
     }
 
-    /// Asks it about those of its children that are stopped.
+    /// Asks it about its children: which are stopped, or have been continued.
     fn stops_of(&self, frozen: &Frozen) -> Result<Vec<(u32, JobStop)>> {
         let Some(speaker) = self.process.threads.first() else { return Ok(Vec::new()) };
-        let own = |child: &&Process| child.stat.ppid == self.process.pid.get() && child.is_stopped();
-        let stopped: Vec<&Process> = frozen.processes.iter().filter(own).collect();
+        let own = |child: &&Process| child.stat.ppid == self.process.pid.get();
+        let children: Vec<&Process> = frozen.processes.iter().filter(own).collect();
         let mut stops = Vec::new();
-        for some in stopped.chunks(256) {
+        for some in children.chunks(256) {
             let Some(mut puppet) = self.puppet(speaker)? else { break };
             let mut batch = puppet.batch();
-            let asked: Vec<_> =
-                some.iter().filter_map(|child| job_stop::Asked::of(child, &mut batch)).collect();
+            let asked: Vec<_> = some.iter().map(|child| job_stop::Asked::of(child, &mut batch)).collect();
             let answers = puppet.run(batch)?;
             puppet.release()?;
             for one in asked {
-                stops.push(one.describe(&answers)?);
+                stops.extend(one.describe(&answers)?);
             }
         }
         Ok(stops)
@@ -683,6 +730,8 @@ impl Drop for Borrowed<'_> {
 struct Described {
     records: Records,
     spaces: Vec<AddressSpace>,
+    /// Those that have been recorded.
+    vdsos: BTreeSet<u32>,
     shared: SharedObjects,
     ghosts: Ghosts,
     sleeps: Vec<(Pid, Blocked)>,
@@ -701,6 +750,7 @@ impl Described {
         let mut described = Self {
             records: Records::new()?,
             spaces: Vec::new(),
+            vdsos: BTreeSet::new(),
             shared: SharedObjects::new()?,
             ghosts: Ghosts::default(),
             sleeps: Vec::new(),
@@ -738,50 +788,98 @@ impl Described {
     fn process(&mut self, borrowed: &Borrowed<'_>, ghosts: &mut Ghosts, report: &mut Report) -> Result<()> {
         let process = borrowed.process;
         self.records.put(Owner(process.number), &Membership::of(process.speaker())?)?;
+        if let Some(login) = LoginUser::of(process.speaker()) {
+            self.records.put(Owner(process.number), &login)?;
+        }
         if let Some(leader) = DeadLeader::describe(process)? {
             self.records.put(Owner(process.number), &leader)?;
         }
         let Some((speaker, others)) = process.threads.split_first() else { return Ok(()) };
-        for (space, answers) in self.threads(borrowed, std::slice::from_ref(speaker), report)? {
+        if let Some((space, answers)) = self.speaker(borrowed, speaker, report)? {
+            let vdso = Vdso::of(&borrowed.memory, &borrowed.mappings)?;
+            if self.vdsos.insert(vdso.sum()) {
+                self.records.put(Owner(vdso.sum()), &vdso)?;
+            }
             let described = memory::describe(
                 process,
                 &borrowed.mappings,
                 (&space, &answers),
-                &borrowed.memory,
+                &vdso,
                 (&mut self.shared, &mut *ghosts),
                 report,
             )?;
             self.spaces.extend(described);
         }
-        for some in others.chunks(Scratch::PARTS) {
-            self.threads(borrowed, some, report)?;
-        }
-        Ok(())
+        self.threads(borrowed, others, report)
     }
 
-    /// Describes the speaker, or some of the others, which work at the same time.
-    fn threads(
+    fn speaker(
         &mut self,
         borrowed: &Borrowed<'_>,
-        threads: &[Thread],
+        speaker: &Thread,
         report: &mut Report,
-    ) -> Result<Vec<(memory::Asked, Answers)>> {
-        let seen = threads.iter().map(|thread| Seen::of(borrowed, thread).of(thread.tid()));
-        let seen = seen.collect::<Result<Vec<_>>>()?;
-        seen.iter().try_for_each(|seen| self.sleep(seen.view(), &borrowed.memory, report))?;
-        let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { return Ok(Vec::new()) };
-        let mut spaces = Vec::new();
-        for (seen, asked) in seen.iter().zip(Asked::all(&seen, scratch)?) {
-            let Asked { states, space, answers, .. } = asked.at_rest(seen, scratch)?;
-            for describe in states {
-                let refused = describe(&answers, seen.view(), report, &mut self.records);
-                if let Err(error) = refused {
-                    report.refuse(error.of(seen.thread.tid()).into_refusal()?);
+    ) -> Result<Option<(memory::Asked, Answers)>> {
+        let seen = self.look(borrowed, speaker, report)?;
+        let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { return Ok(None) };
+        self.thread(&seen, Asked::of(&seen, scratch)?, report)
+    }
+
+    /// Describes the other threads. Half a scratch memory of them work at the same time, while those who had the other
+    /// half before are described.
+    fn threads(&mut self, borrowed: &Borrowed<'_>, threads: &[Thread], report: &mut Report) -> Result<()> {
+        const HALF: usize = Scratch::PARTS / 2;
+        let mut before = Vec::new();
+        for (index, some) in threads.chunks(HALF).enumerate() {
+            let seen = some.iter().map(|thread| self.look(borrowed, thread, report));
+            let seen = seen.collect::<Result<Vec<_>>>()?;
+            let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { continue };
+            if !seen.iter().all(Seen::ends_quietly) {
+                self.answers(std::mem::take(&mut before), report)?;
+                for seen in seen {
+                    self.thread(&seen, Asked::of(&seen, scratch)?, report)?;
                 }
+                continue;
             }
-            spaces.extend(space.map(|space| (space, answers)));
+            let parts = (index % 2 * HALF..).map(|part| scratch.part(part));
+            let asking =
+                seen.into_iter().zip(parts).map(|(seen, part)| Ok((Asking::start(&seen, part)?, seen)));
+            let asking = asking.collect::<Result<Vec<_>>>()?;
+            self.answers(std::mem::replace(&mut before, asking), report)?;
         }
-        Ok(spaces)
+        self.answers(before, report)
+    }
+
+    fn answers(&mut self, asking: Vec<(Asking<'_>, Seen<'_>)>, report: &mut Report) -> Result<()> {
+        asking
+            .into_iter()
+            .try_for_each(|(asking, seen)| self.thread(&seen, asking.finish()?, report).map(drop))
+    }
+
+    fn look<'b>(
+        &mut self,
+        borrowed: &'b Borrowed<'b>,
+        thread: &'b Thread,
+        report: &mut Report,
+    ) -> Result<Seen<'b>> {
+        let seen = Seen::of(borrowed, thread).of(thread.tid())?;
+        self.sleep(seen.view(), &borrowed.memory, report)?;
+        Ok(seen)
+    }
+
+    fn thread(
+        &mut self,
+        seen: &Seen<'_>,
+        asked: Asked,
+        report: &mut Report,
+    ) -> Result<Option<(memory::Asked, Answers)>> {
+        let Asked { states, space, answers, .. } = asked.at_rest(seen)?;
+        for describe in states {
+            let refused = describe(&answers, seen.view(), report, &mut self.records);
+            if let Err(error) = refused {
+                report.refuse(error.of(seen.thread.tid()).into_refusal()?);
+            }
+        }
+        Ok(space.map(|space| (space, answers)))
     }
 
     fn sleep(&mut self, view: View<'_>, memory: &Memory, report: &mut Report) -> Result<()> {
@@ -828,9 +926,11 @@ impl<'b> Seen<'b> {
     }
 }
 
-/// A thread that is about to answer.
-struct Asking<'s> {
-    puppet: Puppet<'s>,
+/// A thread that works on its answers.
+struct Asking<'b> {
+    puppet: Puppet<'b>,
+    scratch: Scratch,
+    mappings: &'b [Mapping],
     states: Vec<crate::resource::Describe>,
     space: Option<memory::Asked>,
     pending: pending::Snapshot,
@@ -838,14 +938,15 @@ struct Asking<'s> {
 
 /// One thread's answers.
 struct Asked {
+    scratch: Scratch,
     states: Vec<crate::resource::Describe>,
     space: Option<memory::Asked>,
     pending: pending::Snapshot,
     answers: Answers,
 }
 
-impl<'s> Asking<'s> {
-    fn new(seen: &'s Seen<'s>, scratch: Scratch) -> Result<(Self, Batch)> {
+impl<'b> Asking<'b> {
+    fn start(seen: &Seen<'b>, scratch: Scratch) -> Result<Self> {
         let (view, borrowed) = (seen.view(), seen.borrowed);
         let speaks = view.speaks();
         let pending = pending::Snapshot::take(view)?;
@@ -854,46 +955,34 @@ impl<'s> Asking<'s> {
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
         let space = (speaks && borrowed.owns_memory).then(|| memory::ask(&mut batch));
-        let (tracee, caught) = (view.tracee(), view.process.status.sig_cgt);
-        let ids = view.process.ids();
-        let puppet = Puppet::borrow(tracee, ids, &borrowed.memory, scratch, view.saved, caught)?;
-        Ok((Self { puppet, states, space, pending }, batch))
+        let (process, memory) = (borrowed.process, &borrowed.memory);
+        let (ids, caught) = (process.ids(), process.status.sig_cgt);
+        let mut puppet = Puppet::borrow(&seen.thread.tracee, ids, memory, scratch, &seen.saved, caught)?;
+        puppet.start(batch)?;
+        Ok(Self { puppet, scratch, mappings: &borrowed.mappings, states, space, pending })
     }
 
-    fn answered(mut self, answers: Answers, mappings: &[Mapping]) -> Result<Asked> {
-        self.space.iter_mut().try_for_each(|space| space.ask_of_each(&mut self.puppet, mappings))?;
-        self.puppet.release()?;
-        Ok(Asked { states: self.states, space: self.space, pending: self.pending, answers })
+    fn finish(self) -> Result<Asked> {
+        let Self { mut puppet, scratch, mappings, states, mut space, pending } = self;
+        let answers = puppet.finish()?;
+        space.iter_mut().try_for_each(|space| space.ask_of_each(&mut puppet, mappings))?;
+        puppet.release()?;
+        Ok(Asked { scratch, states, space, pending, answers })
     }
 }
 
 impl Asked {
     fn of(seen: &Seen<'_>, scratch: Scratch) -> Result<Self> {
-        let (mut asking, batch) = Asking::new(seen, scratch)?;
-        let answers = asking.puppet.run(batch)?;
-        asking.answered(answers, &seen.borrowed.mappings)
-    }
-
-    /// At the same time, where that is possible.
-    fn all(seen: &[Seen<'_>], scratch: Scratch) -> Result<Vec<Self>> {
-        if seen.len() < 2 || !seen.iter().all(Seen::ends_quietly) {
-            return seen.iter().map(|seen| Self::of(seen, scratch)).collect();
-        }
-        let parts = (0..).map(|index| scratch.part(index));
-        let asking = seen.iter().zip(parts).map(|(seen, part)| Asking::new(seen, part));
-        let (mut asking, batches): (Vec<_>, Vec<_>) = asking.collect::<Result<Vec<_>>>()?.into_iter().unzip();
-        let mut puppets: Vec<_> = asking.iter_mut().map(|asking| &mut asking.puppet).collect();
-        let answers = run_together(&mut puppets, batches)?;
-        asking.into_iter().zip(answers).map(|(asking, answers)| asking.answered(answers, &[])).collect()
+        Asking::start(seen, scratch)?.finish()
     }
 
     /// A timer that expires in between would be seen in neither place, or in both: then the thread is asked again.
-    fn at_rest(mut self, seen: &Seen<'_>, scratch: Scratch) -> Result<Self> {
+    fn at_rest(mut self, seen: &Seen<'_>) -> Result<Self> {
         for _ in 0..5 {
             if self.pending == pending::Snapshot::take(seen.view())? {
                 break;
             }
-            self = Self::of(seen, scratch)?;
+            self = Self::of(seen, self.scratch)?;
         }
         Ok(self)
     }

@@ -180,6 +180,16 @@ impl Member {
         Ok(())
     }
 
+    /// Continues it after [`Self::stop`], and has its parent told.
+    fn go_on(&self) -> Result<()> {
+        nix::sys::signal::kill(self.pid.nix(), nix::sys::signal::Signal::SIGCONT).call("kill").of(self.pid)?;
+        for thread in &self.threads {
+            thread.resume(Resume::Run)?;
+            thread.wait_step()?;
+        }
+        Ok(())
+    }
+
     /// The address of a `syscall` instruction in its vdso, where nothing of ours is needed any more.
     pub(crate) fn syscall_in_vdso(&self, space: &AddressSpace) -> Result<u64> {
         let vdso = space
@@ -266,6 +276,11 @@ impl Family {
 
     pub(crate) fn members(&self) -> impl Iterator<Item = &Member> {
         self.members.iter().filter(|member| !member.dead)
+    }
+
+    /// The one that knows itself by this number.
+    pub(crate) fn process(&self, number: u32) -> Result<&Member> {
+        self.members.iter().find(|member| member.number == number).ok_or_else(no_root)
     }
 
     pub(crate) fn members_mut(&mut self) -> impl Iterator<Item = &mut Member> {
@@ -385,13 +400,21 @@ impl Family {
         }
     }
 
-    /// Stops those that were, and makes their parents take note where they had.
+    /// Stops those that were, and makes their parents take note where they had; continues those that had been.
     pub(crate) fn stop(&self, tree: &Tree, stops: &BTreeMap<u32, JobStop>) -> Result<()> {
         let of = |pid: u32| self.members.iter().find(|member| member.number == pid).ok_or_else(no_root);
         for record in &tree.processes {
             let Some(stop) = stops.get(&record.pid) else { continue };
-            of(record.pid)?.stop(stop.signal).of(record.pid())?;
-            if stop.seen {
+            let (signal, seen) = match stop {
+                JobStop::Stopped { signal, seen } => (*signal, *seen),
+                JobStop::Continued => (libc::SIGSTOP, false),
+            };
+            let member = of(record.pid)?;
+            member.stop(signal).of(record.pid())?;
+            if *stop == JobStop::Continued {
+                member.go_on().of(record.pid())?;
+            }
+            if seen {
                 let mut puppet = of(record.parent)?.puppet(0)?;
                 let mut batch = puppet.batch();
                 job_stop::take_note(record.pid, &mut batch);

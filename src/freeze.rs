@@ -13,6 +13,7 @@ use crate::resource::tasks::blocked::{Clocks, Sleeper};
 use crate::resource::tasks::seccomp::{self, Suspended};
 use crate::sys;
 use crate::tracee::{Ids, Stop, Tracee};
+use crate::vfork;
 
 /// How long a task may keep the others waiting before everything is released and tried again: a vfork
 /// parent, for one, cannot stop before its child goes on.
@@ -81,11 +82,6 @@ impl Process {
     pub(crate) fn owner_for(&self, tid: Pid) -> Owner {
         let mut threads = self.threads.iter().skip(1);
         Owner(threads.find(|thread| thread.tid() == tid).map_or(self.number, |thread| thread.tracee.number()))
-    }
-
-    /// It is in a job-control stop.
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.threads.iter().any(|thread| thread.job_stop.is_some())
     }
 
     /// The leader has ended while other threads live on.
@@ -162,7 +158,7 @@ pub(crate) fn freeze(root: Pid, limit: Duration) -> Result<Frozen> {
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(50));
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(vfork::explain(error)),
             Ok(()) => return tree.finish(root),
         }
     }

@@ -286,7 +286,7 @@ mod tests {
         let mut records = Records::new().unwrap();
         records.put(Owner::IMAGE, &Tree { processes }).unwrap();
         let mut writer = ImageWriter::create(&dir).unwrap();
-        writer.segment().unwrap().file.set_len(8192).unwrap();
+        writer.segment().unwrap().file().set_len(8192).unwrap();
         writer.finish(records, ManifestInfo { root: Pid::from(10) }).unwrap();
 
         let image = Inspection::open(&dir).unwrap();

@@ -16,8 +16,8 @@
 //!
 //! * Print anything: it emits [`tracing`] spans and tells [`Hooks`].
 //! * Start a helper program or a daemon, or need one.
-//! * Restore sockets, terminals, or tasks in other namespaces than the caller's (but for those of pids). The README
-//!   has the whole table, the privileges that each part needs, and what is not seen yet.
+//! * Restore sockets other than pairs of unix sockets, terminals, or tasks in other namespaces than the caller's (but
+//!   for those of pids). The README has the whole table, the privileges that each part needs, and what is not seen yet.
 //! * Read or write the images of CRIU.
 //!
 //! It needs x86_64 Linux 6.7 or later with CONFIG_CHECKPOINT_RESTORE.
@@ -77,11 +77,12 @@ mod resource;
 mod restore;
 mod sys;
 mod tracee;
+mod vfork;
 
 pub use checkpoint::{AfterDump, Checkpoint, CheckpointStats, Dumped, Preflight};
 pub use error::{Error, ErrorKind, Phase, Refusal, Result, Subject};
 pub use hooks::{Event, Hooks, Progress};
-pub use image::Durability;
+pub use image::{Durability, PageChecksums};
 pub use pid::Pid;
 pub use resource::fds::{
     DevicePaths, External, FileHandler, FileValidation, LinkRemap, OpenFile, OuterPipes,

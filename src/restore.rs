@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info_span};
 
-use crate::arch::Regs;
+use crate::arch::{Regs, RegsExt};
 use crate::checkpoint::{on_own_thread, sleep_precisely};
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Result, Subject};
 use crate::family::{Family, Member, Released};
@@ -22,12 +22,14 @@ use crate::resource::fds::{
 };
 use crate::resource::memory::{self, AddressSpace, Inheritance, MmBuilder, Opened, SharedPlan, Workshop};
 use crate::resource::signals::pending::ProcessPending;
+use crate::resource::sockets::Pairs;
 use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::Blocked;
 use crate::resource::tasks::cgroup::{Cgroups, Membership};
 use crate::resource::tasks::cpu::{CpuCheck, Processor};
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::JobStop;
+use crate::resource::tasks::login::LoginUser;
 use crate::resource::tasks::pids::Pids;
 use crate::resource::tasks::plan::Plan;
 use crate::resource::tasks::registers::Registers;
@@ -376,6 +378,7 @@ struct ProcessPlan {
     seats: BTreeMap<u32, Seat>,
     states: StatesOf,
     cgroups: Membership,
+    login: Option<LoginUser>,
     continues: Option<ProcessPending>,
     /// The leader, if it has ended, and what it does all the same until then.
     dead_leader: Option<(DeadLeader, StatesOf)>,
@@ -412,6 +415,7 @@ struct Blueprint {
     /// By the open file description of the epoll instance.
     watches: BTreeMap<u32, Watches>,
     file_owners: Vec<FileOwner>,
+    pairs: Pairs,
     workshop: Workshop,
     channel_number: i32,
 }
@@ -471,6 +475,7 @@ impl Blueprint {
         let slot = |table: u32, fd| tables.get(&table)?.slot(fd).map(|slot| slot.description);
         let watches = Watches::load(image, slot)?;
         let file_owners = FileOwner::load(image, &tree, slot)?;
+        let pairs = Pairs::load(image, |number| processes.contains_key(&number))?;
         let channel_number = lowest_unused(tables.values(), &watches);
         let lineage = Lineage::of(&plan, &tree, &processes, &shares);
         Ok(Self {
@@ -482,6 +487,7 @@ impl Blueprint {
             lineage,
             watches,
             file_owners,
+            pairs,
             workshop,
             channel_number,
         })
@@ -570,10 +576,7 @@ impl ProcessPlan {
         }
         let memory = sharing.get(Kind::Memory);
         let stop: Option<JobStop> = image.get(owner)?;
-        let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
-        if stop.is_some_and(|stop| !stops.contains(&stop.signal)) {
-            return Err(Error::new(ErrorKind::Image, "it is stopped by a signal that stops nobody"));
-        }
+        stop.map_or(Ok(()), JobStop::check)?;
         let mut threads = BTreeMap::new();
         for tid in tids {
             threads.insert(*tid, ThreadPlan::load(image, Pid::from(*tid)).of(Pid::from(*tid))?);
@@ -584,6 +587,7 @@ impl ProcessPlan {
             seats,
             states: load_states(image, Scope::Process, pid)?,
             cgroups: image.require(owner)?,
+            login: image.get(owner)?,
             continues: image.get(owner)?,
             dead_leader: dead_leader(image, pid, tids)?,
             stop,
@@ -657,6 +661,10 @@ impl<'i> Ready<'i> {
             room.check(blueprint.highest_number(number, table)).of(Pid::from(number))?;
         }
         blueprint.shared.plan()?;
+        for (pid, process) in &blueprint.processes {
+            let at = process.threads.values().map(|thread| thread.registers.general().pc());
+            blueprint.space(process).and_then(|space| space.check_vdso(at)).of(Pid::from(*pid))?;
+        }
         let finder = Finder::new(image, options.validation)?;
         let mut opened = Opened::default();
         for (pid, process) in &blueprint.processes {
@@ -711,6 +719,7 @@ impl<'i> Ready<'i> {
                 build_threads(member, process).of(member.pid)?;
             }
         }
+        self.files.sockets = blueprint.pairs.make(|number| family.process(number)?.puppet(0))?;
         self.files.make_of_tasks(family.pids())?;
         // Fd tables are needed empty until those who share them have all their mappings and places.
         for member in family.members_mut() {
@@ -772,6 +781,9 @@ impl<'i> Ready<'i> {
     }
 
     fn build_places(&self, member: &Member, process: &ProcessPlan) -> Result<()> {
+        if let Some(login) = &process.login {
+            login.build(member.pid, &self.channel, &mut member.puppet(0)?)?;
+        }
         for (number, seat) in &process.seats {
             let Some(places) = &seat.places else { continue };
             let mut puppet = member.puppet_of(*number)?;
@@ -947,7 +959,11 @@ fn take_turn(
             (None, None) => &[],
         };
         let shared = if thread == 0 { process.states.as_slice() } else { &[] };
-        let at = |stage: Stage| own.iter().chain(shared).filter(move |(at, _)| *at == stage);
+        let at = |stage: Stage| {
+            // Timers of the process are set while no signal waits for a thread.
+            let (first, second) = if stage == Stage::Pending { (shared, own) } else { (own, shared) };
+            first.iter().chain(second).filter(move |(at, _)| *at == stage)
+        };
         let states: Vec<_> = stages.iter().copied().flat_map(at).map(|(_, state)| &**state).collect();
         (!states.is_empty()).then_some(Work { member, thread, task, states })
     });

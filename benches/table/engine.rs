@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cryosleep::{Checkpoint, Exit, Restore, Restored};
+use cryosleep::{Checkpoint, Exit, PageChecksums, Restore, Restored};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -15,6 +15,8 @@ use crate::Result;
 #[derive(Clone, Copy)]
 pub(crate) enum Engine {
     Cryosleep,
+    /// Pages without checksums.
+    Bare,
     Criu,
 }
 
@@ -37,6 +39,7 @@ impl Engine {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Engine::Cryosleep => "cryosleep",
+            Engine::Bare => "cryosleep, no checksums",
             Engine::Criu => "criu",
         }
     }
@@ -44,9 +47,14 @@ impl Engine {
     /// Dumps the process, which ends it.
     pub(crate) fn dump(self, pid: u32, images: &Path) -> Result<Took> {
         match self {
-            Engine::Cryosleep => {
+            Engine::Cryosleep | Engine::Bare => {
+                let checkpoint = Checkpoint::of(pid);
+                let checkpoint = match self {
+                    Engine::Bare => checkpoint.page_checksums(PageChecksums::Off),
+                    _ => checkpoint,
+                };
                 let started = Instant::now();
-                let stats = Checkpoint::of(pid).write_to(images)?.stats;
+                let stats = checkpoint.write_to(images)?.stats;
                 let whole = started.elapsed();
                 let other = whole.saturating_sub(stats.freezing + stats.frozen);
                 Ok(Took { whole, stages: [stats.freezing, stats.frozen, stats.memory, other] })
@@ -60,7 +68,7 @@ impl Engine {
 
     pub(crate) fn restore(self, pid: u32, images: &Path) -> Result<Back> {
         let (handle, took) = match self {
-            Engine::Cryosleep => {
+            Engine::Cryosleep | Engine::Bare => {
                 let started = Instant::now();
                 let restored = Restore::from(images).run()?;
                 let whole = started.elapsed();

@@ -82,7 +82,9 @@ fn bench(options: &Options) -> Result<ExitCode> {
 fn case(kind: &Kind, options: &Options, homes: &Homes, criu: bool) -> Result<Vec<Row>> {
     let mut lanes = Vec::new();
     for (place, home) in [("tmpfs", &homes.tmpfs), ("disk", &homes.disk)] {
-        for engine in [Some(Engine::Cryosleep), criu.then_some(Engine::Criu)].into_iter().flatten() {
+        let memory = matches!(kind, Kind::Memory(_));
+        let engines = [Some(Engine::Cryosleep), memory.then_some(Engine::Bare), criu.then_some(Engine::Criu)];
+        for engine in engines.into_iter().flatten() {
             let row = Row::new(kind, place, engine.name());
             // Where an image goes makes no difference to what tasks cost.
             if options.wants(&row.title()) && (kind.count().is_none() || place == "tmpfs") {
@@ -138,8 +140,8 @@ struct Copier {
 impl Copier {
     /// None for subjects whose memory is not what they cost.
     fn new(kind: &Kind) -> Result<Option<Self>> {
-        let Kind::Memory(bytes) = kind else { return Ok(None) };
-        let mut copier = Self { from: subject::memory(*bytes)?, to: MmapMut::map_anon(*bytes)? };
+        let Some(bytes) = kind.populated() else { return Ok(None) };
+        let mut copier = Self { from: subject::memory(bytes)?, to: MmapMut::map_anon(bytes)? };
         copier.to.advise(Advice::NoHugePage)?;
         copier.copy();
         Ok(Some(copier))

@@ -30,6 +30,8 @@ struct StaticC {
 }
 
 static ONE: StaticC = StaticC { name: "tiny", source: include_str!("tiny.c"), program: OnceLock::new() };
+static LAYOUTS: StaticC =
+    StaticC { name: "layouts", source: include_str!("layouts.c"), program: OnceLock::new() };
 static MANY: StaticC = StaticC { name: "many", source: include_str!("many.c"), program: OnceLock::new() };
 
 pub(crate) enum Kind {
@@ -49,6 +51,35 @@ pub(crate) enum Kind {
     Watches(usize),
     /// A tree of that many processes that share one table of files.
     Sharers(usize),
+    /// Memory in another shape, of that many bytes and so many of what that shape consists of.
+    Layout(Layout, usize, usize),
+}
+
+/// What benches/table/layouts.c makes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Many small mappings.
+    Mappings,
+    /// A few pages of much address space.
+    Sparse,
+    /// Transparent huge pages.
+    Huge,
+    /// Processes with memory of their own.
+    Processes,
+    /// Processes that share memory by copy-on-write.
+    Forked,
+}
+
+impl Layout {
+    fn word(self) -> &'static str {
+        match self {
+            Layout::Mappings => "mappings",
+            Layout::Sparse => "sparse",
+            Layout::Huge => "huge",
+            Layout::Processes => "processes",
+            Layout::Forked => "forked",
+        }
+    }
 }
 
 impl Kind {
@@ -56,10 +87,12 @@ impl Kind {
         match self {
             Kind::StaticC => "tiny, static C".into(),
             Kind::TinyRust => "tiny, dynamic".into(),
-            Kind::Memory(bytes) if bytes.is_multiple_of(1024 * MIB) => {
-                format!("{} GiB", bytes / MIB / 1024)
-            }
-            Kind::Memory(bytes) => format!("{} MiB", bytes / MIB),
+            Kind::Memory(bytes) => size(*bytes),
+            Kind::Layout(Layout::Mappings, bytes, count) => format!("{count} mappings, {}", size(*bytes)),
+            Kind::Layout(Layout::Sparse, bytes, count) => format!("{count} pages of {}", size(*bytes)),
+            Kind::Layout(Layout::Huge, bytes, _) => format!("{} THP", size(*bytes)),
+            Kind::Layout(Layout::Processes, bytes, count) => format!("{count} x {}", size(*bytes)),
+            Kind::Layout(Layout::Forked, bytes, count) => format!("{count} x {} forked", size(*bytes)),
             Kind::Threads(count) => format!("{count} threads"),
             Kind::Processes(count) => format!("{count} processes"),
             Kind::Files(count) => format!("{count} files"),
@@ -76,14 +109,7 @@ impl Kind {
             | Kind::Files(count)
             | Kind::Watches(count)
             | Kind::Sharers(count) => Some(*count),
-            Kind::StaticC | Kind::TinyRust | Kind::Memory(_) => None,
-        }
-    }
-
-    fn tasks(&self) -> usize {
-        match self {
-            Kind::Threads(count) | Kind::Processes(count) | Kind::Sharers(count) => *count,
-            _ => 1,
+            Kind::StaticC | Kind::TinyRust | Kind::Memory(_) | Kind::Layout(..) => None,
         }
     }
 
@@ -91,6 +117,7 @@ impl Kind {
     pub(crate) fn prepare(&self, dir: &Path) -> Result<()> {
         match self {
             Kind::StaticC => ONE.build(dir),
+            Kind::Layout(..) => LAYOUTS.build(dir),
             Kind::TinyRust | Kind::Memory(_) => Ok(()),
             _ => MANY.build(dir),
         }
@@ -98,22 +125,58 @@ impl Kind {
 
     fn command(&self) -> Result<Command> {
         Ok(match self {
-            Kind::StaticC => ONE.command(&[])?,
+            Kind::StaticC => ONE.command::<usize>(&[])?,
             Kind::Threads(count) => MANY.command(&[*count, 1, 0, 0, 0])?,
             Kind::Processes(count) => MANY.command(&[1, *count, 0, 0, 0])?,
             Kind::Files(count) => MANY.command(&[1, 1, *count, 0, 0])?,
             Kind::Watches(count) => MANY.command(&[1, 1, 0, *count, 0])?,
             Kind::Sharers(count) => MANY.command(&[1, *count, SHARED_FILES, 0, 1])?,
+            Kind::Layout(layout, bytes, count) => {
+                LAYOUTS.command(&[layout.word().to_owned(), bytes.to_string(), count.to_string()])?
+            }
             Kind::TinyRust => itself(TINY)?,
             Kind::Memory(bytes) => itself(*bytes)?,
         })
     }
 
-    fn len(&self) -> usize {
+    /// How much memory there is, where that is what it is about.
+    pub(crate) fn populated(&self) -> Option<usize> {
         match self {
-            Kind::Memory(bytes) => *bytes,
-            _ => TINY,
+            Kind::Memory(bytes) | Kind::Layout(Layout::Mappings | Layout::Huge, bytes, _) => Some(*bytes),
+            Kind::Layout(Layout::Sparse, _, count) => Some(count * PAGE),
+            Kind::Layout(Layout::Processes, bytes, count) => Some(bytes * count),
+            Kind::Layout(Layout::Forked, bytes, count) => Some(bytes + count * CHANGED),
+            _ => None,
         }
+    }
+
+    /// How much of the area that is checked holds the numbers, and at which distance its pages are.
+    fn extent(&self) -> (usize, usize) {
+        match self {
+            Kind::Layout(Layout::Sparse, bytes, count) => (*bytes, bytes / count / PAGE * PAGE),
+            Kind::Layout(Layout::Forked, bytes, _) => (bytes - CHANGED, PAGE),
+            Kind::Memory(bytes) | Kind::Layout(_, bytes, _) => (*bytes, PAGE),
+            _ => (TINY, PAGE),
+        }
+    }
+
+    fn processes(&self) -> usize {
+        match self {
+            Kind::Layout(Layout::Processes | Layout::Forked, _, count) => *count,
+            Kind::Threads(count) | Kind::Processes(count) | Kind::Sharers(count) => *count,
+            _ => 1,
+        }
+    }
+}
+
+const PAGE: usize = 4096;
+/// What each process of [`Layout::Forked`] has for itself.
+const CHANGED: usize = MIB;
+
+fn size(bytes: usize) -> String {
+    match bytes {
+        bytes if bytes.is_multiple_of(1024 * MIB) => format!("{} GiB", bytes / MIB / 1024),
+        bytes => format!("{} MiB", bytes / MIB),
     }
 }
 
@@ -135,9 +198,9 @@ impl StaticC {
         Ok(())
     }
 
-    fn command(&self, arguments: &[usize]) -> Result<Command> {
+    fn command<T: ToString>(&self, arguments: &[T]) -> Result<Command> {
         let mut command = Command::new(self.program.get().ok_or("it has not been built")?);
-        command.args(arguments.iter().map(usize::to_string));
+        command.args(arguments.iter().map(T::to_string));
         Ok(command)
     }
 }
@@ -206,8 +269,10 @@ pub(crate) struct Subject {
 #[derive(Clone, Copy)]
 pub(crate) struct Contents {
     address: u64,
-    len: usize,
+    extent: (usize, usize),
     tasks: usize,
+    /// All processes have memory to be checked, not only the root.
+    all: bool,
 }
 
 impl Subject {
@@ -215,8 +280,15 @@ impl Subject {
         let mut command = kind.command()?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let child = command.spawn()?;
-        let mut subject =
-            Self { child, contents: Contents { address: 0, len: kind.len(), tasks: kind.tasks() } };
+        let mut subject = Self {
+            child,
+            contents: Contents {
+                address: 0,
+                extent: kind.extent(),
+                tasks: kind.processes(),
+                all: matches!(kind, Kind::Layout(..)),
+            },
+        };
         let mut said = String::new();
         subject.child.stdout.take().ok_or("no pipe")?.read_to_string(&mut said)?;
         subject.contents.address = said.trim().parse().map_err(|_| "the subject did not get ready")?;
@@ -251,19 +323,29 @@ impl Contents {
     pub(crate) fn verify(&self, pid: u32) -> Result<()> {
         let root = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
         let mut tasks = 0;
-        for process in engine::descendants(root)?.into_iter().chain([root]) {
+        let processes: Vec<_> = engine::descendants(root)?.into_iter().chain([root]).collect();
+        for process in &processes {
             tasks += fs::read_dir(format!("/proc/{process}/task"))?.count();
         }
         if tasks != self.tasks {
             return Err(format!("{tasks} tasks instead of {}", self.tasks).into());
         }
-        let memory = File::open(format!("/proc/{pid}/mem"))?;
-        let (mut seen, mut expected) = (vec![0; self.len.min(MIB)], vec![0; self.len.min(MIB)]);
-        for start in (0..self.len).step_by(seen.len()) {
-            memory.read_exact_at(&mut seen, self.address + start as u64)?;
-            fill(&mut expected, start / 8);
+        let checked = processes.iter().filter(|process| self.all || **process == root);
+        checked.into_iter().try_for_each(|process| self.verify_one(*process))
+    }
+
+    fn verify_one(&self, process: nix::unistd::Pid) -> Result<()> {
+        let memory = File::open(format!("/proc/{process}/mem"))?;
+        let (len, stride) = self.extent;
+        let piece = if stride == PAGE { len.min(MIB) } else { PAGE };
+        let (mut seen, mut expected) = (vec![0; piece], vec![0; piece]);
+        for start in (0..len).step_by(piece.max(stride)) {
+            let piece = piece.min(len - start);
+            let (seen, expected) = (&mut seen[..piece], &mut expected[..piece]);
+            memory.read_exact_at(seen, self.address + start as u64)?;
+            fill(expected, start / 8);
             if seen != expected {
-                return Err(format!("the restored memory differs in the MiB at {start:#x}").into());
+                return Err(format!("the restored memory of {process} differs at {start:#x}").into());
             }
         }
         Ok(())

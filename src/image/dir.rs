@@ -5,14 +5,17 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, fsync, geteuid, mkdir, unlinkat};
 
+use super::chain::{self, ParentLink};
 use super::manifest::Id;
 use super::sections::{has_magic, named};
+use super::segment::{Chunks, PageFormat, PageSegment, SegmentWriter};
 use super::{Kind, ListedFile, Manifest, ManifestInfo, Owner, Record, Section, SectionWriter, Sections, Tag};
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 
@@ -45,13 +48,13 @@ pub enum Durability {
 
 /// A directory that holds, or will hold, an image; its path is only for messages.
 #[derive(Debug)]
-struct Dir {
-    fd: OwnedFd,
-    path: PathBuf,
+pub(super) struct Dir {
+    pub(super) fd: OwnedFd,
+    pub(super) path: PathBuf,
 }
 
 impl Dir {
-    fn subject(&self) -> Subject {
+    pub(super) fn subject(&self) -> Subject {
         Subject::Path(self.path.clone())
     }
 
@@ -119,14 +122,6 @@ fn check_trust(stat: &FileStat) -> Result<(), &'static str> {
 const TRUST_HINT: &str =
     "an image must belong to the caller or to root, and nobody else may write to it: chown, chmod go-w";
 
-/// A page segment, open for reading and writing. The caller fills it; [`ImageWriter::finish`] takes its
-/// length from the file.
-#[derive(Debug)]
-pub(crate) struct Segment {
-    pub(crate) index: u16,
-    pub(crate) file: File,
-}
-
 /// The records of an image, until it is finished.
 #[derive(Debug)]
 pub(crate) struct Records(SectionWriter<Vec<u8>>);
@@ -154,6 +149,10 @@ pub(crate) struct ImageWriter {
     dir: Dir,
     id: Id,
     durability: Durability,
+    /// What it only holds the changes of, and how many page segments that has, with its own parents.
+    parent: Option<ParentLink>,
+    inherited: u16,
+    pages: PageFormat,
     segments: u16,
     /// Created by this writer, and to be removed should it not get to its end.
     created: Vec<String>,
@@ -183,6 +182,9 @@ impl ImageWriter {
             dir,
             id: Id::random(),
             durability: Durability::default(),
+            parent: None,
+            inherited: 0,
+            pages: PageFormat::default(),
             segments: 0,
             created: Vec::new(),
         })
@@ -193,13 +195,33 @@ impl ImageWriter {
         self
     }
 
-    /// Creates the next page segment.
-    pub(crate) fn segment(&mut self) -> Result<Segment> {
-        let index = self.segments;
-        let next = index.checked_add(1).ok_or_else(|| bad_image("too many page segments"))?;
-        let file = self.create_file(self.id.file_name(usize::from(index) + 1))?;
-        self.segments = next;
-        Ok(Segment { index, file })
+    /// Makes it the child of an image in another directory: records may point into the page segments of that too.
+    pub(crate) fn child_of(mut self, parent: &Image) -> Result<Self> {
+        self.parent = Some(parent.link_from(&self.dir)?);
+        self.inherited = parent.segment_count();
+        Ok(self)
+    }
+
+    pub(crate) fn pages(mut self, format: PageFormat) -> Self {
+        self.pages = format;
+        self
+    }
+
+    /// How pages are stored.
+    pub(crate) fn page_format(&self) -> PageFormat {
+        self.pages
+    }
+
+    /// Creates the next page segment. They are counted from those of the oldest image of the chain. What
+    /// becomes known of its chunks is to be among the records.
+    pub(crate) fn segment(&mut self) -> Result<SegmentWriter> {
+        let own = self.segments;
+        if self.inherited.checked_add(own).is_none_or(|index| index == u16::MAX) {
+            return Err(bad_image("too many page segments"));
+        }
+        let file = self.create_file(self.id.file_name(usize::from(own) + 1))?;
+        self.segments = own + 1;
+        Ok(SegmentWriter::new(own, file, self.pages).behind(self.inherited))
     }
 
     /// Writes the records, and makes this the directory's image: at once, by the name of its
@@ -209,9 +231,9 @@ impl ImageWriter {
         for index in 0..self.segments {
             files.push(self.list_segment(index)?);
         }
-        let manifest = Manifest::new(self.id, info, files)?;
+        let manifest = Manifest::new(self.id, info, self.parent.clone(), files)?;
         let bytes = manifest.to_bytes()?;
-        let previous = read_manifest(&self.dir).ok();
+        let previous = read_manifest(&self.dir).ok().map(|(manifest, _)| manifest);
         self.publish(&bytes)?;
         self.remove_previous(previous.as_ref());
         let listed = manifest.files.iter().map(|file| file.length).sum::<u64>();
@@ -320,13 +342,18 @@ fn refuse_foreign_manifest(dir: &Dir) -> Result<()> {
     Err(error.about(dir.file(MANIFEST)).with_hint("write the image into a directory of its own"))
 }
 
-/// An image that has been opened and verified.
+/// An image that has been opened and verified, with all that it is a child of.
 #[derive(Debug)]
 pub(crate) struct Image {
+    dir: Arc<Dir>,
     manifest: Manifest,
+    manifest_crc32: u32,
     state: Vec<u8>,
     sections: Sections,
-    segments: Vec<File>,
+    segments: Vec<PageSegment>,
+    parent: Option<Box<Image>>,
+    /// How many page segments its parents have.
+    inherited: u16,
 }
 
 impl Image {
@@ -340,38 +367,109 @@ impl Image {
 
     /// The same for a directory that is open already; `path` is what messages call it.
     pub(crate) fn open_in(dir: OwnedFd, path: &Path) -> Result<Self> {
-        let dir = Dir { fd: dir, path: path.into() };
+        let dir = Arc::new(Dir { fd: dir, path: path.into() });
         Self::read(&dir).map_err(|error| error.with_kind(ErrorKind::Image))
     }
 
-    fn read(dir: &Dir) -> Result<Self> {
-        let stat = fstat(dir).call("fstat").about(|| dir.subject())?;
-        check_trust(&stat).map_err(|reason| bad_image(reason).about(dir.subject()).with_hint(TRUST_HINT))?;
+    fn read(dir: &Arc<Dir>) -> Result<Self> {
+        check_dir(dir)?;
         let mut manifest = read_manifest(dir)?;
         let mut attempts = REPLACED_MAX;
         loop {
-            let id = manifest.id;
-            let failed = match Self::read_files(dir, manifest) {
+            let id = manifest.0.id;
+            let failed = match Self::read_files(dir, manifest).and_then(chain::with_parents) {
                 Ok(image) => return Ok(image),
                 Err(error) => error,
             };
             // Files that the manifest lists are gone when another image has taken its place since.
             match read_manifest(dir) {
-                Ok(now) if now.id != id && attempts > 0 => manifest = now,
+                Ok(now) if now.0.id != id && attempts > 0 => manifest = now,
                 _ => return Err(failed),
             }
             attempts -= 1;
         }
     }
 
-    fn read_files(dir: &Dir, manifest: Manifest) -> Result<Self> {
+    /// One image of a chain, if it still is the one that is meant.
+    pub(super) fn read_link(dir: Dir, link: &ParentLink) -> Result<Self> {
+        check_dir(&dir)?;
+        let (manifest, crc32) = read_manifest(&dir)?;
+        if (manifest.id, crc32) != (link.id, link.manifest_crc32) {
+            return Err(bad_image("another image is there now, or it was altered").about(dir.subject()));
+        }
+        Self::read_files(&Arc::new(dir), (manifest, crc32))
+    }
+
+    fn read_files(dir: &Arc<Dir>, (manifest, manifest_crc32): (Manifest, u32)) -> Result<Self> {
         let Some((listed, rest)) = manifest.files.split_first() else {
             return Err(bad_image("the manifest lists no state file").about(dir.file(MANIFEST)));
         };
         let state = read_state(dir, listed)?;
         let sections = Sections::parse(&state, Kind::State).about(|| dir.file(&listed.name))?;
-        let segments = rest.iter().map(|listed| open_listed(dir, listed)).collect::<Result<_>>()?;
-        Ok(Self { manifest, state, sections, segments })
+        let files = rest.iter().map(|listed| open_listed(dir, listed)).collect::<Result<Vec<_>>>()?;
+        let (dir_of_it, segments) = (dir.clone(), Vec::new());
+        let mut image = Self {
+            dir: dir_of_it,
+            manifest,
+            manifest_crc32,
+            state,
+            sections,
+            segments,
+            parent: None,
+            inherited: 0,
+        };
+        for (index, file) in (0..).zip(files) {
+            let segment = image.open_segment(dir, index, file)?;
+            image.segments.push(segment);
+        }
+        if let Some(owner) = image.owners::<Chunks>().find(|owner| owner.0 as usize >= image.segments.len()) {
+            return Err(bad_image("the image lacks this page segment").about(named::<Chunks>(owner)));
+        }
+        Ok(image)
+    }
+
+    fn open_segment(&self, dir: &Dir, index: u16, file: File) -> Result<PageSegment> {
+        let listed = self.manifest.files.get(usize::from(index) + 1).ok_or_else(|| no_segment(index))?;
+        let chunks = self.get(Owner(index.into()))?;
+        PageSegment::new(file, dir.path.join(&listed.name), listed.length, chunks)
+    }
+
+    /// Puts one image of a chain before those that come after it.
+    pub(super) fn adopted_by(mut self, parent: Option<Self>) -> Result<Self> {
+        self.inherited = parent.as_ref().map_or(0, Self::segment_count);
+        self.parent = parent.map(Box::new);
+        match usize::from(self.inherited) + self.segments.len() <= usize::from(u16::MAX) {
+            true => Ok(self),
+            false => Err(bad_image("its chain has too many page segments").about(self.dir.subject())),
+        }
+    }
+
+    pub(super) fn dir(&self) -> &Dir {
+        &self.dir
+    }
+
+    /// The image that this one only holds the changes of.
+    pub(crate) fn parent(&self) -> Option<&Image> {
+        self.parent.as_deref()
+    }
+
+    /// How a child of it that is written into this directory names it.
+    fn link_from(&self, child: &Dir) -> Result<ParentLink> {
+        ParentLink::to(self, self.manifest_crc32, child)
+    }
+
+    /// How many page segments there are, in all images of the chain.
+    fn segment_count(&self) -> u16 {
+        self.inherited + self.segments.len() as u16
+    }
+
+    /// The image that has this page segment, and where in its own list.
+    fn holder(&self, index: u16) -> Result<(&Image, usize)> {
+        let mut image = self;
+        while index < image.inherited {
+            image = image.parent().ok_or_else(|| no_segment(index))?;
+        }
+        Ok((image, usize::from(index - image.inherited)))
     }
 
     pub(crate) fn manifest(&self) -> &Manifest {
@@ -404,14 +502,9 @@ impl Image {
     }
 
     /// A page segment, open for reading.
-    pub(crate) fn segment(&self, index: u16) -> Result<&File> {
-        self.segments.get(usize::from(index)).ok_or_else(|| no_segment(index))
-    }
-
-    /// The length that a page segment has by the manifest, and had when it was opened.
-    pub(crate) fn segment_length(&self, index: u16) -> Result<u64> {
-        let listed = self.manifest.files.get(usize::from(index) + 1);
-        listed.map(|listed| listed.length).ok_or_else(|| no_segment(index))
+    pub(crate) fn segment(&self, index: u16) -> Result<&PageSegment> {
+        let (image, own) = self.holder(index)?;
+        image.segments.get(own).ok_or_else(|| no_segment(index))
     }
 }
 
@@ -439,10 +532,16 @@ fn open_listed(dir: &Dir, listed: &ListedFile) -> Result<File> {
     Ok(file)
 }
 
-fn read_manifest(dir: &Dir) -> Result<Manifest> {
+fn check_dir(dir: &Dir) -> Result<()> {
+    let stat = fstat(dir).call("fstat").about(|| dir.subject())?;
+    check_trust(&stat).map_err(|reason| bad_image(reason).about(dir.subject()).with_hint(TRUST_HINT))
+}
+
+/// And its checksum.
+fn read_manifest(dir: &Dir) -> Result<(Manifest, u32)> {
     let (file, length) = open_trusted(dir, MANIFEST)?;
     read_whole(file, length, MANIFEST_MAX)
-        .and_then(|bytes| Manifest::from_bytes(&bytes))
+        .and_then(|bytes| Ok((Manifest::from_bytes(&bytes)?, crc32fast::hash(&bytes))))
         .about(|| dir.file(MANIFEST))
 }
 
@@ -469,7 +568,7 @@ fn read_whole(file: File, length: u64, max: u64) -> Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs;
     use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt, symlink};
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -479,10 +578,10 @@ mod tests {
     use crate::Pid;
 
     /// A directory of one test, removed with everything in it.
-    struct Scratch(PathBuf);
+    pub(in crate::image) struct Scratch(pub(in crate::image) PathBuf);
 
     impl Scratch {
-        fn new() -> Self {
+        pub(in crate::image) fn new() -> Self {
             static NEXT: AtomicU32 = AtomicU32::new(0);
             let name =
                 format!("cryosleep-image-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -502,19 +601,19 @@ mod tests {
         }
     }
 
-    const INFO: fn() -> ManifestInfo = || ManifestInfo { root: Pid::from(412) };
+    pub(in crate::image) const INFO: fn() -> ManifestInfo = || ManifestInfo { root: Pid::from(412) };
 
     fn write(dir: &Path, name: &str) -> Written {
         let mut writer = ImageWriter::create(dir).unwrap();
         for content in ["first pages", "more"] {
             let segment = writer.segment().unwrap();
-            segment.file.write_all_at(content.as_bytes(), 0).unwrap();
+            segment.file().write_all_at(content.as_bytes(), 0).unwrap();
         }
         writer.finish(records(&[name, "second"]), INFO()).unwrap()
     }
 
     /// A record for each of these names, of owners 1, 2 ...
-    fn records(names: &[&str]) -> Records {
+    pub(in crate::image) fn records(names: &[&str]) -> Records {
         let mut records = Records::new().unwrap();
         for (owner, name) in (1..).zip(names) {
             records.put(Owner(owner), &thing(name)).unwrap();
@@ -554,12 +653,11 @@ mod tests {
         assert_eq!(image.owners::<Thing>().collect::<Vec<_>>(), [Owner(1), Owner(2)]);
         assert_eq!(image.sections().count(), 2);
         assert_eq!(image.manifest().root, 412);
-        assert_eq!(image.segment_length(0).unwrap(), 11);
+        assert_eq!(image.segment(0).unwrap().length(), 11);
         let mut content = [0; 4];
-        image.segment(1).unwrap().read_exact_at(&mut content, 0).unwrap();
+        image.segment(1).unwrap().read(0, &mut content).unwrap();
         assert_eq!(&content, b"more");
         assert_eq!(image.segment(2).unwrap_err().kind(), ErrorKind::Image);
-        assert_eq!(image.segment_length(2).unwrap_err().kind(), ErrorKind::Image);
         let lengths =
             fs::read_dir(scratch.image()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
         assert_eq!(written.bytes, lengths.sum());
@@ -582,7 +680,7 @@ mod tests {
         let mut writer = ImageWriter::create(&scratch.image()).unwrap().durability(Durability::Synced);
         drop(writer.segment().unwrap());
         writer.finish(records(&["a"]), INFO()).unwrap();
-        assert_eq!(Image::open(&scratch.image()).unwrap().segment_length(0).unwrap(), 0);
+        assert_eq!(Image::open(&scratch.image()).unwrap().segment(0).unwrap().length(), 0);
     }
 
     #[test]
@@ -612,7 +710,7 @@ mod tests {
         // Whoever had the old one open still has it.
         assert_eq!(old.require::<Thing>(Owner(1)).unwrap(), thing("old"));
         let mut content = [0; 4];
-        old.segment(1).unwrap().read_exact_at(&mut content, 0).unwrap();
+        old.segment(1).unwrap().read(0, &mut content).unwrap();
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::chain::ParentLink;
 use super::{Decode, Encode, Kind, Owner, Record, SectionWriter, Sections, Tag};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result};
@@ -33,6 +34,8 @@ pub(crate) struct Manifest {
     pub(crate) page_size: u32,
     /// Pid of the root of the tree, as the tree itself saw it.
     pub(crate) root: u32,
+    /// The image that this one only holds the changes of.
+    pub(crate) parent: Option<ParentLink>,
     /// The state file, then the page segments in order.
     pub(crate) files: Vec<ListedFile>,
 }
@@ -52,7 +55,12 @@ impl Record for Manifest {
 }
 
 impl Manifest {
-    pub(super) fn new(id: Id, info: ManifestInfo, files: Vec<ListedFile>) -> Result<Self> {
+    pub(super) fn new(
+        id: Id,
+        info: ManifestInfo,
+        parent: Option<ParentLink>,
+        files: Vec<ListedFile>,
+    ) -> Result<Self> {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let kernel = nix::sys::utsname::uname().call("uname")?;
         Ok(Self {
@@ -64,6 +72,7 @@ impl Manifest {
             kernel: kernel.release().to_string_lossy().into_owned(),
             page_size: page_size()?,
             root: info.root.get(),
+            parent,
             files,
         })
     }
@@ -98,7 +107,7 @@ impl Manifest {
         if self.files.iter().enumerate().any(|(at, file)| file.name != Id(self.id).file_name(at)) {
             return Err(malformed("the manifest lists a file that is not of its image"));
         }
-        Ok(())
+        self.parent.as_ref().map_or(Ok(()), ParentLink::check)
     }
 }
 
@@ -154,7 +163,8 @@ mod tests {
             let id = Id([0xab; 16]);
             let file = |at, crc32| ListedFile { name: id.file_name(at), length: 40, crc32 };
             let info = ManifestInfo { root: Pid::from(412) };
-            Manifest::new(id, info, vec![file(0, Some(1)), file(1, None)]).unwrap()
+            Manifest::new(id, info, Some(ParentLink::sample()), vec![file(0, Some(1)), file(1, None)])
+                .unwrap()
         }
     }
 

@@ -9,26 +9,33 @@
 //! section     tag[4] version[2] 0[2] owner[4] length[8] crc32[4]   then the payload
 //! ```
 //!
+//! An image may be the child of another one, in a directory of its own, whose page segments it shares: `chain`.
+//!
 //! All integers are little endian. A section holds one [`Record`], encoded by [`codec`]; its key is its
 //! [`Tag`] and its [`Owner`]. Everything that is read is checked before it is used: lengths, checksums,
 //! versions, duplicates; nothing that an image says can make the reader panic or allocate without bound.
 
 mod bytes;
+mod chain;
 mod codec;
 mod dir;
 mod manifest;
 mod sections;
+mod segment;
 
 use std::fmt;
 
 use crate::error::{Error, ErrorKind, Result};
 
 pub(crate) use bytes::Bytes;
+pub(crate) use chain::ancestors;
 pub(crate) use codec::{Decode, Encode, decode, encode};
 pub use dir::Durability;
-pub(crate) use dir::{Image, ImageWriter, Records, Segment};
+pub(crate) use dir::{Image, ImageWriter, Records};
 pub(crate) use manifest::{ListedFile, Manifest, ManifestInfo};
 pub(crate) use sections::{Kind, Section, SectionWriter, Sections};
+pub use segment::PageChecksums;
+pub(crate) use segment::{Chunks, PageFormat, SegmentWriter};
 
 /// Four ASCII characters that say what a section of an image holds. A tag is never used for anything else
 /// again.

@@ -7,6 +7,7 @@
 pub(crate) mod fds;
 pub(crate) mod memory;
 pub(crate) mod signals;
+pub(crate) mod sockets;
 pub(crate) mod tasks;
 
 use std::fmt::Debug;
@@ -261,8 +262,10 @@ const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<tasks::sharing::Sharing>(),
     RecordKind::of::<tasks::blocked::Blocked>(),
     RecordKind::of::<tasks::cgroup::Membership>(),
+    RecordKind::of::<tasks::login::LoginUser>(),
     RecordKind::of::<memory::AddressSpace>(),
     RecordKind::of::<memory::SharedObject>(),
+    RecordKind::of::<crate::image::Chunks>(),
     RecordKind::of::<fds::Places>(),
     RecordKind::of::<fds::FdTable>(),
     RecordKind::of::<fds::Description>(),
@@ -271,6 +274,8 @@ const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<fds::Ghost>(),
     RecordKind::of::<fds::DescriptionLocks>(),
     RecordKind::of::<fds::Watches>(),
+    RecordKind::of::<memory::Vdso>(),
+    RecordKind::of::<sockets::UnixPair>(),
 ];
 
 /// Every kind of record that an image can hold.

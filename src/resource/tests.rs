@@ -27,7 +27,9 @@ fn implementors(of: &str) -> Vec<(String, PathBuf)> {
     let start = format!(" {of} for ");
     let mut types = Vec::new();
     for (path, text) in sources() {
-        let inside = path.components().any(|part| part.as_os_str() == "resource");
+        // What an image knows of its own segments is a record like any other.
+        let inside = path.components().any(|part| part.as_os_str() == "resource")
+            || path.ends_with("image/segment.rs");
         for line in text.lines().filter(|line| inside && line.starts_with("impl")) {
             let named = line.split_once(&start).map(|(_, rest)| name(rest).to_owned());
             types.extend(named.map(|name| (name, path.clone())));

@@ -2,12 +2,14 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod file;
+pub(crate) mod hugetlb;
 pub(crate) mod lock;
 pub(crate) mod pagemap;
 pub(crate) mod pidfd;
 pub(crate) mod probe;
 pub(crate) mod ptrace;
 pub(crate) mod sched;
+pub(crate) mod socket;
 pub(crate) mod sysv;
 pub(crate) mod uffd;
 pub(crate) mod wait;

@@ -44,6 +44,7 @@ pub(crate) mod sys {
         pkey_free = SYS_pkey_free;
         rt_sigaction = SYS_rt_sigaction;
         rt_sigqueueinfo = SYS_rt_sigqueueinfo;
+        rt_sigtimedwait = SYS_rt_sigtimedwait;
         rt_tgsigqueueinfo = SYS_rt_tgsigqueueinfo;
         sigaltstack = SYS_sigaltstack;
         getitimer = SYS_getitimer;
@@ -92,6 +93,7 @@ pub(crate) mod sys {
         setfsuid = SYS_setfsuid;
         setfsgid = SYS_setfsgid;
         setgroups = SYS_setgroups;
+        keyctl = SYS_keyctl;
         capset = SYS_capset;
         prlimit64 = SYS_prlimit64;
     }

@@ -183,15 +183,15 @@ pub(crate) struct Ids {
 
 /// Executes batches by several tasks, one each, at the same time.
 pub(crate) fn run_together(puppets: &mut [&mut Puppet<'_>], batches: Vec<Batch>) -> Result<Vec<Answers>> {
-    let started = puppets.iter_mut().zip(batches).map(|(puppet, batch)| puppet.start(batch));
-    let started: Vec<Result<Batch>> = started.collect();
+    let started = puppets.iter_mut().zip(batches).try_for_each(|(puppet, batch)| puppet.start(batch));
     // Every one is waited for, whatever became of the others.
-    let finished = puppets.iter_mut().zip(started);
-    let finished = finished.map(|(puppet, batch)| puppet.finish(batch?, |_| Ok(())));
-    finished.collect::<Vec<_>>().into_iter().collect()
+    let finished: Vec<_> = puppets.iter_mut().map(|puppet| puppet.finish()).collect();
+    started?;
+    finished.into_iter().collect()
 }
 
-/// A stopped task that executes batches. Dropping it puts the registers and the mask back.
+/// A stopped task that executes batches. Dropping it puts the registers and the mask back, when the batch that it works
+/// on is done.
 pub(crate) struct Puppet<'t> {
     tracee: Tracee,
     memory: &'t Memory,
@@ -207,6 +207,8 @@ pub(crate) struct Puppet<'t> {
     /// Somebody else's SIGSTOP arrived meanwhile; it must not be lost.
     stop_arrived: bool,
     last_will: Vec<LastWill>,
+    /// What it works on.
+    at_work: Option<Batch>,
 }
 
 impl<'t> Puppet<'t> {
@@ -265,6 +267,7 @@ impl<'t> Puppet<'t> {
             tiles: None,
             stop_arrived: false,
             last_will: Vec::new(),
+            at_work: None,
         })
     }
 
@@ -324,14 +327,15 @@ impl<'t> Puppet<'t> {
         batch: Batch,
         born: impl FnMut(Pid) -> Result<()>,
     ) -> Result<Answers> {
-        let batch = self.start(batch)?;
-        self.finish(batch, born)
+        self.start(batch)?;
+        self.finish_forking(born)
     }
 
     /// Sets the task to work on a batch. Until that is finished, nothing else can be wanted of it.
-    fn start(&mut self, batch: Batch) -> Result<Batch> {
+    pub(crate) fn start(&mut self, batch: Batch) -> Result<()> {
         if batch.is_empty() {
-            return Ok(batch);
+            self.at_work = Some(batch);
+            return Ok(());
         }
         if !batch.fits() {
             return Err(Error::new(ErrorKind::Kernel, "a batch is larger than its scratch memory"));
@@ -352,11 +356,17 @@ impl<'t> Puppet<'t> {
         }
         self.tracee.set_regs(&regs)?;
         self.tracee.resume(Resume::Run)?;
-        Ok(batch)
+        self.at_work = Some(batch);
+        Ok(())
     }
 
-    /// Waits until the batch is done, and fetches the answers.
-    fn finish(&mut self, batch: Batch, born: impl FnMut(Pid) -> Result<()>) -> Result<Answers> {
+    /// Waits until the batch that was started is done, and fetches the answers.
+    pub(crate) fn finish(&mut self) -> Result<Answers> {
+        self.finish_forking(|_| Ok(()))
+    }
+
+    fn finish_forking(&mut self, born: impl FnMut(Pid) -> Result<()>) -> Result<Answers> {
+        let batch = self.at_work.take().unwrap_or_else(|| self.batch());
         if batch.is_empty() {
             return Ok(batch.answered(self.tracee.tid(), &[], Vec::new()));
         }
@@ -455,6 +465,7 @@ impl<'t> Puppet<'t> {
 impl Drop for Puppet<'_> {
     fn drop(&mut self) {
         // Only reached on the way out of another error, or of a task that has died.
+        let _ = self.finish();
         let _ = self.put_back();
     }
 }

@@ -1,11 +1,11 @@
 //! The table of subjects, and what is done to each of them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cryosleep::AfterDump;
 use nix::sys::signal::Signal;
 
-use crate::program::{Program, Target};
+use crate::program::{Options, Program, Target, usual};
 use crate::{Outcome, view};
 
 /// One line of the table.
@@ -22,6 +22,8 @@ pub(crate) struct Subject {
     /// It has something that only comes back under the numbers that it had for everybody, or it looks for itself
     /// in /proc, where another task has its number, or is helped by a process from outside.
     only_original: bool,
+    /// Its checkpoints, otherwise than usual.
+    options: Options,
 }
 
 impl Subject {
@@ -33,7 +35,13 @@ impl Subject {
             stopped: false,
             churns: false,
             only_original: false,
+            options: usual,
         }
+    }
+
+    pub(crate) const fn dumped(mut self, options: Options) -> Self {
+        self.options = options;
+        self
     }
 
     pub(crate) const fn settle(mut self, millis: u64) -> Self {
@@ -92,8 +100,12 @@ impl Subject {
     /// What it looks like now; at once it may be on its way back into a call that changes its signal mask.
     fn compare(&self, before: &view::View, look: impl Fn() -> Result<view::View, String>) -> Outcome {
         const TRIES: u32 = 25;
-        let mut changed = Vec::new();
-        for _ in 0..TRIES {
+        const LIMIT: Duration = Duration::from_secs(10); // a look at hundreds of threads takes long
+        let (mut changed, started) = (Vec::new(), Instant::now());
+        for attempt in 0..TRIES {
+            if attempt > 2 && started.elapsed() > LIMIT {
+                break;
+            }
             std::thread::sleep(Duration::from_millis(15));
             changed = view::difference(before, &look()?, self.churns);
             if changed.is_empty() {
@@ -107,6 +119,7 @@ impl Subject {
         let namespaced = matches!(mode, Mode::Namespaced);
         let start = if namespaced { Target::start_namespaced } else { Target::start };
         let mut target = start(self.program, self.args)?;
+        target.options = self.options;
         let look =
             |target: &Target| if namespaced { view::from_inside(target.pid) } else { view::of(target.pid) };
         std::thread::sleep(self.settle);

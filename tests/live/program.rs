@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use cryosleep::{AfterDump, Checkpoint, Dumped, Exit, Pids, Restore, Restored};
+use cryosleep::{AfterDump, Checkpoint, Dumped, Exit, PageChecksums, Pids, Restore, Restored};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -23,33 +23,45 @@ pub(crate) enum Program {
     C(&'static str),
     /// The same, linked statically.
     StaticC(&'static str),
+    /// The same as a 32-bit program without a C library.
+    C32(&'static str),
     /// tests/subjects/NAME.sh
     Shell(&'static str),
     /// tests/subjects/NAME.py
     Python(&'static str),
     /// tests/subjects/NAME.java; its arguments are those of the JVM.
     Java(&'static str),
+    /// tests/subjects/NAME.js
+    Node(&'static str),
+    /// tests/subjects/NAME.go
+    Go(&'static str),
 }
 
 impl Program {
     fn source(self) -> PathBuf {
         let name = match self {
-            Program::C(name) | Program::StaticC(name) => format!("{name}.c"),
+            Program::C(name) | Program::StaticC(name) | Program::C32(name) => format!("{name}.c"),
             Program::Shell(name) => format!("{name}.sh"),
             Program::Python(name) => format!("{name}.py"),
             Program::Java(name) => format!("{name}.java"),
+            Program::Node(name) => format!("{name}.js"),
+            Program::Go(name) => format!("{name}.go"),
         };
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/subjects").join(name)
     }
 
-    /// Where a C program is compiled to.
+    /// Where it is compiled to, if it is.
     fn binary(self) -> PathBuf {
-        match self {
-            Program::StaticC(name) => cell::scratch().join(format!("{name}-static")),
-            Program::C(name) | Program::Shell(name) | Program::Python(name) | Program::Java(name) => {
-                cell::scratch().join(name)
-            }
-        }
+        cell::scratch().join(match self {
+            Program::C(name) => name.to_owned(),
+            Program::StaticC(name) => format!("{name}-static"),
+            Program::C32(name) => format!("{name}-32"),
+            Program::Shell(name) => format!("{name}-sh"),
+            Program::Python(name) => format!("{name}-py"),
+            Program::Java(name) => format!("{name}-java"),
+            Program::Node(name) => format!("{name}-js"),
+            Program::Go(name) => format!("{name}-go"),
+        })
     }
 
     /// Compiles it, once in the life of the test binary.
@@ -64,7 +76,20 @@ impl Program {
         let linking: &[&str] = match self {
             Program::C(_) => &[],
             Program::StaticC(_) => &["-static"],
+            Program::C32(_) => &["-m32", "-nostdlib", "-static", "-ffreestanding", "-fno-pic"],
             Program::Shell(_) | Program::Python(_) => return Ok(()),
+            Program::Node(_) => {
+                let mut node = Command::new("node");
+                node.arg("--check").arg(self.source());
+                return Self::compiled_by(node);
+            }
+            Program::Go(_) => {
+                let mut go = Command::new("go");
+                // What it keeps from one time to the next is kept with the rest of what is built.
+                go.env("GOCACHE", cell::scratch().join("go-cache")).env("GO111MODULE", "off");
+                go.args(["build", "-o"]).arg(self.binary()).arg(self.source());
+                return Self::compiled_by(go);
+            }
             Program::Java(_) => {
                 let mut javac = Command::new("javac");
                 javac.arg("-d").arg(self.binary()).arg(self.source());
@@ -102,9 +127,12 @@ impl Program {
     fn command(self, arguments: &[&str]) -> Command {
         let mut command = Command::new("setsid");
         match self {
-            Program::C(_) | Program::StaticC(_) => command.arg(self.binary()),
+            Program::C(_) | Program::StaticC(_) | Program::C32(_) | Program::Go(_) => {
+                command.arg(self.binary())
+            }
             Program::Shell(_) => command.arg("sh").arg(self.source()),
             Program::Python(_) => command.arg("python3").arg(self.source()),
+            Program::Node(_) => command.arg("node").arg(self.source()),
             Program::Java(name) => {
                 command.args(["java", "-cp"]).arg(self.binary()).args(arguments);
                 command.arg(name);
@@ -114,6 +142,18 @@ impl Program {
         command.args(arguments);
         command
     }
+}
+
+/// What a checkpoint is told besides whom, and what becomes of him.
+pub(crate) type Options = fn(Checkpoint<'static>) -> Checkpoint<'static>;
+
+pub(crate) fn usual(checkpoint: Checkpoint<'static>) -> Checkpoint<'static> {
+    checkpoint
+}
+
+/// Pages without checksums, which the target writes itself.
+pub(crate) fn bare(checkpoint: Checkpoint<'_>) -> Checkpoint<'_> {
+    checkpoint.page_checksums(PageChecksums::Off)
 }
 
 /// A running (or frozen, or restored) subject.
@@ -126,6 +166,7 @@ pub(crate) struct Target {
     warden: Option<Warden>,
     /// What it was restored as.
     restored: Option<Restored>,
+    pub(crate) options: Options,
 }
 
 /// A process 1 that does nothing but wait for others, and the child of ours that keeps it alive.
@@ -137,7 +178,11 @@ struct Warden {
 impl Drop for Warden {
     fn drop(&mut self) {
         let _ = kill(Pid::from_raw(self.pid as i32), Signal::SIGKILL);
-        let _ = self.keeper.wait();
+        // Its end waits for all of its namespace, of whom some may be children of ours.
+        while let Ok(None) = self.keeper.try_wait() {
+            let _ = waitpid(None, Some(WaitPidFlag::WNOHANG));
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 
@@ -221,6 +266,7 @@ impl Target {
             gone: Gone::default(),
             warden: None,
             restored: None,
+            options: usual,
         };
         target.until("ready", || target.file("ready").is_some())?;
         if !matches!(home, Home::Here) {
@@ -286,7 +332,20 @@ impl Target {
     }
 
     pub(crate) fn dump(&self, after: AfterDump) -> Result<Dumped, String> {
-        Checkpoint::of(self.pid).after(after).write_to(&self.image).map_err(|error| error.to_string())
+        let checkpoint = (self.options)(Checkpoint::of(self.pid)).after(after);
+        checkpoint.write_to(&self.image).map_err(|error| error.to_string())
+    }
+
+    /// The same at a moment at which it can be done: a refusal may say that it is worth trying again.
+    fn dump_sometime(&self, after: AfterDump) -> Outcome {
+        const TRIES: u32 = 25;
+        for _ in 1..TRIES {
+            match self.dump(after) {
+                Err(reason) if reason.contains("try again") => std::thread::sleep(Duration::from_millis(3)),
+                other => return other.map(drop),
+            }
+        }
+        self.dump(after).map(drop)
     }
 
     /// Dumps it, makes sure that it is gone, restores it.
@@ -296,7 +355,7 @@ impl Target {
             let (pid, _pidfd) = restored.detach();
             if pid.get() == target.pid { Ok(()) } else { Err(format!("restored as {pid}")) }
         };
-        self.leave_and_return(|target| target.dump(AfterDump::Kill).map(drop), restore)
+        self.leave_and_return(|target| target.dump_sometime(AfterDump::Kill), restore)
     }
 
     /// Dumps it from outside of its pid namespace, and restores it there.

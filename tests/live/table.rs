@@ -2,6 +2,7 @@
 
 use crate::modes::Subject;
 use crate::program::Program::{C, Python, Shell, StaticC};
+use crate::program::bare;
 
 /// A call with a time limit of 1.5 seconds, stopped in its middle.
 const fn timed(name: &'static [&'static str]) -> Subject {
@@ -18,11 +19,13 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("static_counter", Subject::new(StaticC("counter"), &[])),
     ("dynamic_counter", Subject::new(C("counter"), &[])),
     ("large_counter", Subject::new(C("counter"), &["72"])),
-    ("large_counter_without_descriptors", Subject::new(C("counter"), &["8", "4"])),
+    ("large_counter_bare", Subject::new(C("counter"), &["40"]).dumped(bare)),
+    ("large_counter_without_descriptors", Subject::new(C("counter"), &["8", "4"]).dumped(bare)),
     ("registers_avx", Subject::new(C("registers"), &["spin"])),
     ("registers_avx512", Subject::new(C("registers"), &["spin512"])),
     ("registers_avx_in_call", Subject::new(C("registers"), &["call"])),
     ("registers_avx512_in_call", Subject::new(StaticC("registers"), &["call512"])),
+    ("registers_amx", Subject::new(C("registers"), &["tiles"])),
     ("nanosleep", timed(&["nanosleep"])),
     ("nanosleep_rem", timed(&["nanosleep_rem"])),
     ("clock_nanosleep", timed(&["clock_nanosleep"])),
@@ -83,6 +86,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("fanotify", Subject::new(C("eventfiles"), &["fanotify"])),
     ("file_owners", Subject::new(C("eventfiles"), &["owners"])),
     ("many_files", Subject::new(C("eventfiles"), &["many"])),
+    ("socket_pairs", Subject::new(C("sockets"), &[])),
     ("places", Subject::new(C("fds"), &["places"])),
     ("chroot", Subject::new(C("fds"), &["chroot"])),
     ("files_places", Subject::new(C("files"), &["paths"])),
@@ -118,7 +122,8 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("many_processes", Subject::new(C("many"), &["processes"])),
     ("robust_mutexes", Subject::new(C("tasks"), &["robust"])),
     ("rseq", Subject::new(C("tasks"), &["rseq"])),
-    ("attributes", Subject::new(C("attributes"), &[])),
+    ("attributes", Subject::new(C("attributes"), &["process"])),
+    ("attributes_of_threads", Subject::new(C("attributes"), &["threads"])),
     ("seccomp_shared", Subject::new(C("seccomp"), &["shared"]).only_original()),
     ("seccomp_different", Subject::new(C("seccomp"), &["different"]).only_original()),
     ("seccomp_deadly", Subject::new(C("seccomp"), &["deadly"])),

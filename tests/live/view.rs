@@ -78,7 +78,7 @@ const FILES: &[(&str, Look)] = &[
     ("sched", By(sched)),
     ("schedstat", Not("times: history")),
     ("seccomp_cache", Whole),
-    ("sessionid", Whole),
+    ("sessionid", Not("counted by the kernel: setting a loginuid begins a session")),
     ("setgroups", Whole),
     ("smaps", Elsewhere("see mappings()")),
     ("smaps_rollup", Not("sums of smaps that follow what is resident")),
@@ -104,6 +104,7 @@ const STATUS: &[(&str, &str)] = &[
     ("RssAnon", "as VmRSS"),
     ("RssFile", "as VmRSS"),
     ("RssShmem", "as VmRSS"),
+    ("HugetlbPages", "as VmRSS"),
     ("VmPTE", "page tables follow VmRSS"),
     ("VmSwap", "what was swapped out is read in"),
     ("SigQ", "counts all signals that are pending for the user, in all processes of the machine"),
@@ -439,11 +440,12 @@ impl Looker {
         for fd in numbers(&format!("{at}/fd")) {
             let target = link(&format!("{at}/fd/{fd}"));
             let deleted = target.ends_with(" (deleted)") && !Path::new(&target).exists();
-            let nameless = target.starts_with("pipe:") || deleted || target.starts_with("/proc/");
+            let numbered = target.starts_with("pipe:") || target.starts_with("socket:");
+            let nameless = numbered || deleted || target.starts_with("/proc/");
             let nameless = nameless || target == "anon_inode:[pidfd]";
             let target = match deleted {
                 true => self.names.same(&format!("deleted {}", inode(&format!("{at}/fd/{fd}")))),
-                false if target.starts_with("pipe:") => self.names.same(&target),
+                false if numbered => self.names.same(&target),
                 false => target,
             };
             let info = text(&format!("{at}/fdinfo/{fd}"));

@@ -1,8 +1,11 @@
-// Smaller attributes of a task, each set to something unusual. Those that /proc shows the test compares.
+// What a task can be asked about itself, each set to something unusual: credentials, scheduling, limits, attributes. Of a
+// process ("process"), and of threads, no two alike ("threads"). What /proc shows of it the test compares, too.
 #include "subject.h"
 #include <sys/personality.h>
 #include <sys/resource.h>
+#include <linux/capability.h>
 #include <linux/ioprio.h>
+#include <linux/securebits.h>
 
 // Below what everybody has: only a privilege allows to raise them again.
 static const struct { int which; rlim_t soft, hard; } limits[] = {
@@ -16,8 +19,8 @@ struct word {
 	int index;
 	long value;
 };
-static struct word words[2][10000];
-static int asked;
+enum { WORDS = 10000 };
+static __thread int asked;
 
 static void note(struct word *into, const char *name, int index, const void *value, size_t size)
 {
@@ -105,6 +108,27 @@ static void ask(struct word *into)
 	ASK(0, syscall(SYS_membarrier, 1 << 9 /* MEMBARRIER_CMD_GET_REGISTRATIONS */, 0, 0));
 }
 
+static struct word *remember(void)
+{
+	static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER; // to read the umask is to change it
+	struct word *words = calloc(WORDS, sizeof *words);
+	zero(pthread_mutex_lock(&one_at_a_time));
+	ask(words);
+	zero(pthread_mutex_unlock(&one_at_a_time));
+	expect(asked > 1000 && asked < WORDS, "%d words", asked);
+	return words;
+}
+
+static void compare(const struct word *before)
+{
+	int count = asked;
+	const struct word *after = remember();
+	expect(asked == count, "%d words", asked);
+	for (int i = 0; i < count; i++)
+		expect(before[i].value == after[i].value, "thread %d: %s at %d: %lx -> %lx", gettid() - getpid(), before[i].name,
+		       before[i].index, before[i].value, after[i].value);
+}
+
 static void write_to(const char *file, const char *text)
 {
 	int fd = must(open(file, O_WRONLY));
@@ -112,9 +136,8 @@ static void write_to(const char *file, const char *text)
 	close(fd);
 }
 
-int main(void)
+static int process(void)
 {
-	begin();
 	for (size_t i = 0; i < COUNT(limits); i++)
 		must(setrlimit(limits[i].which, &(struct rlimit){ limits[i].soft, limits[i].hard }));
 	must(setpriority(PRIO_PROCESS, 0, 7));
@@ -134,16 +157,22 @@ int main(void)
 	write_to("/proc/self/coredump_filter", "0x11");
 	must(prctl(PR_SET_KEEPCAPS, 1));
 	must(prctl(PR_SET_DUMPABLE, 0));
-	must(prctl(PR_SET_DUMPABLE, 1));
-	ask(words[0]);
-	int before = asked;
+	// What a kernel or a processor may not have.
+	prctl(PR_SET_PDEATHSIG, SIGWINCH);
+	prctl(67 /* PR_SET_MEMORY_MERGE */, 1, 0, 0, 0);
+	prctl(65 /* PR_SET_MDWE */, 1, 0, 0, 0);
+	for (int command = 1 << 1; command <= 1 << 8; command <<= 1)
+		if (command & (1 << 1 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8)) // the registrations
+			syscall(SYS_membarrier, command, 0, 0);
+	int loginuid = open("/proc/self/loginuid", O_WRONLY), autogroup = open("/proc/self/autogroup", O_WRONLY);
+	if (write(loginuid, "4242", 4) != 4 || write(autogroup, "5", 1) != 1)
+		expect(errno == EBADF || errno == EPERM, "%s", strerror(errno));
+	close(loginuid);
+	close(autogroup);
+	struct word *before = remember();
 	ready();
 	wait_go();
-	ask(words[1]);
-	expect(asked == before && asked > 1000 && asked < (int)COUNT(words[0]), "%d words", asked);
-	for (int i = 0; i < asked; i++)
-		expect(words[0][i].value == words[1][i].value, "%s at %d: %lx -> %lx", words[0][i].name, words[0][i].index,
-		       words[0][i].value, words[1][i].value);
+	compare(before);
 	for (size_t i = 0; i < COUNT(limits); i++) {
 		struct rlimit got;
 		must(getrlimit(limits[i].which, &got));
@@ -155,8 +184,140 @@ int main(void)
 	expect(value == 1);
 	expect(prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0) == 1);
 	expect(prctl(PR_GET_KEEPCAPS) == 1);
-	expect(prctl(PR_GET_DUMPABLE) == 1);
+	expect(prctl(PR_GET_DUMPABLE) == 0);
 	expect(syscall(SYS_ioprio_get, IOPRIO_WHO_PROCESS, 0) == IOPRIO_PRIO_VALUE(IOPRIO_CLASS_BE, 6));
 	expect(personality(0xffffffff) == ADDR_NO_RANDOMIZE);
 	return passed();
+}
+
+// --- threads ---
+static void set_capabilities(uint64_t permitted, uint64_t effective, uint64_t inheritable)
+{
+	struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
+	struct __user_cap_data_struct data[2];
+	for (int half = 0; half < 2; half++)
+		data[half] = (struct __user_cap_data_struct){ effective >> 32 * half, permitted >> 32 * half,
+			inheritable >> 32 * half };
+	must(syscall(SYS_capset, &header, data));
+}
+
+#define CAP(name) (1ull << CAP_##name)
+
+// Raw calls: the C library's change all threads.
+static void another_user(void)
+{
+	gid_t groups[] = { 7, 1007, 100007 };
+	must(prctl(PR_CAPBSET_DROP, CAP_SYS_BOOT));
+	must(syscall(SYS_setgroups, COUNT(groups), groups));
+	must(prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP | SECBIT_NO_SETUID_FIXUP_LOCKED | SECBIT_NOROOT));
+	must(syscall(SYS_setresgid, 2001, 2002, 2003));
+	syscall(SYS_setfsgid, 2004);
+	must(syscall(SYS_setresuid, 1001, 1002, 1003));
+	syscall(SYS_setfsuid, 1004);
+	uint64_t inheritable = CAP(NET_RAW) | CAP(CHECKPOINT_RESTORE);
+	set_capabilities(CAP(CHOWN) | CAP(SYS_NICE) | inheritable, CAP(CHOWN), inheritable);
+	must(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_NET_RAW, 0, 0));
+	must(prctl(PR_SET_PDEATHSIG, SIGURG)); // a change of users clears it
+}
+
+static void nobody(void)
+{
+	must(syscall(SYS_setgroups, 0, NULL));
+	must(syscall(SYS_setresgid, 65534, 65534, 65534));
+	must(syscall(SYS_setresuid, 65534, 65534, 65534));
+	must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+	must(prctl(PR_SET_TIMERSLACK, 77777));
+}
+
+static void real_time(void)
+{
+	must(sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &(struct sched_param){ .sched_priority = 3 }));
+	must(personality(ADDR_COMPAT_LAYOUT | SHORT_INODE));
+	must(prctl(PR_SET_TSC, PR_TSC_SIGSEGV));
+}
+
+static void round_robin(void)
+{
+	must(sched_setscheduler(0, SCHED_RR, &(struct sched_param){ .sched_priority = 5 }));
+	syscall(SYS_arch_prctl, 0x1012 /* ARCH_SET_CPUID */, 0); // not every processor can
+	must(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0));
+}
+
+static void idle(void)
+{
+	must(sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){ 0 }));
+	must(syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_PRIO_VALUE(IOPRIO_CLASS_IDLE, 0)));
+	must(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_LATE, 0, 0));
+	prctl(PR_SET_SPECULATION_CTRL, 0 /* PR_SPEC_STORE_BYPASS */, PR_SPEC_FORCE_DISABLE, 0, 0);
+}
+
+static void deadline(void)
+{
+	struct { uint32_t size, policy; uint64_t flags; int32_t nice; uint32_t priority; uint64_t times[3]; uint32_t clamps[2]; }
+		attributes = { sizeof attributes, 6 /* SCHED_DEADLINE */, 0, 0, 0, { 2 * MS, 20 * MS, 30 * MS }, { 0 } };
+	// Not where a cpuset splits the processors.
+	if (syscall(SYS_sched_setattr, 0, &attributes, 0))
+		expect(errno == EPERM || errno == EBUSY, "%s", strerror(errno));
+	prctl(PR_SET_SPECULATION_CTRL, 1 /* PR_SPEC_INDIRECT_BRANCH */, PR_SPEC_DISABLE, 0, 0);
+}
+
+static void nice_one(void)
+{
+	must(setpriority(PRIO_PROCESS, gettid(), 11));
+	must(syscall(SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_PRIO_VALUE(IOPRIO_CLASS_RT, 2)));
+	must(prctl(PR_SET_KEEPCAPS, 1));
+	// Utilization clamps: where the kernel has them.
+	struct { uint32_t size, policy; uint64_t flags; int32_t nice; uint32_t priority; uint64_t times[3]; uint32_t clamps[2]; }
+		attributes = { sizeof attributes, 0, 0x60 | 0x18, 0, 0, { 0 }, { 100, 900 } };
+	syscall(SYS_sched_setattr, 0, &attributes, 0);
+}
+
+static void (*const changes[])(void) = { another_user, nobody, real_time, round_robin, idle, deadline, nice_one };
+static _Atomic int changed, dumpable, remembered, go_on, compared;
+
+static void *one_thread(void *change)
+{
+	(*(void (*const *)(void))change)();
+	changed++;
+	while (!dumpable) // some answers are about the whole process
+		nap(MS);
+	struct word *before = remember();
+	remembered++;
+	while (!go_on)
+		nap(10 * MS); // reads no clock
+	compare(before);
+	compared++;
+	while (compared < (int)COUNT(changes))
+		nap(10 * MS);
+	return change;
+}
+
+static int threads(void)
+{
+	pthread_t all[COUNT(changes)];
+	for (size_t i = 0; i < COUNT(changes); i++)
+		zero(pthread_create(&all[i], NULL, one_thread, (void *)&changes[i]));
+	while (changed < (int)COUNT(changes))
+		nap(MS);
+	must(prctl(PR_SET_DUMPABLE, 1)); // a change of users has ended that
+	dumpable++;
+	while (remembered < (int)COUNT(changes))
+		nap(MS);
+	ready();
+	wait_go();
+	expect(prctl(PR_GET_DUMPABLE) == 1);
+	go_on = 1;
+	for (size_t i = 0; i < COUNT(changes); i++)
+		zero(pthread_join(all[i], NULL));
+	return passed();
+}
+
+int main(int argc, char **argv)
+{
+	begin();
+	if (argc == 2 && !strcmp(argv[1], "process"))
+		return process();
+	if (argc == 2 && !strcmp(argv[1], "threads"))
+		return threads();
+	fail("usage");
 }

@@ -195,6 +195,13 @@ static void *endless(void *unused)
 	return unused;
 }
 
+static void *sleeper(void *unused)
+{
+	for (;;)
+		pause();
+	return unused;
+}
+
 static int stops(void)
 {
 	static const int signals[] = { SIGSTOP, SIGTSTP, SIGTTIN, SIGSTOP, SIGTTOU };
@@ -221,6 +228,22 @@ static int stops(void)
 		must(waitid(P_PID, pids[i], &info, WSTOPPED | (seen[i] ? 0 : WNOWAIT)));
 		expect(info.si_status == signals[i]);
 	}
+	// Two that have been continued since, of which we have seen one.
+	pid_t continued[2];
+	for (int i = 0; i < 2; i++) {
+		continued[i] = child({
+			pthread_t thread;
+			zero(pthread_create(&thread, NULL, sleeper, NULL));
+			for (;; nap(MS))
+				if (!access(in_base("enough"), F_OK))
+					_exit(i + 60);
+		});
+		must(kill(continued[i], SIGSTOP));
+		must(waitid(P_PID, continued[i], NULL, WSTOPPED));
+		must(kill(continued[i], SIGCONT));
+		must(waitid(P_PID, continued[i], NULL, WCONTINUED | (i ? 0 : WNOWAIT)));
+	}
+	nap(5 * MS); // the signal comes after what can be waited for
 	no_child_signal();
 	int before = shared->settled;
 	ready();
@@ -233,7 +256,18 @@ static int stops(void)
 		expect(info.si_pid == (seen[i] ? 0 : pids[i]), "child %zu", i);
 		expect(seen[i] || info.si_status == signals[i], "%d instead of %d", info.si_status, signals[i]);
 	}
+	for (int i = 0; i < 2; i++)
+		for (int again = 0; again < 2; again++) {
+			siginfo_t info = { 0 };
+			must(waitid(P_PID, continued[i], &info, WCONTINUED | WSTOPPED | WNOHANG));
+			expect(info.si_pid == (i || again ? 0 : continued[i]), "continued child %d", i);
+			expect(!info.si_pid || (info.si_code == CLD_CONTINUED && info.si_status == SIGCONT), "code %d", info.si_code);
+		}
 	put_file("enough", "");
+	for (int i = 0; i < 2; i++) {
+		int status;
+		expect(must(waitpid(continued[i], &status, 0)) == continued[i] && status == (i + 60) << 8, "%#x", status);
+	}
 	for (size_t i = 0; i < COUNT(signals); i++) {
 		int status;
 		must(kill(pids[i], SIGCONT));

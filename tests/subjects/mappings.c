@@ -3,7 +3,6 @@
 #include <linux/mempolicy.h>
 #include <sys/shm.h>
 
-#define PAGE 4096L
 static const size_t SIZE = 16 * PAGE;
 
 static void *map(int prot, int flags, int fd, off_t offset)
@@ -577,28 +576,6 @@ static int deleted(void)
 	return passed();
 }
 
-// How many pages of this memory two processes have in common; 0 too where that is not for us to know.
-static int in_common(pid_t a, pid_t b, char *memory, size_t size)
-{
-	const size_t count = size / PAGE;
-	uint64_t *entries[2] = { malloc(count * 8), malloc(count * 8) };
-	for (int i = 0; i < 2; i++) {
-		char path[64];
-		snprintf(path, sizeof path, "/proc/%d/pagemap", i ? b : a);
-		int fd = must(open(path, O_RDONLY));
-		expect(pread(fd, entries[i], count * 8, (unsigned long)memory / PAGE * 8) == (ssize_t)(count * 8));
-		close(fd);
-	}
-	int common = 0;
-	for (size_t i = 0; i < count; i++) {
-		const uint64_t number = (1ull << 55) - 1;
-		common += entries[0][i] >> 63 && (entries[0][i] & number) && (entries[0][i] & number) == (entries[1][i] & number);
-	}
-	free(entries[0]);
-	free(entries[1]);
-	return common;
-}
-
 // Three generations, of which each has changed a little of what it got from the one before.
 static int cow(void)
 {
@@ -756,6 +733,50 @@ static int properties(void)
 	return passed();
 }
 
+static long clock_of(int by_vdso)
+{
+	struct timespec time;
+	must(by_vdso ? clock_gettime(CLOCK_MONOTONIC, &time) : syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &time));
+	return time.tv_sec * SECOND + time.tv_nsec;
+}
+
+// All functions of the vdso, which a program finds when it starts.
+static void use_vdso(void)
+{
+	for (int i = 0; i < 1000; i++) {
+		long before = clock_of(0), between = clock_of(1), after = clock_of(0);
+		expect(before <= between && between <= after, "%ld %ld %ld", before, between, after);
+	}
+	struct timeval day;
+	struct timespec step;
+	must(gettimeofday(&day, NULL));
+	must(clock_getres(CLOCK_MONOTONIC, &step));
+	unsigned cpu = 1000000, node;
+	must(getcpu(&cpu, &node));
+	expect(labs(time(NULL) - day.tv_sec) <= 1 && step.tv_sec == 0 && step.tv_nsec > 0 && cpu < 100000);
+}
+
+// The test makes the vdso of both another one while they wait.
+static int vdso(void)
+{
+	char *common = anonymous(0);
+	paint(common, SIZE, 1);
+	use_vdso();
+	pid_t child = must(fork());
+	ready();
+	wait_go();
+	use_vdso();
+	expect_painted(common, SIZE, 1);
+	char *heap = sbrk(0);
+	must((long)sbrk(64 << 20));
+	paint(heap, 64 << 20, 2);
+	expect(deep(1000) == 1000);
+	if (!child)
+		return 0;
+	join_child(child);
+	return passed();
+}
+
 // What cannot be restored, and must not suffer from that.
 static int refused(void)
 {
@@ -779,7 +800,7 @@ int main(int argc, char **argv)
 	static const struct { const char *name; int (*run)(void); } parts[] = {
 		{ "private", private }, { "files", files }, { "shared", shared }, { "advice", advice }, { "guards", guards },
 		{ "properties", properties }, { "sysv", sysv },
-		{ "memfds", memfds }, { "deleted", deleted }, { "cow", cow }, { "refused", refused },
+		{ "memfds", memfds }, { "deleted", deleted }, { "cow", cow }, { "refused", refused }, { "vdso", vdso },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))

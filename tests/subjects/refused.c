@@ -1,17 +1,22 @@
 // Holds what cannot be checkpointed, and a lot that a checkpoint could disturb: both must be as before.
 #include "subject.h"
+#include <linux/filter.h>
 #include <linux/perf_event.h>
+#include <stddef.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
+#include <sys/ptrace.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
+#include <sys/user.h>
+#include <sys/un.h>
 
 static _Atomic int over;
-static _Atomic int elsewhere;
+static _Atomic int elsewhere, keyrings, dispatches;
 static volatile int ticks;
 static void tick(int signal) { (void)signal; ticks++; }
 
@@ -19,12 +24,41 @@ static void tick(int signal) { (void)signal; ticks++; }
 static void *count(void *sum)
 {
 	must(unshare(CLONE_NEWUTS));
+	keyrings += syscall(SYS_keyctl, 0 /* KEYCTL_GET_KEYRING_ID */, -1 /* of the thread */, 1) != -1;
 	elsewhere = gettid();
 	uint64_t number = 0, total = 0;
 	while (!over)
 		total += ++number;
 	*(int *)sum = total == (number % 2 ? (number + 1) / 2 * number : number / 2 * (number + 1));
 	return NULL;
+}
+
+// One whose system calls are signals for the moment (syscall user dispatch): it makes none.
+static void *dispatch(void *unused)
+{
+	static volatile char selector;
+	if (prctl(59 /* PR_SET_SYSCALL_USER_DISPATCH */, 1, 0, 0, &selector) == 0)
+		dispatches = gettid();
+	else
+		dispatches = -1; // a kernel without it
+	selector = dispatches > 0;
+	while (!over)
+		;
+	selector = 0;
+	return unused;
+}
+
+// Sets a hardware breakpoint in its parent, where nobody ever gets.
+static void set_breakpoint(void)
+{
+	static long never;
+	pid_t parent = getppid();
+	must(ptrace(PTRACE_SEIZE, parent, 0, 0));
+	must(ptrace(PTRACE_INTERRUPT, parent, 0, 0));
+	expect(waitpid(parent, NULL, __WALL) == parent);
+	must(ptrace(PTRACE_POKEUSER, parent, offsetof(struct user, u_debugreg[0]), &never));
+	must(ptrace(PTRACE_POKEUSER, parent, offsetof(struct user, u_debugreg[7]), 0xd0001));
+	must(ptrace(PTRACE_DETACH, parent, 0, 0));
 }
 
 static char expected[4096];
@@ -118,6 +152,50 @@ static void hold_odd(void)
 	hold(timer, "ECANCELED");
 }
 
+// Sockets that are no pairs of the tree's own, or have more in them than bytes.
+static void hold_sockets(void)
+{
+	hold(must(socket(AF_UNIX, SOCK_STREAM, 0)), "not connected");
+	struct sockaddr_un name = { AF_UNIX, "" };
+	int named = must(socket(AF_UNIX, SOCK_STREAM, 0)), pending = must(socket(AF_UNIX, SOCK_STREAM, 0));
+	must(bind(named, (void *)&name, sizeof(sa_family_t)));
+	must(listen(named, 1));
+	socklen_t length = sizeof name;
+	must(getsockname(named, (void *)&name, &length));
+	must(connect(pending, (void *)&name, length));
+	hold(named, "with a name");
+	hold(pending, "connected to one with a name");
+	int pair[2], one = 1;
+	must(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	struct {
+		struct cmsghdr head;
+		int fd;
+	} rights = { { CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS }, pair[0] };
+	struct msghdr message = { .msg_iov = &(struct iovec){ "x", 1 }, .msg_iovlen = 1, .msg_control = &rights,
+				  .msg_controllen = CMSG_SPACE(sizeof(int)) };
+	must(sendmsg(pair[0], &message, 0));
+	hold(pair[1], "SCM_RIGHTS");
+	must(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair));
+	must(setsockopt(pair[1], SOL_SOCKET, SO_PASSCRED, &one, sizeof one));
+	must(write(pair[0], "x", 1));
+	hold(pair[1], "SCM_CREDENTIALS");
+	must(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	if (send(pair[0], "x", 1, MSG_OOB) == 1)
+		hold(pair[1], "MSG_OOB");
+	must(socketpair(AF_UNIX, SOCK_DGRAM, 0, pair));
+	struct sock_filter all = { BPF_RET | BPF_K, 0, 0, 100 };
+	must(setsockopt(pair[1], SOL_SOCKET, SO_ATTACH_FILTER, &(struct sock_fprog){ 1, &all }, sizeof(struct sock_fprog)));
+	hold(pair[1], "filter");
+	// Made in our table by a process that is gone.
+	int next = must(dup(0));
+	must(close(next));
+	pid_t maker = must(syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0));
+	if (!maker)
+		_exit(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	join_child(maker);
+	hold(next, "is gone");
+}
+
 int main(void)
 {
 	begin();
@@ -126,11 +204,22 @@ int main(void)
 	hold(socket_, "sockets");
 	hold_nameless();
 	hold_odd();
+	hold_sockets();
 	put_file("expected", expected);
 	pid_t child = must(fork());
 	if (!child) {
 		must(socket(AF_UNIX, SOCK_DGRAM, 0));
+		set_breakpoint();
+		pthread_t dispatcher;
+		zero(pthread_create(&dispatcher, NULL, dispatch, NULL));
+		while (!dispatches)
+			nap(MS);
+		char number[16];
+		snprintf(number, sizeof number, "%d", dispatches);
+		put_file("dispatches", number);
 		wait_go();
+		over = 1;
+		zero(pthread_join(dispatcher, NULL));
 		return 0;
 	}
 	sigset_t set;
@@ -145,9 +234,14 @@ int main(void)
 	zero(pthread_create(&thread, NULL, count, &right));
 	while (!elsewhere)
 		nap(MS);
+	keyrings += syscall(SYS_keyctl, 0, -2 /* of the process */, 1) != -1;
+	if (keyrings)
+		put_file("keyrings", ""); // the kernel has them
 	char number[16];
 	snprintf(number, sizeof number, "%d", elsewhere);
 	put_file("elsewhere", number);
+	while (access("dispatches", F_OK))
+		nap(MS);
 	signal(SIGALRM, tick);
 	must(setitimer(ITIMER_REAL, &(struct itimerval){ { 0, 20000 }, { 0, 20000 } }, NULL));
 	ready();

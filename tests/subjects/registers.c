@@ -1,5 +1,5 @@
 // Every register holds a value of its own while the checkpoint is made: in a loop ("spin") or in a system call
-// ("call"), with AVX-512 if the machine has it ("512") or the lower halves only.
+// ("call"), with AVX-512 if the machine has it ("512") or the lower halves only. And AMX tiles ("tiles").
 #include "subject.h"
 #include <asm/prctl.h>
 
@@ -64,10 +64,68 @@ static void *herald(void *unused)
 	return unused;
 }
 
+enum { TILES = 8, ROWS = 16, TILE_ROW = 64, TILE_DATA = 18 };
+
+#define EACH_TILE(what) what(0) what(1) what(2) what(3) what(4) what(5) what(6) what(7)
+#define LOAD_TILE(i) asm volatile("tileloadd (%0,%1,1),%%tmm" #i ::"r"(in[i]), "r"((long)TILE_ROW) : "memory");
+#define STORE_TILE(i) asm volatile("tilestored %%tmm" #i ",(%0,%1,1)" ::"r"(out[i]), "r"((long)TILE_ROW) : "memory");
+
+struct tile_config {
+	uint8_t palette, start_row, reserved[14];
+	uint16_t columns[16];
+	uint8_t rows[16];
+};
+
+// Thread 0 spins, thread 1 sleeps; each has tiles of its own, of another shape.
+static void *use_tiles(void *number)
+{
+	long me = (long)number;
+	static uint8_t all[2][2][TILES][ROWS][TILE_ROW];
+	uint8_t(*in)[ROWS][TILE_ROW] = all[me][0], (*out)[ROWS][TILE_ROW] = all[me][1];
+	struct tile_config config = { .palette = 1 }, after;
+	for (int i = 0; i < TILES; i++) {
+		config.columns[i] = TILE_ROW;
+		config.rows[i] = ROWS - me;
+	}
+	paint(in, sizeof all[0][0], me);
+	asm volatile("ldtilecfg %0" ::"m"(config));
+	EACH_TILE(LOAD_TILE)
+	while (!*(volatile uint32_t *)&go_on)
+		if (me)
+			nap(10 * MS);
+	EACH_TILE(STORE_TILE)
+	asm volatile("sttilecfg %0" : "=m"(after));
+	asm volatile("tilerelease");
+	expect(!memcmp(&config, &after, sizeof config), "the shape of tiles");
+	for (int i = 0; i < TILES; i++)
+		expect(!memcmp(in[i], out[i], (ROWS - me) * TILE_ROW), "tile %d of thread %ld", i, me);
+	return number;
+}
+
+static int tiles(void)
+{
+	if (syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, TILE_DATA))
+		skip("no AMX");
+	pthread_t threads[2];
+	for (long i = 0; i < 2; i++)
+		zero(pthread_create(&threads[i], NULL, use_tiles, (void *)i));
+	herald(NULL);
+	for (int i = 0; i < 2; i++)
+		zero(pthread_join(threads[i], NULL));
+	uint64_t permitted;
+	must(syscall(SYS_arch_prctl, 0x1022 /* ARCH_GET_XCOMP_PERM */, &permitted));
+	expect(permitted >> TILE_DATA & 1);
+	go_on = 1;
+	use_tiles((void *)0); // permitted still
+	return passed();
+}
+
 int main(int argc, char **argv)
 {
 	begin();
 	expect(argc == 2, "usage");
+	if (!strcmp(argv[1], "tiles"))
+		return tiles();
 	int wide = strstr(argv[1], "512") != NULL, call = strstr(argv[1], "call") != NULL;
 	if (wide && !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")))
 		skip("no AVX-512");

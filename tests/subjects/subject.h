@@ -54,7 +54,7 @@ __attribute__((format(printf, 3, 4), noreturn)) static void fail_at(int line, co
 	vsnprintf(text, sizeof text, format, args);
 	va_end(args);
 	int fd = open(in_base("result"), O_WRONLY | O_CREAT | O_APPEND, 0600);
-	dprintf(fd, "line %d: %s: %s\n", line, what, text);
+	dprintf(fd < 0 ? 2 : fd, "line %d: %s: %s\n", line, what, text);
 	_exit(1);
 }
 
@@ -201,4 +201,28 @@ __attribute__((unused)) static void expect_painted_at(void *memory, size_t size,
 	for (size_t i = 0; i < size / 8; i++)
 		expect(word[i] == ((seed + i) * 0x9e3779b97f4a7c15ull ^ seed << 32),
 		       "from line %d: word %zu of the memory painted with %llu", line, i, (long long)seed);
+}
+
+#define PAGE 4096L
+
+// How many pages of this memory two processes have in common; 0 too where that is not for us to know.
+__attribute__((unused)) static int in_common(pid_t a, pid_t b, char *memory, size_t size)
+{
+	const size_t count = size / PAGE;
+	uint64_t *entries[2] = { malloc(count * 8), malloc(count * 8) };
+	for (int i = 0; i < 2; i++) {
+		char path[64];
+		snprintf(path, sizeof path, "/proc/%d/pagemap", i ? b : a);
+		int fd = must(open(path, O_RDONLY));
+		expect(pread(fd, entries[i], count * 8, (unsigned long)memory / PAGE * 8) == (ssize_t)(count * 8));
+		close(fd);
+	}
+	int common = 0;
+	for (size_t i = 0; i < count; i++) {
+		const uint64_t number = (1ull << 55) - 1;
+		common += entries[0][i] >> 63 && (entries[0][i] & number) && (entries[0][i] & number) == (entries[1][i] & number);
+	}
+	free(entries[0]);
+	free(entries[1]);
+	return common;
 }

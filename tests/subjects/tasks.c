@@ -1,5 +1,6 @@
 // Trees of processes with sessions and groups, the dead, the stopped, and threads.
 #include "subject.h"
+#include <spawn.h>
 #include <sys/rseq.h>
 
 // --- a tree: each member checks that it still is who it was, next to whom it was ---
@@ -159,6 +160,31 @@ static int vforked(void)
 	return passed();
 }
 
+// The same by the call that posix_spawn(3) makes: its child opens a fifo, and waits for somebody to do the same.
+static void *herald(void *unused)
+{
+	nap(50 * MS);
+	ready();
+	wait_go();
+	close(must(open(in_base("fifo"), O_WRONLY)));
+	return unused;
+}
+
+static int spawned(void)
+{
+	posix_spawn_file_actions_t actions;
+	must(mkfifo(in_base("fifo"), 0600));
+	zero(posix_spawn_file_actions_init(&actions));
+	zero(posix_spawn_file_actions_addopen(&actions, 0, in_base("fifo"), O_RDONLY, 0));
+	pthread_t thread;
+	pid_t child;
+	zero(pthread_create(&thread, NULL, herald, NULL));
+	zero(posix_spawn(&child, "/bin/true", &actions, NULL, (char *[]){ "true", NULL }, environ));
+	join_child(child);
+	zero(pthread_join(thread, NULL));
+	return passed();
+}
+
 // --- threads ---
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
@@ -286,14 +312,38 @@ static void *follow(void *unused)
 	return unused;
 }
 
+// Waits inside a critical section, and begins it again whenever it is aborted: as long as the kernel knows that it is in
+// there, it is when it leaves.
+static volatile int leave;
+static void *critical(void *unused)
+{
+	struct rseq *area = (struct rseq *)((char *)__builtin_thread_pointer() + __rseq_offset);
+	uint64_t known;
+	asm volatile(".pushsection .data\n.balign 32\n"
+		     "5: .long 0, 0\n.quad 1f, 2f - 1f, 4f\n.popsection\n" // struct rseq_cs
+		     "3: lea 5b(%%rip), %%rax\nmov %%rax, %[section]\n"
+		     "1: cmpl $0, %[leave]\nje 1b\nmov %[section], %[known]\n"
+		     "2: jmp 6f\n.byte 0x0f, 0xb9, 0x3d\n.long 0x53053053\n" // RSEQ_SIG
+		     "4: jmp 3b\n6:\n"
+		     : [known] "=&r"(known), [section] "+m"(area->rseq_cs)
+		     : [leave] "m"(leave)
+		     : "rax", "memory", "cc");
+	expect(known, "the kernel has forgotten the critical section");
+	return unused;
+}
+
 static int rseq(void)
 {
 	if (!__rseq_size)
 		skip("this C library does not use rseq");
-	pthread_t thread;
+	pthread_t thread, inside;
 	zero(pthread_create(&thread, NULL, follow, NULL));
+	zero(pthread_create(&inside, NULL, critical, NULL));
+	nap(20 * MS);
 	ready();
 	follow(NULL);
+	leave = 1;
+	zero(pthread_join(inside, NULL));
 	zero(pthread_join(thread, NULL));
 	return passed();
 }
@@ -302,7 +352,7 @@ int main(int argc, char **argv)
 {
 	begin();
 	static const struct { const char *name; int (*run)(void); } parts[] = {
-		{ "sessions", sessions }, { "zombies", zombies }, { "stopped", stopped }, { "vfork", vforked },
+		{ "sessions", sessions }, { "zombies", zombies }, { "stopped", stopped }, { "vfork", vforked }, { "spawn", spawned },
 		{ "threads", threads }, { "robust", robust }, { "rseq", rseq },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)

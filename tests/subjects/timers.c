@@ -119,12 +119,55 @@ static void take_pending(const struct timer *timer)
 	expect(now(CLOCK_MONOTONIC) - start >= left - 5 * MS, "signal %d: too early", number);
 }
 
-int main(void)
+// Arms it so that this many periods have gone by since it was due, and takes its signal.
+static void take_late(struct timer *timer, int periods)
+{
+	struct itimerspec time = { timespec(timer->interval), timespec(now(timer->clock) - (2 * periods + 1) * timer->interval / 2) };
+	must(syscall(SYS_timer_settime, timer->id, TIMER_ABSTIME, &time, NULL));
+	timer->armed = now(CLOCK_MONOTONIC);
+	timer->first = timer->interval / 2;
+	siginfo_t info;
+	expect(take(timer->signal, &info, 10 * SECOND) == timer->signal && info.si_timerid == timer->id);
+	expect(info.si_overrun >= periods && syscall(SYS_timer_getoverrun, timer->id) == info.si_overrun, "%d", info.si_overrun);
+}
+
+// Counts that cannot be had again: of processor time, of another thread, of one whose next signal waits.
+static int refused(void)
+{
+	sigset_t all;
+	sigfillset(&all);
+	must(sigprocmask(SIG_BLOCK, &all, NULL));
+	pthread_t thread;
+	zero(pthread_create(&thread, NULL, wait_for_ticks, NULL));
+	while (!other_thread)
+		nap(MS);
+	struct timer timers[] = {
+		{ CLOCK_PROCESS_CPUTIME_ID, SIGEV_SIGNAL, SIGRTMIN + 6, 0, 1000 },
+		{ CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGRTMIN + 7, 0, 50 * MS },
+		{ CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGRTMIN + 8, 0, 100 * SECOND }, // is none of them
+	};
+	for (size_t i = 0; i < COUNT(timers); i++) {
+		create(&timers[i]);
+		take_late(&timers[i], i ? 2 : 0);
+	}
+	while (!syscall(SYS_timer_getoverrun, timers[0].id))
+		take_late(&timers[0], 0);
+	while (!is_pending(timers[1].signal))
+		nap(MS);
+	ready();
+	wait_go();
+	expect(syscall(SYS_timer_getoverrun, timers[2].id) == 2);
+	return passed();
+}
+
+int main(int argc, char **argv)
 {
 	begin();
+	if (argc == 2 && !strcmp(argv[1], "refused"))
+		return refused();
 	sigset_t blocked;
 	sigemptyset(&blocked);
-	for (int i = 6; i < 10; i++)
+	for (int i = 6; i < 12; i++)
 		sigaddset(&blocked, SIGRTMIN + i);
 	must(sigprocmask(SIG_BLOCK, &blocked, NULL));
 	pthread_t thread;
@@ -152,7 +195,11 @@ int main(void)
 		{ CLOCK_REALTIME, SIGEV_THREAD_ID, SIGRTMIN + 7, MS, 300 * MS },
 		{ CLOCK_BOOTTIME, SIGEV_SIGNAL, SIGRTMIN + 8, MS, 0 },
 		{ CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGRTMIN + 9, MS, 100 * SECOND },
+		// Their signals have been taken late.
+		{ CLOCK_REALTIME, SIGEV_SIGNAL, SIGRTMIN + 10, 0, 1000 * SECOND },
+		{ CLOCK_MONOTONIC, SIGEV_THREAD_ID, SIGRTMIN + 11, 0, 40 * SECOND },
 	};
+	struct timer *late = &all[13];
 	const struct timer *pending = &all[9];
 	for (size_t i = 0; i < COUNT(all); i++)
 		create(&all[i]);
@@ -160,6 +207,8 @@ int main(void)
 	for (size_t i = 0; i < COUNT(all); i++)
 		if (all[i].first)
 			arm(&all[i]);
+	take_late(&late[0], 70000);
+	take_late(&late[1], 1);
 	for (int i = 0; i < 4; i++)
 		while (!is_pending(pending[i].signal))
 			nap(MS);
@@ -169,6 +218,8 @@ int main(void)
 
 	for (int i = 0; i < 4; i++)
 		expect(is_pending(pending[i].signal), "the signal of timer %d is not pending", pending[i].id);
+	expect(syscall(SYS_timer_getoverrun, late[0].id) == 70000 && !is_pending(late[0].signal));
+	expect(syscall(SYS_timer_getoverrun, late[1].id) == 1 && !is_pending(late[1].signal));
 	const char *after = listed();
 	expect(!strcmp(before, after), "not\n%s, but\n%s", before, after);
 	for (size_t i = 0; i < COUNT(all); i++) {
@@ -185,7 +236,7 @@ int main(void)
 			continue;
 		}
 		expect(interval == all[i].interval, "timer %zu: interval %lld", i, interval);
-		if (all[i].first >= 100 * SECOND)
+		if (all[i].first >= 20 * SECOND)
 			expect(left > all[i].first - passed_at_most - 20 * MS && left <= all[i].first + 20 * MS,
 			       "timer %zu: %lld ms left of %lld, after at most %lld", i, left / MS, all[i].first / MS,
 			       passed_at_most / MS);

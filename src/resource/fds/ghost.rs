@@ -1,7 +1,8 @@
 //! Files that are open or mapped though they have no name any more. The image holds all of such a file; on
 //! restore it is made again where it was, and loses its name when everything that needs it has it open.
 //!
-//! A memfd is such a file too: it has never had a name, and has its seals instead.
+//! A memfd is such a file too: it has never had a name, and has its seals instead. So is anonymous memory of huge
+//! pages, which the kernel makes a file of hugetlbfs for; private mappings of it have their pages to themselves.
 //!
 //! The name that /proc shows of it is that of the original if nobody has taken it meanwhile; otherwise the
 //! file is made by another name beside it, and that is what /proc shows.
@@ -24,7 +25,7 @@ use nix::sys::stat::{
     FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstat, fstatat, mkdirat, mknodat,
     utimensat,
 };
-use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, Whence, chown, ftruncate, geteuid, lseek, unlinkat};
 
@@ -36,7 +37,8 @@ use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject
 use crate::image::{Bytes, Decode, Encode, Image, ImageWriter, Owner, Record, Records, Tag};
 use crate::proc::fdinfo;
 use crate::resource::Report;
-use crate::resource::memory::{PageWriter, Run, Segments};
+use crate::resource::memory::{PageWriter, Paged, Run, Segments};
+use crate::sys::hugetlb::{self, PageShift};
 use crate::sys::sysv::memory_device;
 use crate::sys::{PAGE, file, xattr};
 
@@ -65,6 +67,12 @@ impl Record for Ghost {
     const NAME: &'static str = "unlinked file";
 }
 
+impl Paged for Ghost {
+    fn runs(&mut self) -> &mut Vec<Run> {
+        &mut self.runs
+    }
+}
+
 /// How it came about.
 #[derive(Encode, Decode, Debug, Clone, PartialEq, Eq)]
 enum Birth {
@@ -73,7 +81,10 @@ enum Birth {
     /// By O_TMPFILE; the flags of the description that this call made, unless it has been closed.
     Nameless { flags: Option<i32> },
     /// By memfd_create(2); its seals, and whether it was mapped before they came, by which it can still be written to.
-    Memory { seals: i32, mapped_first: bool },
+    /// Of huge pages, their size as its binary logarithm.
+    Memory { seals: i32, mapped_first: bool, huge: Option<u8> },
+    /// By mmap(2) with MAP_HUGETLB; the size of its pages, as above.
+    Huge(u8),
     /// It has other names somewhere; one that the checkpoint has made in the directory that it was in.
     Linked { name: Bytes, inode: u64 },
     /// It is that file, by another name that it has had.
@@ -191,7 +202,7 @@ impl Ghosts {
     /// What can only be said when all mappings are known.
     pub(super) fn finish(&mut self, report: &mut Report) {
         for seen in self.known.values_mut() {
-            let Birth::Memory { seals, mapped_first } = &mut seen.ghost.birth else { continue };
+            let Birth::Memory { seals, mapped_first, .. } = &mut seen.ghost.birth else { continue };
             if *seals & libc::F_SEAL_FUTURE_WRITE == 0 {
                 continue;
             }
@@ -220,8 +231,11 @@ impl Ghosts {
             }
             if let Some((file, data)) = contents {
                 // Zeroes that were written to a file are no hole; memory does not know the difference.
-                let zeroes = !matches!(ghost.birth, Birth::Memory { .. });
-                ghost.runs = pages.copy_data(&file, &data, zeroes, image).about(|| ghost.subject())?;
+                let memory = matches!(ghost.birth, Birth::Memory { .. });
+                let zeroes = !memory && hugetlb::page_of(&file).call("fstatfs")?.is_none();
+                let known = pages.known::<Ghost>(Owner(number))?;
+                let runs = pages.copy_data(&file, &data, zeroes, &known, image);
+                ghost.runs = runs.about(|| ghost.subject())?;
             }
             records.put(Owner(number), &ghost)
         })?;
@@ -261,10 +275,12 @@ impl Seen {
         let mut contents = None;
         if kind == SFlag::S_IFREG {
             let file = open_quietly(way)?;
-            let data = data_of(&file, stat.st_size as u64)?;
+            // hugetlbfs does not tell where its holes are.
+            let data = if stat.st_blocks == 0 { Vec::new() } else { data_of(&file, stat.st_size as u64)? };
             let held: u64 = data.iter().map(|range| range.end - range.start).sum();
+            let system = || fstatfs(&file).call("fstatfs").map(|system| system.filesystem_type());
             // There is nothing else than memory that could have more of it.
-            if held > limit && fstatfs(&file).call("fstatfs")?.filesystem_type() != TMPFS_MAGIC {
+            if held > limit && !matches!(system()?, TMPFS_MAGIC | HUGETLBFS_MAGIC) {
                 return Ok(Err(Reason::from(format!(
                     "it was deleted, and holds {held} bytes: more than the limit of {limit}"
                 ))
@@ -286,15 +302,22 @@ const KINDS: [SFlag; 3] = [SFlag::S_IFREG, SFlag::S_IFDIR, SFlag::S_IFIFO];
 
 /// How the file came about, if it can be made again.
 fn birth(path: &[u8], stat: &FileStat, way: &str) -> Result<std::result::Result<Birth, Reason>> {
-    if path.starts_with(MEMFD) {
-        if stat.st_dev != memory_device().call("memfd_create")? {
-            return Ok(Err("a memfd of huge pages is not supported yet".into()));
-        }
+    let huge = match matches!(path, HUGE) || path.starts_with(MEMFD) {
+        true => hugetlb::page_of(open_quietly(way)?).call("fstatfs")?,
+        false => None,
+    };
+    let own_device = || huge.map_or_else(memory_device, hugetlb::memory_device).call("memfd_create");
+    if path.starts_with(MEMFD) && stat.st_dev == own_device()? {
         let seals = fcntl(&open_quietly(way)?, FcntlArg::F_GET_SEALS).call("fcntl(F_GET_SEALS)")?;
         return Ok(match seals & !KNOWN_SEALS {
-            0 => Ok(Birth::Memory { seals, mapped_first: false }),
+            0 => Ok(Birth::Memory { seals, mapped_first: false, huge: huge.map(PageShift::get) }),
             _ => Err("it has seals that are not known".into()),
         });
+    }
+    if let (HUGE, Some(page)) = (path, huge)
+        && stat.st_dev == own_device()?
+    {
+        return Ok(Ok(Birth::Huge(page.get())));
     }
     let handle = open(way, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")?;
     if !is_beside(&handle, path)? {
@@ -310,6 +333,9 @@ fn birth(path: &[u8], stat: &FileStat, way: &str) -> Result<std::result::Result<
 fn is_nameless(path: &[u8], stat: &FileStat) -> bool {
     path.ends_with(format!("/#{}", stat.st_ino).as_bytes())
 }
+
+/// The name of anonymous memory of huge pages in /proc.
+const HUGE: &[u8] = b"/anon_hugepage";
 
 /// How the name of a memfd begins in /proc.
 const MEMFD: &[u8] = b"/memfd:";
@@ -460,7 +486,14 @@ impl Ghost {
             Birth::Memory { seals, .. } if !self.path.starts_with(MEMFD) || *seals & !KNOWN_SEALS != 0 => {
                 return bad("an impossible memfd");
             }
-            Birth::Memory { .. } | Birth::Nameless { .. } if self.kind() != SFlag::S_IFREG => {
+            Birth::Memory { huge: Some(shift), .. } | Birth::Huge(shift)
+                if PageShift::new(*shift).is_none_or(|page| !self.size.is_multiple_of(page.size())) =>
+            {
+                return bad("huge pages of an impossible size");
+            }
+            Birth::Memory { .. } | Birth::Huge(_) | Birth::Nameless { .. }
+                if self.kind() != SFlag::S_IFREG =>
+            {
                 return bad("an unlinked file of an impossible origin");
             }
             Birth::Linked { .. } | Birth::Again(_) if self.kind() == SFlag::S_IFDIR => {
@@ -473,7 +506,7 @@ impl Ghost {
             Birth::Linked { name, .. } if matches!(&**name, b"" | b"." | b"..") || name.contains(&b'/') => {
                 return bad("a name that is none");
             }
-            Birth::Memory { .. } => {}
+            Birth::Memory { .. } | Birth::Huge(_) => {}
             Birth::Named | Birth::Nameless { .. } | Birth::Linked { .. } | Birth::Again(_) => {
                 split(&self.path).map(|_| ())?;
             }
@@ -488,7 +521,8 @@ impl Ghost {
             Ok::<_, Error>((file, Some((directory, name))))
         };
         let (file, entry) = match &self.birth {
-            Birth::Memory { seals, .. } => (self.make_memory(*seals)?, None),
+            Birth::Memory { seals, huge, .. } => (self.make_memory(*seals, *huge)?, None),
+            Birth::Huge(shift) => (make_huge(page(*shift)?, self.size)?, None),
             Birth::Nameless { flags } => (self.make_nameless(&self.directory()?, *flags)?, None),
             Birth::Named => {
                 let directory = self.directory()?;
@@ -516,14 +550,15 @@ impl Ghost {
             .hint("the directory of a deleted file must be there, for the file to be made again")
     }
 
-    fn make_memory(&self, seals: i32) -> Result<OwnedFd> {
+    fn make_memory(&self, seals: i32, huge: Option<u8>) -> Result<OwnedFd> {
         const MFD_NOEXEC_SEAL: u32 = 8;
         const MFD_EXEC: u32 = 16;
         let name = c_string(self.path.strip_prefix(MEMFD).unwrap_or_default())?;
         // Where vm.memfd_noexec asks for it; a kernel that does not know of it (before 6.3) has none of these flags.
         let never_executable = seals & F_SEAL_EXEC != 0 && self.mode & 0o111 == 0;
         let more = MFdFlags::from_bits_retain(if never_executable { MFD_NOEXEC_SEAL } else { MFD_EXEC });
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let huge = huge.map(page).transpose()?.map_or(MFdFlags::empty(), PageShift::memfd_flags);
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | huge;
         let made = match memfd_create(&*name, flags | more) {
             Err(Errno::EINVAL) => memfd_create(&*name, flags),
             made => made,
@@ -561,6 +596,16 @@ impl Ghost {
         let flags = flags & at_birth | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
         openat(directory, ".", flags, Mode::S_IRUSR | Mode::S_IWUSR).call("openat(O_TMPFILE)")
     }
+}
+
+fn page(shift: u8) -> Result<PageShift> {
+    PageShift::new(shift).ok_or_else(|| Error::new(ErrorKind::Image, "huge pages of an impossible size"))
+}
+
+fn make_huge(page: PageShift, size: u64) -> Result<OwnedFd> {
+    hugetlb::anonymous(page, size)
+        .call("mmap(MAP_HUGETLB)")
+        .hint("it takes CAP_CHECKPOINT_RESTORE in the initial user namespace, and huge pages of this size")
 }
 
 /// By its own name, or by one that nobody has.
@@ -603,13 +648,20 @@ impl Made {
         }
         let way = self.way();
         if ghost.kind() == SFlag::S_IFREG {
-            let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+            let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
             let file = File::from(open(way.as_str(), flags, Mode::empty()).call("open")?);
+            let huge = hugetlb::page_of(&file).call("fstatfs")?;
             ftruncate(&file, ghost.size as i64).call("ftruncate")?;
             Segments(image).each(&ghost.runs, |pieces| {
                 pieces.iter().try_for_each(|(offset, bytes)| {
                     let length = bytes.len().min(ghost.size.saturating_sub(*offset) as usize);
-                    file.write_all_at(bytes.get(..length).unwrap_or_default(), *offset).call("pwrite")
+                    let bytes = bytes.get(..length).unwrap_or_default();
+                    match huge {
+                        None => file.write_all_at(bytes, *offset).call("pwrite"),
+                        Some(page) => hugetlb::write(&file, page, bytes, *offset)
+                            .call("fallocate")
+                            .hint("huge pages: /proc/sys/vm/nr_hugepages, /sys/kernel/mm/hugepages"),
+                    }
                 })
             })?;
         }
@@ -656,8 +708,8 @@ impl Made {
         let follow = UtimensatFlags::FollowSymlink;
         utimensat(AT_FDCWD, way.as_str(), &accessed, &modified, follow).call("utimensat")?;
         match self.ghost.birth {
-            Birth::Memory { seals, mapped_first: false } => self.seal(seals),
-            Birth::Memory { mapped_first: true, .. } => Ok(()),
+            Birth::Memory { seals, mapped_first: false, .. } => self.seal(seals),
+            Birth::Memory { mapped_first: true, .. } | Birth::Huge(_) => Ok(()),
             Birth::Named | Birth::Nameless { .. } | Birth::Linked { .. } | Birth::Again(_) => self.unlink(),
         }
     }
@@ -665,7 +717,7 @@ impl Made {
     /// Everything is mapped that was mapped before it was sealed.
     fn finish_mapped(&self) -> Result<()> {
         match self.ghost.birth {
-            Birth::Memory { seals, mapped_first: true } => self.seal(seals),
+            Birth::Memory { seals, mapped_first: true, .. } => self.seal(seals),
             _ => Ok(()),
         }
     }
@@ -801,6 +853,8 @@ mod tests {
             ("overflow", Ghost { runs: run(u64::MAX, PAGE, 0), ..good() }),
             ("segment", Ghost { runs: run(0, PAGE, 1), ..good() }),
             ("no segment", Ghost { runs: vec![Run { segment: 9, ..good().runs[0] }], ..good() }),
+            ("huge", Ghost { birth: Birth::Huge(64), ..good() }),
+            ("huge size", Ghost { birth: Birth::Huge(21), ..good() }),
             ("fifo", Ghost { mode: libc::S_IFIFO | 0o600, ..good() }),
             ("way out", Ghost { birth: linked(b"../file"), ..good() }),
             ("no name", Ghost { birth: linked(b""), ..good() }),

@@ -43,7 +43,7 @@ use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::image::{Bytes, Decode, Encode, Image, Owner, Record, Records, Tag};
 use crate::proc::{fdinfo, read};
-use crate::resource::{RecordKind, Report};
+use crate::resource::{RecordKind, Report, sockets};
 
 pub(crate) use channel::Channel;
 pub use device::DevicePaths;
@@ -303,6 +303,7 @@ pub(crate) const KINDS: &[KindRegistration] = &[
     KindRegistration::of::<epoll::Epoll>(),
     KindRegistration::of::<inotify::Inotify>(),
     KindRegistration::of::<fanotify::Fanotify>(),
+    KindRegistration::of::<sockets::UnixSocket>(),
 ];
 
 /// All that is known of a description that has yet to be made.
@@ -328,8 +329,10 @@ pub(crate) struct Builder<'i> {
     pipes: BTreeMap<u32, pipe::Ends>,
     /// pidfds of processes that are gone, made together with one that has been asked for.
     gone: BTreeMap<u32, OwnedFd>,
+    /// Made by tasks, by the numbers of their descriptions.
+    pub(crate) sockets: BTreeMap<u32, OwnedFd>,
     /// The number of the description that is being made.
-    current: u32,
+    pub(crate) current: u32,
     waiting: Vec<Unmade>,
     made: BTreeMap<u32, (OwnedFd, Box<dyn FileRecord>)>,
 }
@@ -346,6 +349,7 @@ impl<'i> Builder<'i> {
             renumbered: false,
             pipes: BTreeMap::new(),
             gone: BTreeMap::new(),
+            sockets: BTreeMap::new(),
             current: 0,
             waiting: Vec::new(),
             made: BTreeMap::new(),

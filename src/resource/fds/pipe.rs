@@ -412,7 +412,6 @@ impl Pair {
             return open(way.as_str(), wanted | OFlag::O_CLOEXEC, Mode::empty()).call("open");
         }
         *given = true;
-        fcntl(end, FcntlArg::F_SETFL(wanted & OFlag::O_NONBLOCK)).call("fcntl")?;
         end.try_clone().call("fcntl")
     }
 }

@@ -19,6 +19,7 @@ use crate::freeze::{Frozen, Process};
 use crate::image::{Bytes, Decode, Encode, Owner, Record, Records, Tag};
 use crate::proc::{fdinfo, limits, nameless, read};
 use crate::resource::Report;
+use crate::resource::sockets::Sockets;
 use crate::resource::tasks::tree::Tree;
 use crate::sys;
 use crate::tracee::{Batch, sys as call};
@@ -74,10 +75,13 @@ pub(crate) struct Collector {
     /// The tree's tasks, and those of its groups that are its own: by their numbers here, with those that it knows.
     tasks: BTreeMap<Pid, u32>,
     groups: BTreeMap<u32, u32>,
+    /// Those of the tasks that are processes, and alive.
+    processes: BTreeSet<Pid>,
     /// By device and inode.
     pub(super) pipes: BTreeMap<(u64, u64), pipe::Seen>,
     pub(super) epolls: Vec<epoll::Seen>,
     pub(super) watched: handles::Watched,
+    pub(crate) sockets: Sockets,
 }
 
 /// A description, by the first slot that refers to it.
@@ -132,7 +136,8 @@ impl Collector {
             Some((u32::try_from(stat.pgrp).ok()?, own))
         });
         let groups = groups.collect();
-        Self { tasks, groups, ..Self::of_policy(policy) }
+        let processes = frozen.processes.iter().map(|process| process.pid).collect();
+        Self { tasks, groups, processes, ..Self::of_policy(policy) }
     }
 
     pub(super) fn of_policy(policy: &FilePolicy) -> Self {
@@ -164,6 +169,11 @@ impl Collector {
     /// The number by which a task of the tree knows itself.
     pub(super) fn task(&self, pid: Pid) -> Option<u32> {
         self.tasks.get(&pid).copied()
+    }
+
+    /// The same of a living process.
+    pub(crate) fn process(&self, pid: Pid) -> Option<u32> {
+        self.task(pid).filter(|_| self.processes.contains(&pid))
     }
 
     /// The same of a group.
@@ -283,8 +293,13 @@ impl Collector {
     }
 
     /// The number that the description gets that is being described.
+    pub(crate) fn newest_number(&self) -> u32 {
+        self.found.len() as u32
+    }
+
+    /// The same, and where it is.
     pub(super) fn newest(&self) -> (u32, Option<Place>) {
-        (self.found.len() as u32, self.found.last().map(|found| found.place))
+        (self.newest_number(), self.found.last().map(|found| found.place))
     }
 
     /// A descriptor of our own.
@@ -367,6 +382,7 @@ impl Collector {
                 Err(refusal) => report.refuse(refusal),
             }
         }
+        std::mem::take(&mut self.sockets).finish(report, records)?;
         std::mem::take(&mut self.leases).into_values().for_each(|refusal| report.refuse(refusal));
         epoll::describe_watches(&self, report, records)?;
         self.ghosts.finish(report);

@@ -47,7 +47,7 @@ impl Scratch {
     /// An image with these records and one page segment of 4096 bytes.
     pub(super) fn image(&self, put: impl FnOnce(&mut Records)) -> Image {
         let mut writer = ImageWriter::create(&self.path("image")).unwrap();
-        writer.segment().unwrap().file.set_len(4096).unwrap();
+        writer.segment().unwrap().file().set_len(4096).unwrap();
         let mut records = Records::new().unwrap();
         put(&mut records);
         writer.finish(records, ManifestInfo { root: Pid::from(1) }).unwrap();

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use nix::fcntl::OFlag;
 
 use super::{
-    ADDRESS_END, AddressSpace, Backing, Inheritance, Made, Origin, Run, Segments, SharedObject, Traits, Vma,
-    locks,
+    ADDRESS_END, AddressSpace, Backing, Inheritance, Made, Origin, Run, Segments, SharedObject, Traits, Vdso,
+    Vma, locks, vdso::Foreign,
 };
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
@@ -325,9 +325,8 @@ pub(crate) struct MmBuilder<'b> {
 
 impl MmBuilder<'_> {
     pub(crate) fn build(&self, puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
-        if super::vdso_sum(puppet.memory(), self.blank)? != space.vdso {
-            return Err(other_kernel());
-        }
+        let workshop = self.workshop.range();
+        let foreign = Foreign::plan(space, self.image, puppet.memory(), self.blank, workshop)?;
         let mut batch = self.clear(puppet)?;
         let numbers = self.opened.lend(space.needs(), self.channel, puppet, &mut batch)?;
         // While it is not mapped: the kernel does not let go of a program that is.
@@ -337,13 +336,17 @@ impl MmBuilder<'_> {
         let kept =
             |vma: &&Vma| self.inheritance.kept.binary_search_by_key(&vma.start, |kept| kept.start).is_ok();
         for vma in space.vmas.iter().filter(|vma| !kept(vma)) {
-            self.map(vma, space, &numbers, &mut batch)?;
+            match &vma.backing {
+                Backing::Special { .. } if foreign.is_some() => map_in_place_of(vma, &mut batch),
+                _ => self.map(vma, space, &numbers, &mut batch)?,
+            }
             if batch.is_nearly_full() {
                 puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
             }
         }
         numbers.close(&mut batch);
         puppet.run(batch)?.check()?;
+        foreign.map_or(Ok(()), |foreign| self.settle(foreign, puppet))?;
         set_policies(puppet, space)?;
         self.fill(puppet, space)?;
         lock(puppet, space)
@@ -394,7 +397,7 @@ impl MmBuilder<'_> {
         let accounted = vma.has(Traits::ACCOUNT) && vma.is_private() && vma.prot & write == 0;
         // What may only be executed gets its protection with its key.
         let last = u64::from(if vma.is_execute_only() { 0 } else { vma.prot });
-        let prot = if accounted { last | u64::from(write) } else { last };
+        let prot = if accounted || vma.is_filled_first() { last | u64::from(write) } else { last };
         match &vma.backing {
             Backing::Anonymous { name } => {
                 let droppable = vma.has(Traits::DROPPABLE);
@@ -445,6 +448,18 @@ impl MmBuilder<'_> {
         }
     }
 
+    /// Puts the kernel's mappings where they are in nobody's way, and what leads there to the place of the old ones.
+    fn settle(&self, foreign: Foreign, puppet: &mut Puppet<'_>) -> Result<()> {
+        let mut batch = puppet.batch();
+        for mapping in self.blank.iter() {
+            if let Some(park) = self.parked(&mapping.name) {
+                move_to(&mut batch, park, mapping.end - mapping.start, foreign.place(mapping));
+            }
+        }
+        puppet.run(batch)?.check()?;
+        puppet.memory().write(foreign.at, &foreign.text)
+    }
+
     fn fill(&self, puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
         // userfaultfd does not take droppable memory.
         let takes = |vma: &Vma| vma.is_anonymous() && !vma.has(Traits::DROPPABLE);
@@ -453,6 +468,9 @@ impl MmBuilder<'_> {
         let (bulk, rest): (Vec<Run>, Vec<Run>) = missing.iter().partition(|run| large(run));
         let left = if bulk.is_empty() { None } else { self.fill_bulk(puppet, space, &bulk).err() };
         if let Some(error) = left {
+            if error.kind() == ErrorKind::Image {
+                return Err(error);
+            }
             // Not allowed here, by sysctl or seccomp: the slower way does it as well.
             tracing::debug!(%error, "userfaultfd is not available");
             self.write(puppet, space, &bulk)?;
@@ -462,8 +480,11 @@ impl MmBuilder<'_> {
 
     fn write(&self, puppet: &Puppet<'_>, space: &AddressSpace, runs: &[Run]) -> Result<()> {
         let memory = puppet.memory();
-        let writable =
-            |addr: u64| space.vma_at(addr).is_some_and(|vma| vma.prot & libc::PROT_WRITE as u32 != 0);
+        let writable = |addr: u64| {
+            space
+                .vma_at(addr)
+                .is_some_and(|vma| vma.prot & libc::PROT_WRITE as u32 != 0 || vma.is_filled_first())
+        };
         Segments(self.image).each(runs, |pieces| {
             let (fast, slow): (Vec<_>, Vec<_>) = pieces.iter().partition(|(addr, _)| writable(*addr));
             memory.write_all(&fast)?;
@@ -498,11 +519,18 @@ impl MmBuilder<'_> {
     }
 }
 
-/// What needs the pages to be there: guard regions, locks. Locking touches pages: later it would make copies of those
+/// What needs the pages to be there: protection of huge ones, guard regions, locks. Locking touches pages: later it would make copies of those
 /// that have come to be shared with children.
 fn lock(puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
     const MADV_GUARD_INSTALL: u64 = 102;
     let mut batch = puppet.batch();
+    for vma in space.vmas.iter().filter(|vma| vma.is_filled_first() && !vma.is_execute_only()) {
+        batch.about(vma.subject());
+        batch.call(sys::mprotect, &[vma.start, vma.len(), u64::from(vma.prot)]);
+        if batch.is_nearly_full() {
+            puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
+        }
+    }
     for (start, end) in &space.guards {
         batch.about(Subject::Vma { start: *start, end: *end, what: "guard region".into() });
         batch.call(sys::madvise, &[*start, end.saturating_sub(*start), MADV_GUARD_INSTALL]);
@@ -623,7 +651,14 @@ fn move_to(batch: &mut Batch, from: u64, len: u64, to: u64) -> crate::tracee::Ca
     batch.call(sys::mremap, &[from, len, len, MREMAP, to])
 }
 
-fn is_special(name: &[u8]) -> bool {
+/// Memory of its own in the place of one of the kernel's mappings.
+fn map_in_place_of(vma: &Vma, batch: &mut Batch) {
+    batch.about(vma.subject());
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    batch.call(sys::mmap, &[vma.start, vma.len(), u64::from(vma.prot), flags as u64, u64::MAX, 0]);
+}
+
+pub(super) fn is_special(name: &[u8]) -> bool {
     matches!(name, b"[vdso]" | b"[vvar]" | b"[vvar_vclock]")
 }
 
@@ -654,6 +689,7 @@ const ADVICE: [(Traits, i32); 8] = [
 pub(crate) fn load(image: &Image, pid: Pid) -> Result<AddressSpace> {
     let space: AddressSpace = image.require(Owner(pid.get())).of(pid)?;
     space.check().of(pid)?;
+    Vdso::load(image, &space).of(pid)?;
     Segments(image).check(&space.runs).of(pid)?;
     Ok(space)
 }

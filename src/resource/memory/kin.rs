@@ -8,6 +8,7 @@ use super::{AddressSpace, Backing, Run, Traits, Vma};
 use crate::Pid;
 use crate::error::{Context, NameCall, Result, Subject};
 use crate::sys::PAGE;
+use crate::sys::hugetlb::PageShift;
 use crate::sys::pagemap::{Frame, frames};
 
 /// The one who bore it: its pages have been stored already.
@@ -78,10 +79,18 @@ impl Inheritance {
             if shared.is_empty() || !is_part_of(vma, child, donor) {
                 continue;
             }
+            let own = overlap(&child.runs, std::slice::from_ref(&vma.range()));
+            if vma.is_filled_first() && own != shared {
+                continue; // the donor's is protected by now
+            }
             let shared = shared.iter().map(Run::range);
             let all = overlap(&donor.runs, std::slice::from_ref(&vma.range()));
             let all: Vec<_> = all.iter().map(Run::range).collect();
-            inheritance.stale.extend(without(&all, shared.clone()));
+            let stale = widen(without(&all, shared.clone()), vma.huge);
+            if vma.huge != 0 && without(&stale, shared.clone()) != stale {
+                continue;
+            }
+            inheritance.stale.extend(stale);
             inheritance.shared.extend(shared);
             inheritance.kept.push(vma.range());
         }
@@ -104,6 +113,20 @@ impl Inheritance {
     }
 }
 
+/// Huge pages go as a whole.
+fn widen(ranges: Vec<Range<u64>>, huge: u8) -> Vec<Range<u64>> {
+    let Some(page) = PageShift::new(huge) else { return ranges };
+    let mut wide: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        let range = range.start & !(page.size() - 1)..range.end.next_multiple_of(page.size());
+        match wide.last_mut() {
+            Some(last) if range.start <= last.end => last.end = range.end,
+            _ => wide.push(range),
+        }
+    }
+    wide
+}
+
 /// Is it a part of a mapping of the donor's, with the same properties, and passed on to children? What is only set
 /// when all have been born may differ.
 fn is_part_of(vma: &Vma, child: &AddressSpace, donor: &AddressSpace) -> bool {
@@ -121,6 +144,7 @@ fn is_part_of(vma: &Vma, child: &AddressSpace, donor: &AddressSpace) -> bool {
     let inside = |start: u64, end: u64| start < whole.end && end > whole.start;
     same_memory
         && vma.prot == whole.prot
+        && vma.huge == whole.huge
         && vma.traits() - late == whole.traits() - late
         && !vma.traits().intersects(never)
         && !donor.guards.iter().any(|(start, end)| inside(*start, *end))
@@ -185,7 +209,7 @@ impl Run {
 }
 
 /// The parts of runs that are inside of the ranges; both are in order.
-fn overlap(runs: &[Run], ranges: &[Range<u64>]) -> Vec<Run> {
+pub(super) fn overlap(runs: &[Run], ranges: &[Range<u64>]) -> Vec<Run> {
     let mut parts = Vec::new();
     let mut runs = runs.iter().peekable();
     for range in ranges {
@@ -247,6 +271,14 @@ mod tests {
             ]
         );
         assert_eq!(overlap(&runs, &[]), []);
+    }
+
+    #[test]
+    fn huge_pages_go_as_a_whole() {
+        const HUGE: u64 = 1 << 21;
+        let ranges = vec![PAGE..2 * PAGE, HUGE - PAGE..HUGE + PAGE, 5 * HUGE..6 * HUGE];
+        assert_eq!(widen(ranges.clone(), 0), ranges);
+        assert_eq!(widen(ranges, 21), [0..2 * HUGE, 5 * HUGE..6 * HUGE]);
     }
 
     #[test]

@@ -8,9 +8,11 @@ mod kin;
 mod layout;
 mod locks;
 mod pages;
+mod parent;
 mod policy;
 mod shared;
 mod sysv;
+mod vdso;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -25,7 +27,8 @@ use crate::proc::smaps::{self, Mapping, VmFlags};
 use crate::proc::{Device, read};
 use crate::resource::Report;
 use crate::resource::fds::{FileRef, Ghosts, Reason};
-use crate::tracee::{Answers, Batch, Call, Memory, Puppet, Springboard, sys};
+use crate::sys::hugetlb::PageShift;
+use crate::tracee::{Answers, Batch, Call, Puppet, sys};
 
 use keys::Keys;
 use locks::FutureLocks;
@@ -34,9 +37,11 @@ use policy::RangePolicy;
 pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared, seal};
 pub(crate) use kin::{Inheritance, Kin, Relatives};
 pub(crate) use layout::Layout;
-pub(crate) use pages::{FromInside, PageWriter, Run, Segments};
+pub(crate) use pages::{FromInside, PageWriter, Run, Segments, Whose};
+pub(crate) use parent::{Paged, Parent};
 pub(crate) use shared::{Origin, SharedObject, SharedObjects};
 pub(crate) use sysv::Made;
+pub(crate) use vdso::Vdso;
 
 bitflags::bitflags! {
     /// What a mapping has been asked to do, by mmap(2), madvise(2) and mlock(2). Part of the image format.
@@ -108,6 +113,8 @@ pub(crate) struct Vma {
     pub(crate) traits: u32,
     /// Its protection key.
     pub(crate) key: u8,
+    /// Of huge pages (hugetlb), their size as its binary logarithm; 0 of all others.
+    pub(crate) huge: u8,
     pub(crate) offset: u64,
     pub(crate) backing: Backing,
 }
@@ -142,6 +149,11 @@ impl Vma {
         matches!(self.backing, Backing::Anonymous { .. })
     }
 
+    /// Is it only filled while it is writable? Whatever else is private can be written to from outside at any time.
+    pub(crate) fn is_filled_first(&self) -> bool {
+        self.huge != 0 && self.is_private() && self.prot & libc::PROT_WRITE as u32 == 0
+    }
+
     pub(crate) fn subject(&self) -> Subject {
         Subject::Vma { start: self.start, end: self.end, what: String::new() }
     }
@@ -155,7 +167,7 @@ pub(crate) struct AddressSpace {
     pub(crate) files: Vec<FileRef>,
     pub(crate) vmas: Vec<Vma>,
     pub(crate) runs: Vec<Run>,
-    /// What the vdso's text sums up to: with another text no task could go on in it.
+    /// What the text of its [`Vdso`] sums up to.
     pub(crate) vdso: u32,
     /// Guard regions: where any access is a fault, without a mapping of their own.
     pub(crate) guards: Vec<(u64, u64)>,
@@ -168,6 +180,12 @@ impl Record for AddressSpace {
     const TAG: Tag = Tag::new(b"MMAP");
     const VERSION: u16 = 1;
     const NAME: &'static str = "address space";
+}
+
+impl Paged for AddressSpace {
+    fn runs(&mut self) -> &mut Vec<Run> {
+        &mut self.runs
+    }
 }
 
 /// The mappings of a stopped process, before anything of ours is mapped.
@@ -206,7 +224,7 @@ pub(crate) fn describe(
     process: &Process,
     mappings: &[Mapping],
     (asked, answers): (&Asked, &Answers),
-    memory: &Memory,
+    vdso: &Vdso,
     (objects, ghosts): (&mut SharedObjects, &mut Ghosts),
     report: &mut Report,
 ) -> Result<Option<AddressSpace>> {
@@ -251,7 +269,7 @@ pub(crate) fn describe(
         files: files.list,
         vmas,
         runs: Vec::new(),
-        vdso: vdso_sum(memory, mappings)?,
+        vdso: vdso.sum(),
         guards: Vec::new(),
         policies: asked.policies.clone(),
         keys,
@@ -264,14 +282,6 @@ pub(crate) fn describe(
 pub(crate) fn vdso(mappings: &[Mapping]) -> Option<Range<u64>> {
     let vdso = mappings.iter().find(|mapping| mapping.name == b"[vdso]");
     vdso.map(|mapping| mapping.start..mapping.end)
-}
-
-/// A checksum of the vdso, but for its end, which may hold our springboard.
-pub(crate) fn vdso_sum(memory: &Memory, mappings: &[Mapping]) -> Result<u32> {
-    let Some(vdso) = vdso(mappings) else { return Ok(0) };
-    let text = (vdso.end - vdso.start).saturating_sub(Springboard::ROOM);
-    let text = memory.read_vec(vdso.start, text as usize)?;
-    Ok(crc32fast::hash(&text))
 }
 
 fn subject(mapping: &Mapping) -> Subject {
@@ -291,9 +301,14 @@ fn vma(mapping: &Mapping, backing: Backing) -> Vma {
         prot: mapping.prot.bits(),
         traits: traits.bits(),
         key: mapping.protection_key as u8,
+        huge: if mapping.flags.contains(VmFlags::HUGETLB) { huge_shift(mapping) } else { 0 },
         offset: mapping.offset,
         backing,
     }
+}
+
+fn huge_shift(mapping: &Mapping) -> u8 {
+    mapping.kernel_page_size_kb.saturating_mul(1024).trailing_zeros() as u8
 }
 
 /// The files that mappings are of, each once.
@@ -361,6 +376,10 @@ fn without_file(pid: Pid, mapping: &Mapping, objects: &mut SharedObjects) -> Opt
     if let Some(reason) = unsupported(mapping) {
         return Some(Err(reason.into()));
     }
+    if mapping.flags.contains(VmFlags::HUGETLB) {
+        let reason = "a System V segment of huge pages (SHM_HUGETLB) is not supported";
+        return name.starts_with(b"/SYSV").then(|| Err(reason.into()));
+    }
     if mapping.inode == 0 && mapping.device == Default::default() {
         return Some(anonymous(name));
     }
@@ -390,7 +409,6 @@ fn anonymous(name: &[u8]) -> Classified {
 /// Properties that no mapping may have yet.
 fn unsupported(mapping: &Mapping) -> Option<&'static str> {
     let reasons = [
-        (VmFlags::HUGETLB, "memory of huge pages (hugetlb) is not supported yet"),
         (VmFlags::PFN_MAP, "the memory of a device cannot be saved"),
         (VmFlags::IO, "the memory of a device cannot be saved"),
         (VmFlags::MIXED_MAP, "the memory of a device cannot be saved"),
@@ -466,6 +484,11 @@ impl AddressSpace {
             }
             if matches!(vma.backing, Backing::File { index, .. } if index as usize >= self.files.len()) {
                 return bad("a mapping of a file that is not listed");
+            }
+            if vma.huge != 0
+                && (PageShift::new(vma.huge).is_none() || !matches!(vma.backing, Backing::File { .. }))
+            {
+                return bad("impossible huge pages");
             }
             end = vma.end;
         }

@@ -1,23 +1,25 @@
 //! Pages: from a stopped task into the segments of an image, and back.
 //!
-//! Small amounts are read by the checkpointing process (process_vm_readv(2)). Large ones are written by the
-//! task itself, which copies them once instead of twice. Pages that were never touched, that are the
-//! kernel's page of zeroes or that still are what their file says are not stored.
+//! They go through buffers of ours, where they are looked at: pages of zeroes are left out, the others summed up. Where
+//! nothing is to be known of them, a task writes large amounts itself, which copies them once instead of twice. Pages
+//! that were never touched, that are the kernel's page of zeroes or that still are what their file says are not stored.
 
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::sync::mpsc;
 
 use nix::errno::Errno;
 
 use super::AddressSpace;
 use super::inside::{self, Share};
 use super::kin::{self, Relatives};
+use super::parent::{Paged, Parent};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 use crate::hooks::Progress;
-use crate::image::{Decode, Encode, Image, ImageWriter, Segment};
+use crate::image::{Decode, Encode, Image, ImageWriter, Owner, Records, SegmentWriter};
 use crate::sys::PAGE;
 use crate::sys::pagemap::{Page, Query, scan};
 use crate::tracee::Memory;
@@ -36,7 +38,7 @@ pub(crate) struct Run {
 }
 
 /// Copies of this size go through the processor's caches best.
-const BUFFER: usize = 512 * 1024;
+pub(super) const BUFFER: usize = 512 * 1024;
 
 /// From this size on it pays that the task writes its pages itself.
 pub(crate) const LARGE: u64 = 4 * 1024 * 1024;
@@ -50,12 +52,8 @@ pub(crate) struct Counts {
     pub(crate) scanned: u64,
     pub(crate) zero: u64,
     pub(crate) written: u64,
-}
-
-/// A segment that is being written, and how far it is.
-struct Lane {
-    segment: Segment,
-    offset: u64,
+    /// Left to the parent image, which has them.
+    pub(crate) inherited: u64,
 }
 
 /// Writes pages into the segments of an image.
@@ -63,9 +61,19 @@ pub(crate) struct PageWriter<'h> {
     /// One for each writer; the first is everybody's.
     lanes: Vec<Lane>,
     writers: usize,
-    buffer: Vec<u8>,
-    pub(crate) counts: Counts,
+    /// The image that has what has not changed.
+    parent: Option<&'h Parent>,
+    counts: Counts,
     progress: &'h mut dyn FnMut(Progress) -> Result<()>,
+}
+
+/// Whose memory it is.
+#[derive(Clone, Copy)]
+pub(crate) struct Whose<'k> {
+    pub(crate) pid: Pid,
+    /// By which the image knows the process.
+    pub(crate) number: u32,
+    pub(crate) relatives: Relatives<'k>,
 }
 
 /// Writes a task's memory from inside the task.
@@ -76,15 +84,49 @@ pub(crate) struct FromInside<'p> {
 
 impl<'h> PageWriter<'h> {
     /// At most so many `writers` at the same time.
-    pub(crate) fn new(writers: usize, progress: &'h mut dyn FnMut(Progress) -> Result<()>) -> Self {
-        Self { lanes: Vec::new(), writers, buffer: Vec::new(), counts: Counts::default(), progress }
+    pub(crate) fn new(
+        writers: usize,
+        parent: Option<&'h Parent>,
+        progress: &'h mut dyn FnMut(Progress) -> Result<()>,
+    ) -> Self {
+        Self { lanes: Vec::new(), writers, parent, counts: Counts::default(), progress }
     }
 
-    /// Stores the pages that a process has of its own, but for those that its kin still has too.
+    /// When all are written: what is to be known of the segments becomes records.
+    pub(crate) fn finish(self, records: &mut Records) -> Result<Counts> {
+        for Lane { segment, .. } in self.lanes {
+            let owner = Owner(segment.own.into());
+            if let Some(chunks) = segment.finish()? {
+                records.put(owner, &chunks)?;
+            }
+        }
+        Ok(self.counts)
+    }
+
+    /// Where the parent image, if there is one, has what this record is of.
+    pub(crate) fn known<R: Paged>(&self, owner: Owner) -> Result<Vec<Run>> {
+        self.parent.map_or(Ok(Vec::new()), |parent| parent.runs::<R>(owner))
+    }
+
+    /// What of the ranges is where `known` runs lead to, and the rest.
+    fn unchanged(
+        &mut self,
+        known: &[Run],
+        ranges: &[Range<u64>],
+        source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()>,
+    ) -> Result<(Vec<Run>, Vec<Range<u64>>)> {
+        let Some(parent) = self.parent else { return Ok((Vec::new(), ranges.to_vec())) };
+        let same = parent.unchanged(known, ranges, source)?;
+        self.counts.inherited += same.iter().map(|run| run.len / PAGE).sum::<u64>();
+        let rest = kin::without(ranges, same.iter().map(Run::range));
+        Ok((same, rest))
+    }
+
+    /// Stores the pages that a process has of its own, but for those that its kin or the parent image still has too.
     pub(crate) fn write_private(
         &mut self,
         space: &mut AddressSpace,
-        (pid, relatives): (Pid, Relatives<'_>),
+        Whose { pid, number, relatives }: Whose<'_>,
         memory: &Memory,
         inside: FromInside<'_>,
         image: &mut ImageWriter,
@@ -96,22 +138,23 @@ impl<'h> PageWriter<'h> {
             Relatives::Some(None) | Relatives::None => Vec::new(),
         };
         let ranges = kin::without(&data, common.iter().map(Run::range));
-        let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         self.counts.scanned +=
             space.vmas.iter().filter(|vma| vma.is_private()).map(|vma| vma.len() / PAGE).sum::<u64>();
-        space.runs = match total >= LARGE && (inside.is_possible)() {
+        let source = |ranges: &[Range<u64>], buffer: &mut [u8]| match relatives {
+            Relatives::None => memory.read_ranges(ranges, buffer),
+            Relatives::Some(_) => memory.read_shared_ranges(ranges, buffer),
+        };
+        let known = self.known::<AddressSpace>(Owner(number))?;
+        let (same, ranges) = self.unchanged(&known, &ranges, source)?;
+        space.runs = match size(&ranges) >= LARGE && image.page_format().is_bare() && (inside.is_possible)() {
             true => self.write_inside(&ranges, inside.write, image)?,
             false => {
-                let source = |ranges: &[Range<u64>], buffer: &mut [u8]| match relatives {
-                    Relatives::None => memory.read_ranges(ranges, buffer),
-                    Relatives::Some(_) => memory.read_shared_ranges(ranges, buffer),
-                };
                 // A page of zeroes in a private file mapping hides what the file says there.
                 let sparse = |address| space.vma_at(address).is_some_and(super::Vma::is_anonymous);
                 self.write_ranges(&ranges, source, sparse, image)?
             }
         };
-        space.runs.extend(common);
+        space.runs.extend(common.into_iter().chain(same));
         space.runs.sort_unstable_by_key(|run| run.addr);
         Ok(())
     }
@@ -122,24 +165,45 @@ impl<'h> PageWriter<'h> {
         write: &mut dyn FnMut(&[Share<'_>]) -> Result<()>,
         image: &mut ImageWriter,
     ) -> Result<Vec<Run>> {
-        let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-        let parts = divide(ranges, (total / SHARE).clamp(1, self.writers.min(inside::MOST) as u64));
+        let total = size(ranges);
+        let parts = self.parts(ranges, image)?;
         let (mut runs, mut starts) = (Vec::new(), Vec::new());
-        for (number, part) in parts.iter().enumerate() {
-            let len = part.iter().map(|range| range.end - range.start).sum();
-            let (segment, start) = self.reserve(number, len, image)?;
+        for (Lane { segment, .. }, part) in self.lanes.iter_mut().zip(&parts) {
+            let start = segment.reserve(size(part))?;
             starts.push(start);
             let mut offset = start;
             for range in part {
-                runs.push(Run { addr: range.start, len: range.end - range.start, segment, offset });
+                runs.push(Run {
+                    addr: range.start,
+                    len: range.end - range.start,
+                    segment: segment.index,
+                    offset,
+                });
                 offset += range.end - range.start;
             }
         }
         let lanes = self.lanes.iter().zip(starts).zip(parts);
-        let shares = lanes.map(|((lane, offset), ranges)| Share { file: &lane.segment.file, offset, ranges });
+        let shares =
+            lanes.map(|((lane, offset), ranges)| Share { file: lane.segment.file(), offset, ranges });
         write(&shares.collect::<Vec<_>>())?;
-        self.account(total)?;
+        account(total, &mut self.counts, self.progress)?;
         Ok(runs)
+    }
+
+    /// What each writer gets of this work: each has a lane then, with room for it.
+    fn parts(&mut self, ranges: &[Range<u64>], image: &mut ImageWriter) -> Result<Vec<Vec<Range<u64>>>> {
+        let most = self.writers.min(inside::MOST) as u64;
+        let parts = divide(ranges, (size(ranges) / SHARE).clamp(1, most));
+        while self.lanes.len() < parts.len() {
+            self.lanes.push(Lane { segment: image.segment()?, buffer: Vec::new() });
+        }
+        for (Lane { segment, .. }, part) in self.lanes.iter().zip(&parts) {
+            let len = size(part);
+            if len >= LARGE {
+                preallocate(segment.file(), segment.end(), len)?;
+            }
+        }
+        Ok(parts)
     }
 
     /// Copies ranges of a file: shared memory, by its own file.
@@ -147,6 +211,7 @@ impl<'h> PageWriter<'h> {
         &mut self,
         file: &File,
         ranges: &[Range<u64>],
+        known: &[Run],
         image: &mut ImageWriter,
     ) -> Result<Vec<Run>> {
         let source = |ranges: &[Range<u64>], mut buffer: &mut [u8]| {
@@ -157,7 +222,7 @@ impl<'h> PageWriter<'h> {
             }
             Ok(())
         };
-        self.write_ranges(ranges, source, |_| true, image)
+        self.write_changed(ranges, source, |_| true, known, image)
     }
 
     /// Copies the data of a file, which may end within a page. Are zeroes that were written data?
@@ -166,6 +231,7 @@ impl<'h> PageWriter<'h> {
         file: &File,
         data: &[Range<u64>],
         zeroes: bool,
+        known: &[Run],
         image: &mut ImageWriter,
     ) -> Result<Vec<Run>> {
         let mut pages: Vec<Range<u64>> = Vec::new();
@@ -184,7 +250,7 @@ impl<'h> PageWriter<'h> {
             }
             Ok(())
         };
-        self.write_ranges(&pages, source, |_| !zeroes, image)
+        self.write_changed(&pages, source, |_| !zeroes, known, image)
     }
 
     /// Copies a range of memory, but for its pages of zeroes.
@@ -192,21 +258,120 @@ impl<'h> PageWriter<'h> {
         &mut self,
         memory: &Memory,
         range: Range<u64>,
+        known: &[Run],
         image: &mut ImageWriter,
     ) -> Result<Vec<Run>> {
         let source = |ranges: &[Range<u64>], buffer: &mut [u8]| memory.read_ranges(ranges, buffer);
-        self.write_ranges(&[range], source, |_| true, image)
+        self.write_changed(&[range], source, |_| true, known, image)
     }
 
-    /// Copies through a buffer; leaves pages of zeroes out where `sparse` allows it.
+    /// Copies what is not where `known` runs lead to.
+    fn write_changed(
+        &mut self,
+        ranges: &[Range<u64>],
+        source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,
+        sparse: impl Fn(u64) -> bool + Sync,
+        known: &[Run],
+        image: &mut ImageWriter,
+    ) -> Result<Vec<Run>> {
+        let (same, ranges) = self.unchanged(known, ranges, &source)?;
+        let mut runs = self.write_ranges(&ranges, source, sparse, image)?;
+        runs.extend(same);
+        runs.sort_unstable_by_key(|run| run.addr);
+        Ok(runs)
+    }
+
+    /// Copies through buffers; leaves pages of zeroes out where `sparse` allows it.
     fn write_ranges(
         &mut self,
         ranges: &[Range<u64>],
-        source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()>,
-        sparse: impl Fn(u64) -> bool,
+        source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,
+        sparse: impl Fn(u64) -> bool + Sync,
         image: &mut ImageWriter,
     ) -> Result<Vec<Run>> {
-        let mut kept: Vec<Run> = Vec::new();
+        if ranges.is_empty() {
+            return Ok(Vec::new());
+        }
+        let parts = self.parts(ranges, image)?;
+        let from = Source { read: &source, sparse: &sparse };
+        let (counts, progress) = (&mut self.counts, &mut *self.progress);
+        let mut tell = |len| account(len, counts, progress);
+        let copied = match (&mut self.lanes[..], &parts[..]) {
+            ([lane, ..], [part]) => vec![lane.copy(part, from, &mut tell)?],
+            (lanes, parts) => copy_together(lanes, parts, from, &mut tell)?,
+        };
+        self.counts.zero += copied.iter().map(|copied| copied.zero).sum::<u64>();
+        Ok(copied.into_iter().flat_map(|copied| copied.runs).collect())
+    }
+}
+
+fn account(len: u64, counts: &mut Counts, progress: &mut dyn FnMut(Progress) -> Result<()>) -> Result<()> {
+    counts.written += len / PAGE;
+    progress(Progress { bytes: counts.written * PAGE })
+}
+
+/// Reads ranges into a buffer, back to back.
+type Read<'o> = dyn Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync + 'o;
+
+/// Where pages come from.
+#[derive(Clone, Copy)]
+struct Source<'o> {
+    read: &'o Read<'o>,
+    /// Does it mean nothing that there is a page of zeroes at this address?
+    sparse: &'o (dyn Fn(u64) -> bool + Sync),
+}
+
+/// A segment that is being written, by whoever has it.
+struct Lane {
+    segment: SegmentWriter,
+    buffer: Vec<u8>,
+}
+
+/// What has become of some ranges.
+struct Copied {
+    runs: Vec<Run>,
+    /// Pages that were left out.
+    zero: u64,
+}
+
+/// Each lane has a thread, which copies its part. Who cannot tell any more what it has done gives up.
+fn copy_together(
+    lanes: &mut [Lane],
+    parts: &[Vec<Range<u64>>],
+    from: Source<'_>,
+    tell: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<Vec<Copied>> {
+    let ended = |why| Error::new(ErrorKind::Kernel, why);
+    std::thread::scope(|scope| {
+        let (done, told) = mpsc::channel();
+        let mut copiers = Vec::new();
+        for (lane, part) in lanes.iter_mut().zip(parts) {
+            let done = done.clone();
+            let copy = move || {
+                lane.copy(part, from, &mut |len| done.send(len).map_err(|_| ended("nobody listens any more")))
+            };
+            let copier = std::thread::Builder::new().name("cryosleep-pages".into()).spawn_scoped(scope, copy);
+            copiers.push(copier.call("clone")?);
+        }
+        drop(done);
+        let accounted = told.iter().try_for_each(tell);
+        drop(told);
+        let copied = copiers
+            .into_iter()
+            .map(|copier| copier.join().unwrap_or_else(|_| Err(ended("a copying thread ended early"))));
+        let copied = copied.collect::<Vec<_>>();
+        accounted.and_then(|()| copied.into_iter().collect())
+    })
+}
+
+impl Lane {
+    fn copy(
+        &mut self,
+        ranges: &[Range<u64>],
+        from: Source<'_>,
+        tell: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Copied> {
+        let mut copied = Copied { runs: Vec::new(), zero: 0 };
         let mut pieces = ranges.iter().flat_map(|range| split(range.clone(), BUFFER as u64)).peekable();
         while pieces.peek().is_some() {
             let (mut group, mut len) = (Vec::new(), 0);
@@ -214,74 +379,41 @@ impl<'h> PageWriter<'h> {
                 len += piece.end - piece.start;
                 group.push(piece);
             }
-            let mut buffer = std::mem::take(&mut self.buffer);
-            buffer.resize(len as usize, 0);
-            source(&group, &mut buffer)?;
-            self.write_group(&group, &mut buffer, &sparse, &mut kept, image)?;
-            self.buffer = buffer;
+            self.buffer.resize(len as usize, 0);
+            (from.read)(&group, &mut self.buffer)?;
+            let kept = self.squeeze(&group, from.sparse, &mut copied);
+            if kept > 0 {
+                self.segment.append(self.buffer.get(..kept).unwrap_or_default())?;
+                tell(kept as u64)?;
+            }
         }
-        Ok(join(kept, ranges))
+        copied.runs = join(copied.runs, ranges);
+        Ok(copied)
     }
 
-    /// Squeezes the zero pages out of the buffer and writes the rest.
-    fn write_group(
-        &mut self,
-        group: &[Range<u64>],
-        buffer: &mut [u8],
-        sparse: impl Fn(u64) -> bool,
-        runs: &mut Vec<Run>,
-        image: &mut ImageWriter,
-    ) -> Result<()> {
-        let start = self.lanes.first().map_or(0, |lane| lane.offset);
-        let addresses = group.iter().flat_map(|range| range.clone().step_by(PAGE as usize));
+    /// Squeezes the zero pages out of the buffer, and notes where the others go. Says how many bytes these are.
+    fn squeeze(&mut self, group: &[Range<u64>], sparse: &dyn Fn(u64) -> bool, copied: &mut Copied) -> usize {
+        let (start, segment) = (self.segment.end(), self.segment.index);
         let (mut kept, mut taken) = (0, 0);
-        let mut addresses_kept = Vec::new();
-        for address in addresses {
+        for addr in group.iter().flat_map(|range| range.clone().step_by(PAGE as usize)) {
             let page = taken..taken + PAGE as usize;
             taken = page.end;
-            if buffer.get(page.clone()).is_some_and(is_zero) && sparse(address) {
-                self.counts.zero += 1;
+            if self.buffer.get(page.clone()).is_some_and(is_zero) && sparse(addr) {
+                copied.zero += 1;
                 continue;
             }
             if page.start != kept {
-                buffer.copy_within(page, kept);
+                self.buffer.copy_within(page, kept);
             }
-            addresses_kept.push((address, start + kept as u64));
+            copied.runs.push(Run { addr, len: PAGE, segment, offset: start + kept as u64 });
             kept += PAGE as usize;
         }
-        if kept == 0 {
-            return Ok(());
-        }
-        let (index, _) = self.reserve(0, kept as u64, image)?;
-        let Some(Lane { segment, .. }) = self.lanes.first() else { return Err(no_segment()) };
-        segment.file.write_all_at(buffer.get(..kept).unwrap_or_default(), start).call("pwrite")?;
-        runs.extend(addresses_kept.into_iter().map(|(addr, offset)| Run {
-            addr,
-            len: PAGE,
-            segment: index,
-            offset,
-        }));
-        self.account(kept as u64)
+        kept
     }
+}
 
-    /// Room at the end of a lane: its segment, and where in it.
-    fn reserve(&mut self, lane: usize, len: u64, image: &mut ImageWriter) -> Result<(u16, u64)> {
-        while self.lanes.len() <= lane {
-            self.lanes.push(Lane { segment: image.segment()?, offset: 0 });
-        }
-        let Some(Lane { segment, offset }) = self.lanes.get_mut(lane) else { return Err(no_segment()) };
-        let start = *offset;
-        *offset += len;
-        if len >= LARGE {
-            preallocate(&segment.file, start, len)?;
-        }
-        Ok((segment.index, start))
-    }
-
-    fn account(&mut self, len: u64) -> Result<()> {
-        self.counts.written += len / PAGE;
-        (self.progress)(Progress { bytes: self.counts.written * PAGE })
-    }
+fn size(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
 }
 
 /// Fills a buffer from a file, with zeroes behind its end.
@@ -298,10 +430,6 @@ fn read_at_most(file: &File, mut buffer: &mut [u8], mut offset: u64) -> Result<(
         break;
     }
     Ok(())
-}
-
-fn no_segment() -> Error {
-    Error::new(ErrorKind::Kernel, "no page segment is open")
 }
 
 /// Writing into blocks that exist is faster, and a full disk is found out at once. But tmpfs fills what it
@@ -431,7 +559,7 @@ impl Segments<'_> {
     pub(crate) fn check(&self, runs: &[Run]) -> Result<()> {
         runs.iter().try_for_each(|run| {
             let end = run.offset.checked_add(run.len);
-            let length = self.0.segment_length(run.segment)?;
+            let length = self.0.segment(run.segment)?.length();
             match end {
                 Some(end) if end <= length => Ok(()),
                 _ => Err(Error::new(ErrorKind::Image, "pages outside of their segment")),
@@ -439,44 +567,49 @@ impl Segments<'_> {
         })
     }
 
-    /// Calls `fill` with pieces of the runs' contents, in order, each at most a buffer large.
+    /// Calls `fill` with pieces of the runs' contents, in the order of their places in the image, a buffer at a time.
     pub(crate) fn each(
         &self,
         runs: &[Run],
         mut fill: impl FnMut(&[(u64, &[u8])]) -> Result<()>,
     ) -> Result<()> {
         let mut buffer = vec![0; BUFFER];
-        let mut pieces = runs
-            .iter()
-            .flat_map(|run| {
-                split(0..run.len, BUFFER as u64).map(move |part| Run {
-                    addr: run.addr + part.start,
-                    len: part.end - part.start,
-                    offset: run.offset + part.start,
-                    ..*run
-                })
-            })
-            .peekable();
-        while let Some(first) = pieces.peek().copied() {
-            let mut group: Vec<Run> = Vec::new();
-            let mut len = 0;
+        let mut runs = runs.to_vec();
+        runs.sort_unstable_by_key(|run| (run.segment, run.offset));
+        let mut left = runs.into_iter().peekable();
+        while let Some(first) = left.peek() {
+            let segment = self.0.segment(first.segment)?;
             // What is together in the file is read together.
-            while let Some(piece) = pieces.next_if(|piece| {
-                let follows = piece.segment == first.segment && piece.offset == first.offset + len;
-                follows && len + piece.len <= BUFFER as u64
-            }) {
-                len += piece.len;
-                group.push(piece);
+            let mut window = segment.whole(first.offset..first.offset);
+            let most = window.start + BUFFER as u64;
+            let mut group: Vec<Run> = Vec::new();
+            while let Some(run) = left.peek_mut() {
+                let follows = group.last().is_none_or(|last| last.segment == run.segment)
+                    && (group.is_empty() || run.offset <= window.end);
+                if !follows || run.offset >= most {
+                    break;
+                }
+                let part = Run { len: run.len.min(most - run.offset), ..*run };
+                window.end = window.end.max(segment.whole(part.offset..part.offset + part.len).end);
+                group.push(part);
+                if part.len < run.len {
+                    *run = Run {
+                        addr: run.addr + part.len,
+                        len: run.len - part.len,
+                        offset: run.offset + part.len,
+                        ..*run
+                    };
+                    break;
+                }
+                left.next();
             }
-            let bytes = buffer.get_mut(..len as usize).unwrap_or_default();
-            self.0.segment(first.segment)?.read_exact_at(bytes, first.offset).call("pread")?;
-            let mut rest: &[u8] = bytes;
+            let contents = buffer.get_mut(..(window.end - window.start) as usize).unwrap_or_default();
+            segment.read(window.start, contents)?;
             let parts: Vec<(u64, &[u8])> = group
                 .iter()
                 .map(|run| {
-                    let (head, tail) = rest.split_at(run.len as usize);
-                    rest = tail;
-                    (run.addr, head)
+                    let start = (run.offset - window.start) as usize;
+                    (run.addr, contents.get(start..start + run.len as usize).unwrap_or_default())
                 })
                 .collect();
             fill(&parts)?;

@@ -10,8 +10,9 @@ use std::os::unix::fs::MetadataExt;
 use nix::sys::stat::{major, minor};
 use nix::unistd::{Whence, lseek};
 
+use super::kin::overlap;
 use super::sysv::Segment;
-use super::{PageWriter, Run};
+use super::{PageWriter, Paged, Run};
 use crate::Pid;
 use crate::error::{NameCall, Result};
 use crate::image::{Decode, Encode, ImageWriter, Owner, Record, Records, Tag};
@@ -42,6 +43,12 @@ impl Record for SharedObject {
     const TAG: Tag = Tag::new(b"SHMO");
     const VERSION: u16 = 1;
     const NAME: &'static str = "shared memory";
+}
+
+impl Paged for SharedObject {
+    fn runs(&mut self) -> &mut Vec<Run> {
+        &mut self.runs
+    }
 }
 
 /// Checkpoint: the objects seen so far, by inode: all are on one internal device.
@@ -121,9 +128,10 @@ impl Seen {
             (None, _) => mapped,
         };
         let size = whole.next_multiple_of(PAGE).max(mapped);
+        let known = pages.known::<SharedObject>(Owner(self.number))?;
         let runs = match file {
-            Some(file) => pages.copy_file(&file, &populated(&file, size)?, image)?,
-            None => self.read_mapped(memory, pages, image)?,
+            Some(file) => pages.copy_file(&file, &populated(&file, size)?, &known, image)?,
+            None => self.read_mapped(memory, &known, pages, image)?,
         };
         Ok(SharedObject { size, origin: self.origin, runs })
     }
@@ -132,6 +140,7 @@ impl Seen {
     fn read_mapped(
         &self,
         memory: impl Fn(Pid) -> Result<Memory>,
+        known: &[Run],
         pages: &mut PageWriter<'_>,
         image: &mut ImageWriter,
     ) -> Result<Vec<Run>> {
@@ -145,7 +154,11 @@ impl Seen {
             }
             let address = at + (from - range.start);
             let here = address..address + (range.end - from);
-            let copied = pages.copy_sparse(&memory(*pid)?, here, image)?;
+            // What is at an offset of the object is at an address here.
+            let known = overlap(known, std::slice::from_ref(&(from..range.end)));
+            let known: Vec<_> =
+                known.iter().map(|run| Run { addr: run.addr - from + address, ..*run }).collect();
+            let copied = pages.copy_sparse(&memory(*pid)?, here, &known, image)?;
             runs.extend(copied.into_iter().map(|run| Run { addr: run.addr - address + from, ..run }));
             done = range.end;
         }

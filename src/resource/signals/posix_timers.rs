@@ -6,12 +6,18 @@
 //! how many periods were missed. So it is not queued again like others ([`Sent`]): the timer is set to the last time at
 //! which it would have expired, so that it does at once. How many periods had been missed by then cannot be read:
 //! the count begins anew.
+//!
+//! When its signal is taken, the kernel counts the periods that have gone by since it was due, for
+//! timer_getoverrun(2). To have that count again, the timer is set to expire as many periods ago, and its signal taken.
+//!
+//! Both need points in time. A relative timer on CLOCK_REALTIME, which a change of that clock does not touch, becomes an
+//! absolute one by that, which it does; the kernel does not tell which of the two it is.
 
 use std::collections::BTreeSet;
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::error::{NameCall, Refusal, Result, Subject};
+use crate::error::{Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::freeze::Process;
 use crate::image::{Decode, Encode, Record, Tag};
 use crate::proc::read;
@@ -32,8 +38,16 @@ struct Timer {
     thread: u32,
     /// `struct itimerspec`: interval and remaining time, in seconds and nanoseconds.
     time: [u64; 4],
+    progress: Progress,
+}
+
+/// How far a timer has got.
+#[derive(Encode, Decode, Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// It runs, or does not. So many periods had been missed when its signal was taken last.
+    Running { overruns: u32 },
     /// It is periodic, and its signal waits.
-    sent: bool,
+    Sent,
 }
 
 /// The timers of one process.
@@ -148,11 +162,6 @@ impl State for PosixTimers {
                     format!("timer {}: {reason}", timer.id),
                 )
             };
-            if answers.get(overruns)? != 0 {
-                let refusal = refuse("its last signal came with an overrun count, which cannot be set");
-                report.refuse(refusal.hint("try again: the next signal's count is likely to be 0"));
-                continue;
-            }
             if !Clock::of(timer.clock_id).is_of(view) {
                 report.refuse(refuse(
                     "it runs on the processor time of a task that cannot be told, or of another process",
@@ -164,7 +173,25 @@ impl State for PosixTimers {
                 continue;
             };
             record.time = time.get(answers)?;
-            record.sent = waits && keeps_its_signal(&timer, record.time);
+            let overruns = answers.get(overruns)? as u32;
+            record.progress = match waits && keeps_its_signal(&timer, record.time) {
+                true => Progress::Sent,
+                false => Progress::Running { overruns },
+            };
+            // The leader takes the signal again, before any other is there.
+            if overruns != 0
+                && (waits
+                    || readable(timer.clock_id).is_none()
+                    || ![0, view.process.number].contains(&record.thread)
+                    || view.process.leader_is_dead())
+            {
+                let refusal = refuse(
+                    "its last signal came with an overrun count, which cannot be set while the next one waits, on processor \
+                     time, or if another thread than the leader was signalled",
+                );
+                report.refuse(refusal.hint("try again: the next signal's count is likely to be 0"));
+                continue;
+            }
             timers.push(record);
         }
         // The file lists the newest first.
@@ -191,34 +218,59 @@ impl State for PosixTimers {
         }
         batch.call(sys::prctl, &[PR_TIMER_CREATE_RESTORE_IDS, 0]);
         for timer in self.0.iter().filter(|timer| timer.time[2..] != [0, 0]) {
-            let (flags, time) = match timer.last_expiry()? {
-                Some(last) => (TIMER_ABSTIME, last),
+            let (flags, time) = match timer.first_expiry()? {
+                Some(first) => (TIMER_ABSTIME, first),
                 None => (0, timer.time),
             };
             let time = batch.input_words(&time);
             batch.call(sys::timer_settime, &[timer.id as u64, flags, time, 0]);
+            if matches!(timer.progress, Progress::Running { overruns: 1.. }) {
+                timer.take_signal(batch);
+            }
         }
         Ok(())
     }
 }
 
 impl Timer {
-    /// What to set it to if its signal waits: its interval, and when it would have expired last.
-    fn last_expiry(&self) -> Result<Option<[u64; 4]>> {
-        let Some(clock) = readable(self.clock).filter(|_| self.sent) else { return Ok(None) };
+    /// What to set it to if periods have gone by since it was due: its interval, and when that was.
+    fn first_expiry(&self) -> Result<Option<[u64; 4]>> {
+        let ago = match self.progress {
+            Progress::Running { overruns: 0 } => return Ok(None),
+            Progress::Running { overruns } => u64::from(overruns) + 1,
+            Progress::Sent => 1,
+        };
+        let Some(clock) = readable(self.clock) else { return Ok(None) };
         let now = clock_gettime(clock).call("clock_gettime")?;
-        Ok(before(self.time, (now.tv_sec() as u64, now.tv_nsec() as u64)))
+        let first = before(self.time, ago, (now.tv_sec() as u64, now.tv_nsec() as u64));
+        match first {
+            Some([.., 0, 1]) if ago > 1 => {
+                let reason =
+                    format!("{ago} periods of timer {} are longer than its clock has been running", self.id);
+                Err(Error::new(ErrorKind::Conflict, reason).about(Subject::Attribute("POSIX timer")))
+            }
+            first => Ok(first),
+        }
+    }
+
+    /// The signal is there as soon as the timer is set.
+    fn take_signal(&self, batch: &mut Batch) {
+        const SET_SIZE: u64 = 8;
+        let set = batch.input_words(&[1 << (self.signal - 1).clamp(0, 63)]);
+        let second = batch.input_words(&[1, 0]);
+        batch.call(sys::rt_sigtimedwait, &[set, 0, second, SET_SIZE]);
     }
 }
 
-/// None if it cannot have expired yet: it was set again, and the signal is one from before, which nobody gets.
-fn before([seconds, nanoseconds, left @ ..]: [u64; 4], now: (u64, u64)) -> Option<[u64; 4]> {
+/// When a timer with this interval and remaining time was to expire, so many periods before it will. None if it cannot have
+/// expired yet: it was set again, and its signal is one from before, which nobody gets.
+fn before([seconds, nanoseconds, left @ ..]: [u64; 4], periods: u64, now: (u64, u64)) -> Option<[u64; 4]> {
     const SECOND: u64 = 1_000_000_000;
     let whole = |(seconds, nanoseconds): (u64, u64)| seconds.checked_mul(SECOND)?.checked_add(nanoseconds);
-    let ago = whole((seconds, nanoseconds))?.checked_sub(whole(left.into())?)?;
+    let ago = whole((seconds, nanoseconds))?.checked_mul(periods)?.checked_sub(whole(left.into())?)?;
     // 0 would stop it.
-    let last = whole(now)?.saturating_sub(ago).max(1);
-    Some([seconds, nanoseconds, last / SECOND, last % SECOND])
+    let first = whole(now)?.saturating_sub(ago).max(1);
+    Some([seconds, nanoseconds, first / SECOND, first % SECOND])
 }
 
 /// The timers whose signals wait, for the process or for one of its threads.
@@ -288,7 +340,7 @@ fn describe(timer: &PosixTimer, process: &Process) -> Option<Timer> {
         notify,
         thread,
         time: [0; 4],
-        sent: false,
+        progress: Progress::Running { overruns: 0 },
     })
 }
 
@@ -297,14 +349,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_expiry() {
+    fn the_first_expiry() {
         let (interval, now) = ([2, 500_000_000], (10, 100_000_000));
-        let last = |seconds, nanoseconds| before([interval[0], interval[1], seconds, nanoseconds], now);
-        assert_eq!(last(2, 500_000_000), Some([2, 500_000_000, 10, 100_000_000]));
-        assert_eq!(last(0, 1), Some([2, 500_000_000, 7, 600_000_001]));
-        assert_eq!(last(2, 500_000_001), None);
-        assert_eq!(before([20, 0, 1, 0], now), Some([20, 0, 0, 1]));
-        assert_eq!(before([u64::MAX, 0, 1, 0], now), None);
+        let first = |seconds, nanoseconds, periods| {
+            before([interval[0], interval[1], seconds, nanoseconds], periods, now)
+        };
+        assert_eq!(first(2, 500_000_000, 1), Some([2, 500_000_000, 10, 100_000_000]));
+        assert_eq!(first(0, 1, 1), Some([2, 500_000_000, 7, 600_000_001]));
+        assert_eq!(first(2, 500_000_001, 1), None);
+        assert_eq!(first(1, 100_000_000, 4), Some([2, 500_000_000, 1, 200_000_000]));
+        assert_eq!(before([20, 0, 1, 0], 1, now), Some([20, 0, 0, 1]));
+        assert_eq!(before([u64::MAX, 0, 1, 0], 1, now), None);
+        assert_eq!(before([u64::MAX >> 40, 0, 1, 0], u64::MAX, now), None);
     }
 
     #[test]

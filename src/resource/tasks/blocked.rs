@@ -132,12 +132,18 @@ fn gives_up(number: i64) -> Option<Limit> {
         libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => Limit::Timespec(3),
         libc::SYS_rt_sigtimedwait => Limit::Timespec(2),
         libc::SYS_io_getevents => Limit::Timespec(4),
+        // All but semop(2) only of sockets that limit the time themselves (SO_RCVTIMEO), which then begins anew.
         libc::SYS_semop
+        | libc::SYS_read
+        | libc::SYS_readv
+        | libc::SYS_write
+        | libc::SYS_writev
         | libc::SYS_recvfrom
         | libc::SYS_recvmsg
         | libc::SYS_recvmmsg
         | libc::SYS_sendto
         | libc::SYS_sendmsg
+        | libc::SYS_sendmmsg
         | libc::SYS_accept
         | libc::SYS_accept4
         | libc::SYS_connect => Limit::None,
@@ -219,7 +225,10 @@ impl Blocked {
         sleeper: Option<Sleeper>,
         memory: &Memory,
     ) -> Result<Option<Self>> {
-        let (Some(shown), restart::BLOCK) = (regs.interrupted_call(), regs.result()) else { return Ok(None) };
+        let (Some(shown), restart::BLOCK, arch::CS_64) = (regs.interrupted_call(), regs.result(), regs.cs)
+        else {
+            return Ok(None);
+        };
         let note = Note::read(memory, regs);
         let number = match shown {
             RESTART => {

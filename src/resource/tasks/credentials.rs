@@ -1,6 +1,9 @@
 //! Who a thread is: user and group ids, supplementary groups, capability sets, securebits; credentials(7),
 //! capabilities(7). A new task has those of whoever restores it; where they are the same nothing is changed,
 //! so that no privilege is needed.
+//!
+//! Keyrings of a thread or a process (keyrings(7)) are refused. A session keyring is not seen: to ask for it makes a task
+//! that has none join its user's.
 
 use crate::error::{Result, Subject};
 use crate::image::{Decode, Encode, Record, Tag};
@@ -48,16 +51,34 @@ impl Credentials {
 /// SECBIT_NO_SETUID_FIXUP: changing users leaves capabilities alone.
 const NO_SETUID_FIXUP: u64 = 1 << 2;
 
+const KEYCTL_GET_KEYRING_ID: u64 = 0;
+
+/// KEY_SPEC_THREAD_KEYRING and KEY_SPEC_PROCESS_KEYRING: an error if there is none, unless it is to be made.
+const KEYRINGS: [(i64, &str); 2] =
+    [(-1, "thread keyrings are not supported"), (-2, "process keyrings are not supported")];
+
 impl State for Credentials {
     const SCOPE: Scope = Scope::Thread;
     const STAGE: Stage = Stage::Identity;
-    type Asked = Call;
+    type Asked = (Call, [Call; 2]);
 
-    fn ask(_: View<'_>, batch: &mut Batch) -> Result<Call> {
-        Ok(batch.call(sys::prctl, &[libc::PR_GET_SECUREBITS as u64]))
+    fn ask(_: View<'_>, batch: &mut Batch) -> Result<Self::Asked> {
+        let keyring = |special: i64| batch.call(sys::keyctl, &[KEYCTL_GET_KEYRING_ID, special as u64, 0]);
+        let keyrings = KEYRINGS.map(|(special, _)| special).map(keyring);
+        Ok((batch.call(sys::prctl, &[libc::PR_GET_SECUREBITS as u64]), keyrings))
     }
 
-    fn describe(securebits: Call, answers: &Answers, view: View<'_>, _: &mut Report) -> Result<Option<Self>> {
+    fn describe(
+        (securebits, keyrings): Self::Asked,
+        answers: &Answers,
+        view: View<'_>,
+        report: &mut Report,
+    ) -> Result<Option<Self>> {
+        for (_, (_, reason)) in
+            keyrings.into_iter().zip(KEYRINGS).filter(|(keyring, _)| answers.get(*keyring).is_ok())
+        {
+            report.attribute(view.tid(), "keyring", reason);
+        }
         let securebits = answers.get(securebits)? as u32;
         Ok(Some(Self::new(view.status, securebits)))
     }

@@ -1,5 +1,4 @@
-//! Attributes of a process that are files of `/proc/PID`: coredump_filter, oom_score_adj, loginuid and
-//! autogroup; see proc(5).
+//! Attributes of a process that are files of `/proc/PID`: coredump_filter, oom_score_adj and autogroup; see proc(5).
 
 use std::path::PathBuf;
 
@@ -13,7 +12,7 @@ use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
 use crate::tracee::{Answers, Batch};
 
 /// Their order is part of the image format: append only.
-const FILES: [&str; 4] = ["coredump_filter", "oom_score_adj", "loginuid", "autogroup"];
+const FILES: [&str; 3] = ["coredump_filter", "oom_score_adj", "autogroup"];
 
 /// What each says; none where the kernel has no such file.
 #[derive(Encode, Decode, Debug)]

@@ -54,16 +54,7 @@ impl State for Registers {
         })
     }
 
-    fn describe(
-        mut asked: Registers,
-        _: &Answers,
-        view: View<'_>,
-        report: &mut Report,
-    ) -> Result<Option<Self>> {
-        let regs = asked.general();
-        if regs.cs != arch::CS_64 {
-            report.attribute(view.tid(), "32-bit mode", "tasks in 32-bit mode are not supported");
-        }
+    fn describe(mut asked: Registers, _: &Answers, _: View<'_>, _: &mut Report) -> Result<Option<Self>> {
         asked.extended.0.truncate(arch::xstate_used_len(&asked.extended));
         Ok(Some(asked))
     }

@@ -1,8 +1,9 @@
 //! What a task may have that cannot be brought back yet: refused by name.
 
 use crate::Pid;
+use crate::arch;
 use crate::error::{NameCall, Refusal, Result, Subject};
-use crate::freeze::{Frozen, Process};
+use crate::freeze::{Frozen, Process, Thread};
 use crate::proc::read::Links;
 use crate::resource::Report;
 use crate::resource::tasks::seccomp;
@@ -75,7 +76,7 @@ fn is_within(
 
 /// Adds to the report what this process holds that no resource describes.
 pub(crate) fn check(process: &Process, report: &mut Report) -> Result<()> {
-    if !can_be_asked(process) {
+    if !process.seccomp.possible {
         report.refuse(seccomp::refusal(process.pid));
     }
     // PR_SET_IO_FLUSHER shows in the flags only: reading it by prctl(2) needs CAP_SYS_RESOURCE.
@@ -106,7 +107,19 @@ fn per_thread(tid: Pid, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Can the tasks of this process execute system calls for us?
+/// Refuses a process with a thread that executes other code than ours.
+pub(crate) fn in_32_bit_mode(process: &Process, report: &mut Report) -> Result<bool> {
+    for thread in &process.threads {
+        if thread.tracee.regs()?.cs != arch::CS_64 {
+            report.attribute(thread.tid(), "32-bit mode", "32-bit tasks are not supported");
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Can the tasks of this process execute system calls for us? Some would be killed by a signal instead.
 pub(crate) fn can_be_asked(process: &Process) -> bool {
-    process.seccomp.possible
+    let dispatches = |thread: &Thread| ptrace::dispatches_syscalls(thread.tid()).unwrap_or(false);
+    process.seccomp.possible && !process.threads.iter().any(dispatches)
 }

@@ -1,15 +1,17 @@
 //! kill -9 of whoever checkpoints or restores, at any moment.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use cryosleep::AfterDump;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::{Case, Dice, ensure, helper};
+use super::{Case, Dice, ensure, helper, helper_by};
 use crate::program::{Program, Target, nothing_left, others, reap};
 use crate::{Outcome, view};
 
@@ -23,20 +25,28 @@ const SHARING: Program = Program::C("sharing");
 pub(super) const CASES: &[Case] = &[
     Case { name: "crash_of_dump_counter", test: || dump(COUNTER, ""), programs: &[COUNTER] },
     // So large that the target is given more threads to write it.
-    Case { name: "crash_of_dump_large", test: || dump(COUNTER, "48"), programs: &[COUNTER] },
+    Case {
+        name: "crash_of_dump_large",
+        test: || dump_in(ROUNDS, "bare_dump", COUNTER, "48"),
+        programs: &[COUNTER],
+    },
     Case { name: "crash_of_dump_registers", test: || dump(REGISTERS, "spin512"), programs: &[REGISTERS] },
     Case { name: "crash_of_dump_threads", test: || dump(TASKS, "threads"), programs: &[TASKS] },
     Case { name: "crash_of_dump_pending", test: || dump(SIGNALS, "pending_others"), programs: &[SIGNALS] },
     Case { name: "crash_of_dump_altstack", test: || dump(SIGNALS, "altstack"), programs: &[SIGNALS] },
     Case { name: "crash_of_dump_poll", test: || dump(BLOCKED, "poll"), programs: &[BLOCKED] },
     Case { name: "crash_of_dump_tree", test: || dump(TASKS, "sessions"), programs: &[TASKS] },
-    Case { name: "crash_of_dump_sharing", test: || dump_in(20, SHARING, "living"), programs: &[SHARING] },
+    Case {
+        name: "crash_of_dump_sharing",
+        test: || dump_in(20, "dump", SHARING, "living"),
+        programs: &[SHARING],
+    },
     Case { name: "crash_of_restore_counter", test: || restore(COUNTER, ""), programs: &[COUNTER] },
     Case { name: "crash_of_restore_threads", test: || restore(TASKS, "threads"), programs: &[TASKS] },
     Case { name: "crash_of_restore_tree", test: || restore(TASKS, "sessions"), programs: &[TASKS] },
     Case {
         name: "crash_of_restore_namespace",
-        test: || restore_in(30, "clone", TASKS, "sessions"),
+        test: || restore_in(20, "clone", TASKS, "sessions"),
         programs: &[TASKS],
     },
     Case {
@@ -46,37 +56,51 @@ pub(super) const CASES: &[Case] = &[
     },
 ];
 
-const ROUNDS: u32 = 70;
+const ROUNDS: u32 = 40;
+
+/// A helper that has just begun.
+fn begun(role: &str, pid: u32, image: &Path) -> Result<Child, String> {
+    let mut child = helper_by(&[], role, pid, image)?.stdout(Stdio::piped()).spawn().map_err(text)?;
+    let mut line = [0; b"begins\n".len()];
+    child.stdout.as_mut().map_or(Ok(()), |stdout| stdout.read_exact(&mut line)).map_err(text)?;
+    Ok(child)
+}
 
 /// Runs a helper and kills it after some part of the time that a whole run takes.
 fn interrupted(role: &str, pid: u32, image: &Path, whole: Duration, dice: &mut Dice) -> Outcome {
-    let mut child = helper(role, pid, image)?;
+    let mut child = begun(role, pid, image)?;
     std::thread::sleep(Duration::from_micros(dice.roll(whole.as_micros() as u64 * 5 / 4)));
-    child.kill().map_err(|e| e.to_string())?;
-    child.wait().map(drop).map_err(|e| e.to_string())
+    child.kill().map_err(text)?;
+    child.wait().map(drop).map_err(text)
 }
 
 /// How long a helper takes that nobody disturbs.
 fn measure(role: &str, pid: u32, image: &Path) -> Result<Duration, String> {
+    let mut child = begun(role, pid, image)?;
     let started = Instant::now();
-    let status = helper(role, pid, image)?.wait().map_err(|e| e.to_string())?;
+    let status = child.wait().map_err(text)?;
     ensure(status.success(), || format!("the helper ended by {status}"))?;
     Ok(started.elapsed())
 }
 
+fn text(error: std::io::Error) -> String {
+    error.to_string()
+}
+
 fn dump(program: Program, part: &str) -> Outcome {
-    dump_in(ROUNDS, program, part)
+    dump_in(ROUNDS, "dump", program, part)
 }
 
 /// The target runs on, or is stopped and goes on after SIGCONT.
-fn dump_in(rounds: u32, program: Program, part: &str) -> Outcome {
+fn dump_in(rounds: u32, role: &str, program: Program, part: &str) -> Outcome {
     let target = Target::start(program, &[part])?;
     std::thread::sleep(Duration::from_millis(60));
     let all: BTreeSet<u32> = view::tree(target.pid);
+    let before = held(&all);
     let (mut dice, mut stopped) = (Dice::new(), 0);
-    let whole = measure("dump", target.pid, target.image())?;
+    let whole = measure(role, target.pid, target.image())?;
     for round in 0..rounds {
-        interrupted("dump", target.pid, target.image(), whole, &mut dice)?;
+        interrupted(role, target.pid, target.image(), whole, &mut dice)?;
         let alive = view::tree(target.pid);
         ensure(alive == all && all.iter().all(|pid| view::state(*pid) != 'Z'), || {
             let said = (target.file("result"), waitpid(target.pid(), Some(WaitPidFlag::WNOHANG)));
@@ -95,8 +119,19 @@ fn dump_in(rounds: u32, program: Program, part: &str) -> Outcome {
     }
     // And it can still be checkpointed.
     target.dump(AfterDump::Resume)?;
+    let after = held(&all);
+    ensure(before == after, || format!("descriptors and threads: {before:?} instead of {after:?}"))?;
     target.go()?;
     target.verdict()
+}
+
+/// The open descriptors and the threads of each.
+fn held(all: &BTreeSet<u32>) -> Vec<[BTreeSet<String>; 2]> {
+    let names = |path: String| {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    };
+    all.iter().map(|pid| ["fd", "task"].map(|of| names(format!("/proc/{pid}/{of}")))).collect()
 }
 
 /// Sends SIGCONT to those that are stopped; says how many.
@@ -107,16 +142,48 @@ fn continue_stopped(all: &BTreeSet<u32>) -> Result<u32, String> {
         .sum()
 }
 
-/// Who is left when those that are being killed have gone.
+/// Who is left when those that are being killed have gone: nobody, or all of so many, ready.
 fn settled(all: usize) -> BTreeSet<u32> {
     let started = Instant::now();
     loop {
         std::thread::sleep(Duration::from_millis(5));
         let left: BTreeSet<u32> = others().into_iter().filter(|pid| view::state(*pid) != 'Z').collect();
-        if left.is_empty() || left.len() == all || started.elapsed() > Duration::from_secs(3) {
+        let whole = left.len() == all && left.iter().all(is_ready);
+        if left.is_empty() || whole || started.elapsed() > Duration::from_secs(3) {
             return left;
         }
     }
+}
+
+/// It is what it was, or the process 1 that was made for it, and nobody traces it.
+fn is_ready(pid: &u32) -> bool {
+    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let is_init = exe.to_string_lossy().starts_with("/memfd:cryosleep-stub")
+        && status.contains("Name:\tcryosleep-init");
+    (exe.starts_with(crate::cell::scratch()) || is_init) && status.contains("TracerPid:\t0\n")
+}
+
+/// What has been restored finds itself to be right, and ends. No: it was about to be killed.
+fn lives_on(target: &Target) -> Result<bool, String> {
+    target.go()?;
+    let (started, mut killed) = (Instant::now(), false);
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Err(_) => break, // all have ended
+            Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)) => killed = true,
+            Ok(WaitStatus::StillAlive) if started.elapsed() > Duration::from_secs(20) => break,
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(5)),
+            Ok(_) => {}
+        }
+    }
+    let result = target.file("result");
+    let right = result.as_deref() == Some("ok\n");
+    ensure(right || killed && result.is_none(), || format!("it says {result:?}\n{}", view::whereabouts()))?;
+    for name in ["go", "result"] {
+        let _ = std::fs::remove_file(target.dir().join(name));
+    }
+    Ok(right)
 }
 
 fn restore(program: Program, part: &str) -> Outcome {
@@ -150,17 +217,13 @@ fn restore_in(rounds: u32, role: &str, program: Program, part: &str) -> Outcome 
         }
         // The release of a tree is one detach after the other: a kill in between ends those that are not free
         // yet. But nothing may be left that is not ready.
-        let ready = |pid: &u32| {
-            let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let is_init = exe.to_string_lossy().starts_with("/memfd:cryosleep-stub")
-                && status.contains("Name:\tcryosleep-init");
-            (exe.starts_with(crate::cell::scratch()) || is_init) && status.contains("TracerPid:\t0\n")
-        };
-        ensure(left == all || all.len() > 1 && left.iter().all(ready), || {
+        let whole = left.len() == all.len() + usize::from(role == "clone");
+        ensure(left.iter().all(is_ready) && (whole || all.len() > 1), || {
             format!("round {round}: of {all:?} are left {left:?}\n{}", view::whereabouts())
         })?;
-        complete += 1;
+        if whole && lives_on(&target).map_err(|why| format!("round {round}: {why}"))? {
+            complete += 1;
+        }
         end()?;
     }
     println!("complete {complete} times in {rounds} rounds of {whole:?}");

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Command};
 
-use cryosleep::{AfterDump, Error, ErrorKind, FileValidation, Restore};
+use cryosleep::{AfterDump, Cgroups, Error, ErrorKind, FileValidation, Restore};
 
 use super::{Case, ensure};
 use crate::program::{Program, Target, nothing_left, others, reap};
@@ -53,6 +53,7 @@ pub(super) const CASES: &[Case] = &[
         test: || changed(FDS, "regular", "file", directory),
         programs: &[FDS],
     },
+    Case { name: "restore_from_another_cgroup", test: other_cgroup, programs: &[COUNTER] },
     Case { name: "restore_without_cwd", test: || changed(FDS, "places", "inside", remove), programs: &[FDS] },
     Case { name: "copy_on_write_is_stored_once", test: stored_once, programs: &[FILES] },
     Case { name: "restore_when_lock_is_taken", test: lock_taken, programs: &[LOCKS] },
@@ -95,13 +96,54 @@ fn restore_after_all(target: Target) -> Outcome {
     target.verdict()
 }
 
+/// A control group, for as long as the test needs it.
+struct Group(std::path::PathBuf);
+
+impl Group {
+    fn make() -> Result<Self, String> {
+        let unique = fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(text)?;
+        let make = |hierarchy| {
+            let path = Path::new(hierarchy).join(format!("cryosleep-test-{}", unique.trim()));
+            fs::create_dir(&path)
+                .ok()
+                .map(|()| Self(path))
+                .filter(|group| group.0.join("cgroup.procs").exists())
+        };
+        ["/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/pids"]
+            .into_iter()
+            .find_map(make)
+            .ok_or("skip: no control group can be made".into())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// Refused, unless the caller says that it does not matter.
+fn other_cgroup() -> Outcome {
+    let group = Group::make()?;
+    let target = Target::start(COUNTER, &[])?;
+    fs::write(group.0.join("cgroup.procs"), target.pid.to_string()).map_err(text)?;
+    target.dump(AfterDump::Kill)?;
+    reap(target.pid());
+    let error = failure(&target)?;
+    ensure(error.kind() == ErrorKind::Conflict && error.to_string().contains("control group"), || {
+        error.to_string()
+    })?;
+    Restore::from(target.image()).cgroups(Cgroups::Inherit).run().map_err(|error| error.to_string())?;
+    target.go()?;
+    target.verdict()
+}
+
 fn torn() -> Outcome {
     let target = dumped(TASKS, "threads")?;
     let files: Vec<_> = fs::read_dir(target.image()).map_err(text)?.flatten().map(|e| e.path()).collect();
     ensure(files.len() > 1, || format!("{files:?}"))?;
     for file in files {
         let good = fs::read(&file).map_err(text)?;
-        let pages = file.to_string_lossy().contains("page");
         let length = good.len();
         let mut broken: Vec<(String, Option<Vec<u8>>)> = vec![
             ("missing".into(), None),
@@ -109,8 +151,7 @@ fn torn() -> Outcome {
             ("half".into(), Some(good[..length / 2].to_vec())),
             ("short by one byte".into(), Some(good[..length - 1].to_vec())),
         ];
-        // Pages carry no checksum: what a flipped bit in them does is the program's affair.
-        for bit in (0..if pages { 0 } else { 40 }).map(|i| i * (length * 8 - 1) / 39) {
+        for bit in (0..40).map(|i| i * (length * 8 - 1) / 39) {
             let mut flipped = good.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             broken.push((format!("bit {bit} flipped"), Some(flipped)));

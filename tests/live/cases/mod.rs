@@ -1,22 +1,25 @@
 //! What is not a subject in modes: refusals, crashes, conflicts, and the process that hosts the library.
 
+mod chain;
 mod crash;
 pub(crate) mod criu;
 mod external;
 mod files;
 mod host;
+mod huge;
 mod image;
 mod pids;
 mod real;
 mod refusal;
+mod vdso;
 
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
 
-use cryosleep::{AfterDump, Checkpoint, Pids, Restore};
+use cryosleep::{AfterDump, Checkpoint, Event, Hooks, Pids, Restore};
 
 use crate::Outcome;
-use crate::program::Program;
+use crate::program::{Program, bare};
 
 /// A test of its own: its name, what it does, and the programs that it needs.
 pub(crate) struct Case {
@@ -29,10 +32,13 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     [
         refusal::CASES,
         image::CASES,
+        chain::CASES,
         pids::CASES,
         crash::CASES,
         host::CASES,
         external::CASES,
+        huge::CASES,
+        vdso::CASES,
         files::CASES,
         real::CASES,
     ]
@@ -56,16 +62,32 @@ fn helper_by(through: &[&str], role: &str, pid: u32, image: &Path) -> Result<Com
     Ok(command)
 }
 
+/// Says when it begins with what matters, after all preparations: by a line on stdout.
+struct Herald;
+
+impl Hooks for Herald {
+    fn event(&mut self, event: Event) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        if let Event::PreDump { .. } | Event::PreRestore { .. } = event {
+            println!("begins");
+        }
+        Ok(())
+    }
+}
+
 /// What a helper does. Exit code 0: done; 2: refused; 1: another error.
 pub(crate) fn help() -> Option<ExitCode> {
     let role = std::env::var(HELPER).ok()?;
     let arguments: Vec<String> = std::env::args().collect();
     let pid: u32 = arguments.get(1)?.parse().ok()?;
     let image = arguments.get(2)?;
+    let hooks = &mut Herald;
     let done = match role.as_str() {
-        "dump" => Checkpoint::of(pid).after(AfterDump::Resume).write_to(image).map(drop),
-        "clone" => Restore::from(image).pids(Pids::NewNamespace).run().map(drop),
-        _ => Restore::from(image).run().map(drop),
+        "dump" => Checkpoint::of(pid).after(AfterDump::Resume).hooks(hooks).write_to(image).map(drop),
+        "bare_dump" => {
+            bare(Checkpoint::of(pid)).after(AfterDump::Resume).hooks(hooks).write_to(image).map(drop)
+        }
+        "clone" => Restore::from(image).pids(Pids::NewNamespace).hooks(hooks).run().map(drop),
+        _ => Restore::from(image).hooks(hooks).run().map(drop),
     };
     Some(match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,12 +10,24 @@ use crate::{Outcome, cell};
 
 const JAVA: Program = Program::Java("Work");
 const PYTHON: Program = Program::Python("family");
+const SQLITE: Program = Program::Shell("sqlite");
+const MAKE: Program = Program::Shell("make");
+const TAR: Program = Program::Shell("tar");
+const NODE: Program = Program::Node("work");
+const GO: Program = Program::Go("work");
+const ASYNCIO: Program = Program::Python("loop");
 
 pub(super) const CASES: &[Case] = &[
     // G1 is what a JVM takes by itself on a machine with more than one processor and enough memory.
     Case { name: "java_serial", test: || java("-XX:+UseSerialGC"), programs: &[JAVA] },
     Case { name: "java_g1", test: || java("-XX:+UseG1GC"), programs: &[JAVA] },
     Case { name: "python_with_children", test: || rounds(PYTHON, &[]), programs: &[PYTHON] },
+    Case { name: "sqlite_wal", test: || rounds(SQLITE, &[]), programs: &[SQLITE] },
+    Case { name: "make_j4", test: || rounds(MAKE, &[]), programs: &[MAKE] },
+    Case { name: "tar_gzip", test: || rounds(TAR, &[]), programs: &[TAR] },
+    Case { name: "node", test: || rounds(NODE, &[]), programs: &[NODE] },
+    Case { name: "go", test: || rounds(GO, &[]), programs: &[GO] },
+    Case { name: "python_asyncio", test: || rounds(ASYNCIO, &[]), programs: &[ASYNCIO] },
 ];
 
 /// With its performance data in /tmp/hsperfdata_USER/PID, which is mapped and removed at the end: in a /tmp of its own,

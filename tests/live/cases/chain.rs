@@ -1,0 +1,294 @@
+//! Chains of images: a program that changes its memory in every way is dumped again and again, and what comes back is
+//! compared with what it was, byte by byte.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use cryosleep::{AfterDump, Checkpoint, CheckpointStats, Error, ErrorKind, Restore};
+use nix::sys::signal::Signal;
+
+use super::{Case, Dice, ensure};
+use crate::program::{Program, Target, nothing_left};
+use crate::{Outcome, cell, view};
+
+const WRITER: Program = Program::C("writer");
+
+pub(super) const CASES: &[Case] = &[
+    Case { name: "chain_random", test: random, programs: &[WRITER] },
+    Case { name: "chain_broken", test: broken, programs: &[WRITER] },
+];
+
+const CHAINS: u32 = 50;
+const PAGE: usize = 4096;
+
+/// What is to be found again: of each process the areas that it has reported.
+struct Model {
+    step: u64,
+    processes: BTreeMap<u32, Vec<Area>>,
+}
+
+struct Area {
+    start: u64,
+    /// It was given to MADV_FREE.
+    loose: bool,
+    contents: Vec<u8>,
+}
+
+impl Model {
+    /// As a quiet tree is now.
+    fn of(target: &Target, step: u64) -> Result<Self, String> {
+        let processes = view::tree(target.pid).into_iter().map(|pid| Ok((pid, areas(target, pid)?)));
+        Ok(Self { step, processes: processes.collect::<Result<_, String>>()? })
+    }
+
+    /// Is the tree now what it was then?
+    fn compare(&self, pid: u32) -> Outcome {
+        let pids: Vec<u32> = view::tree(pid).into_iter().collect();
+        ensure(pids.iter().eq(self.processes.keys()), || {
+            format!("{pids:?}, not {:?}", self.processes.keys())
+        })?;
+        for (pid, areas) in &self.processes {
+            for area in areas {
+                let now = contents(*pid, area.start, area.contents.len())?;
+                let pages = area.contents.chunks(PAGE).zip(now.chunks(PAGE)).enumerate();
+                for (index, (then, now)) in pages {
+                    let freed = area.loose && now.iter().all(|byte| *byte == 0);
+                    ensure(then == now || freed, || {
+                        format!("{pid}, step {}: page {index} of the area at {:x}", self.step, area.start)
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a process has reported, read from outside.
+fn areas(target: &Target, pid: u32) -> Result<Vec<Area>, String> {
+    let report = target.file(&format!("at.{pid}")).ok_or("no report")?;
+    let area = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [start, len, loose] = words[..] else { return Err(format!("{line:?}")) };
+        let start = u64::from_str_radix(start.trim_start_matches("0x"), 16).map_err(|e| e.to_string())?;
+        let len = len.parse().map_err(|_| line.to_owned())?;
+        Ok(Area { start, loose: loose == "1", contents: contents(pid, start, len)? })
+    };
+    report.lines().skip(1).map(area).collect()
+}
+
+fn contents(pid: u32, start: u64, len: usize) -> Result<Vec<u8>, String> {
+    let mut bytes = vec![0; len];
+    let memory = File::open(format!("/proc/{pid}/mem")).map_err(|e| e.to_string())?;
+    memory.read_exact_at(&mut bytes, start).map_err(|e| format!("{pid} at {start:x}: {e}"))?;
+    Ok(bytes)
+}
+
+/// A writer, and the images that there are of it.
+struct Writer {
+    target: Target,
+    step: u64,
+}
+
+impl Writer {
+    fn start(seed: u64) -> Result<Self, String> {
+        Ok(Self { target: Target::start(WRITER, &[&seed.to_string()])?, step: 0 })
+    }
+
+    /// Lets all of them change something, and waits until they have.
+    fn change(&mut self) -> Outcome {
+        self.step += 1;
+        self.tell(self.step)?;
+        let started = Instant::now();
+        let reached = |pid| {
+            let report = self.target.file(&format!("at.{pid}")).unwrap_or_default();
+            report.lines().next() == Some(self.step.to_string().as_str())
+        };
+        // The root has its new children before it reports.
+        while !reached(self.target.pid) || !view::tree(self.target.pid).into_iter().all(reached) {
+            ensure(
+                started.elapsed() < Duration::from_secs(20) && self.target.file("result").is_none(),
+                || format!("step {}: {:?}\n{}", self.step, self.target.file("result"), view::whereabouts()),
+            )?;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// A process that has done this step already does nothing.
+    fn tell(&self, step: u64) -> Outcome {
+        let new = self.target.dir().join("step.new");
+        fs::write(&new, step.to_string()).map_err(|e| e.to_string())?;
+        fs::rename(new, self.target.dir().join("step")).map_err(|e| e.to_string())
+    }
+
+    fn model(&self) -> Result<Model, String> {
+        Model::of(&self.target, self.step)
+    }
+
+    fn dump(&self, index: usize, after: AfterDump) -> Result<CheckpointStats, String> {
+        let checkpoint = Checkpoint::of(self.target.pid).after(after);
+        let checkpoint = match index.checked_sub(1) {
+            Some(parent) => checkpoint.parent(image(parent)),
+            None => checkpoint,
+        };
+        checkpoint.write_to(image(index)).map(|dumped| dumped.stats).map_err(|error| error.to_string())
+    }
+
+    fn kill(&self) -> Outcome {
+        view::tree(self.target.pid).into_iter().try_for_each(|pid| {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), Signal::SIGKILL)
+                .map_err(|errno| errno.to_string())
+        })?;
+        nothing_left()
+    }
+
+    /// Brings back what this image holds, which must be what the model says.
+    fn restore(&self, index: usize, model: &Model) -> Outcome {
+        self.tell(model.step)?;
+        Restore::from(image(index)).run().map_err(|error| format!("image {index}: {error}"))?.detach();
+        model.compare(self.target.pid).map_err(|why| format!("image {index}: {why}"))
+    }
+}
+
+fn image(index: usize) -> PathBuf {
+    cell::lab().join(format!("chain.{index}"))
+}
+
+fn random() -> Outcome {
+    let mut dice = Dice::new();
+    let mut writer = Writer::start(7)?;
+    let mut inherited = 0;
+    for chain in 0..CHAINS {
+        let depth = if chain == 0 { 10 } else { 2 + dice.roll(9).min(dice.roll(9)) as usize };
+        let failed = |why| format!("chain {chain} of {depth}: {why}");
+        let mut models = Vec::new();
+        for index in 0..depth {
+            writer.change().map_err(failed)?;
+            models.push(writer.model()?);
+            let after = if index + 1 == depth { AfterDump::Kill } else { AfterDump::Resume };
+            inherited += writer.dump(index, after).map_err(failed)?.pages_in_parent;
+            if after == AfterDump::Resume {
+                models[index].compare(writer.target.pid).map_err(failed)?;
+            }
+        }
+        nothing_left()?;
+        // Any of them, and then the last.
+        let any = dice.roll(depth as u64) as usize;
+        writer.restore(any, &models[any]).map_err(failed)?;
+        writer.kill()?;
+        writer.restore(depth - 1, &models[depth - 1]).map_err(failed)?;
+        (0..depth).try_for_each(|index| fs::remove_dir_all(image(index)).map_err(|e| e.to_string()))?;
+    }
+    ensure(inherited > 20_000, || format!("only {inherited} pages were left to parents"))?;
+    writer.target.go()?;
+    writer.target.verdict()
+}
+
+/// A chain of three: what is wrong with any of its images is said, and leaves no task behind.
+fn broken() -> Outcome {
+    let mut writer = Writer::start(3)?;
+    for index in 0..3 {
+        writer.change()?;
+        let model = writer.model()?;
+        writer.dump(index, if index == 2 { AfterDump::Kill } else { AfterDump::Resume })?;
+        if index == 2 {
+            nothing_left()?;
+            same_place(&writer)?;
+            damage(&writer)?;
+            // Together they can be moved.
+            let moved = cell::lab().join("moved");
+            fs::create_dir(&moved).map_err(text)?;
+            for index in 0..3 {
+                fs::rename(image(index), moved.join(format!("chain.{index}"))).map_err(text)?;
+            }
+            Restore::from(moved.join("chain.2")).run().map_err(|error| error.to_string())?.detach();
+            model.compare(writer.target.pid)?;
+        }
+    }
+    writer.target.go()?;
+    writer.target.verdict()
+}
+
+/// What is wrong with a parent is said, with what can be done about it.
+fn refused(says: &str) -> Outcome {
+    let error = damaged(says)?;
+    ensure(error.hint().is_some(), || format!("no hint: {error}"))
+}
+
+fn damaged(says: &str) -> Result<Error, String> {
+    let error = match Restore::from(image(2)).run() {
+        Ok(_) => return Err("it was restored".into()),
+        Err(error) => error,
+    };
+    nothing_left()?;
+    let good = error.kind() == ErrorKind::Image && error.to_string().contains(says);
+    ensure(good, || format!("instead of {says:?}: {:?}: {error}", error.kind()))?;
+    Ok(error)
+}
+
+/// An image cannot take the place of one of its parents.
+fn same_place(writer: &Writer) -> Outcome {
+    writer.target_of(Path::new("sleep"), |pid| {
+        for index in [0, 2] {
+            match Checkpoint::of(pid).parent(image(2)).after(AfterDump::Resume).write_to(image(index)) {
+                Err(error) if error.kind() == ErrorKind::Refused => {}
+                other => return Err(format!("{other:?}")),
+            }
+        }
+        Ok(())
+    })
+}
+
+impl Writer {
+    fn target_of(&self, program: &Path, test: impl FnOnce(u32) -> Outcome) -> Outcome {
+        let mut command = std::process::Command::new("setsid");
+        command.arg(program).arg("100").stdin(std::process::Stdio::null());
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let mut child = command.spawn().map_err(text)?;
+        let outcome = test(child.id());
+        child.kill().map_err(text)?;
+        child.wait().map_err(text)?;
+        outcome.and(nothing_left())
+    }
+}
+
+fn damage(writer: &Writer) -> Outcome {
+    for index in [1, 0] {
+        let name = format!("chain.{index}");
+        let away = cell::lab().join("away");
+        fs::rename(image(index), &away).map_err(text)?;
+        refused(&format!("{name}: it is not there"))?;
+        // Another image in its place, though of the same memory.
+        writer.target_of(Path::new("sleep"), |pid| {
+            Checkpoint::of(pid).write_to(image(index)).map(drop).map_err(|error| error.to_string())
+        })?;
+        refused(&name)?;
+        fs::remove_dir_all(image(index)).map_err(text)?;
+        fs::rename(&away, image(index)).map_err(text)?;
+        for file in fs::read_dir(image(index)).map_err(text)?.flatten().map(|entry| entry.path()) {
+            let good = fs::read(&file).map_err(text)?;
+            if file.to_string_lossy().contains("page") {
+                fs::write(&file, good.iter().map(|byte| !byte).collect::<Vec<_>>()).map_err(text)?;
+                damaged(&name)?;
+            } else {
+                for bit in (0..20).map(|part| part * (good.len() * 8 - 1) / 19) {
+                    let mut flipped = good.clone();
+                    flipped[bit / 8] ^= 1 << (bit % 8);
+                    fs::write(&file, flipped).map_err(text)?;
+                    refused(&name).map_err(|why| format!("{}, bit {bit}: {why}", file.display()))?;
+                }
+            }
+            fs::write(&file, &good[..good.len() - 1]).map_err(text)?;
+            refused(&name)?;
+            fs::write(&file, good).map_err(text)?;
+        }
+    }
+    Ok(())
+}
+
+fn text(error: std::io::Error) -> String {
+    error.to_string()
+}
