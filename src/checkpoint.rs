@@ -359,7 +359,7 @@ impl<'h> Checkpoint<'h> {
             self.write(described, &borrowed, (dir, parent.as_ref()), &mut stats).in_phase(Phase::Write)?;
         self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;
         match self.after {
-            AfterDump::Kill => end_all(&frozen, borrowed).in_phase(Phase::Release)?,
+            AfterDump::Kill => end_all(&frozen, borrowed, self.writers.get()).in_phase(Phase::Release)?,
             AfterDump::Resume | AfterDump::Stop => {
                 borrowed.iter().for_each(|process| process.leave_notes(&sleeps));
                 borrowed.into_iter().try_for_each(Borrowed::give_back).in_phase(Phase::Release)?;
@@ -489,7 +489,7 @@ fn end_hands(frozen: &Frozen) -> Result<bool> {
 
 /// Ends the whole tree, children first: each parent, as its last call, waits for its dead children, so that
 /// no pid of the tree stays taken until whoever inherits them gets round to it.
-fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
+fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>, writers: usize) -> Result<()> {
     let mut generations: Vec<Vec<Borrowed<'_>>> = Vec::new();
     let mut depths: BTreeMap<u32, usize> = BTreeMap::new();
     for process in borrowed {
@@ -505,6 +505,7 @@ fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
             let pid = process.process.pid;
             process.wait_for(&frozen.children_of(pid)).of(pid)?;
         }
+        generation.iter().for_each(|process| process.discard(writers));
         let ended: Vec<&Process> = generation.into_iter().map(Borrowed::abandon).collect();
         ended.iter().try_for_each(|process| process.kill())?;
         ended.iter().try_for_each(|process| process.wait_death())?;
@@ -669,6 +670,18 @@ impl<'f> Borrowed<'f> {
         self.process
     }
 
+    /// Before it is killed, it gives its memory back by several threads, if it has it to itself.
+    fn discard(&self, threads: usize) {
+        let alone = self.tools.as_ref().is_some_and(|tools| Arc::strong_count(tools) == 1);
+        let Some(speaker) = self.process.threads.first().filter(|_| alone) else { return };
+        let discarded = self.puppet(speaker).and_then(|puppet| match puppet {
+            Some(mut puppet) => memory::discard(&mut puppet, &self.mappings, threads),
+            None => Ok(()),
+        });
+        // Then the kernel does all of it.
+        discarded.unwrap_or_else(|error| debug!(%error, "memory was not given back early"));
+    }
+
     /// Asks it about its children: which are stopped, or have been continued.
     fn stops_of(&self, frozen: &Frozen) -> Result<Vec<(u32, JobStop)>> {
         let Some(speaker) = self.process.threads.first() else { return Ok(Vec::new()) };
@@ -781,6 +794,7 @@ impl Described {
                 described.records.put(Owner(child), &stop)?;
             }
         }
+        described.shared.note_unattached(frozen, report)?;
         described.ghosts = files.finish(report, &mut described.records)?;
         Ok(described)
     }

@@ -44,7 +44,7 @@ pub(super) const BUFFER: usize = 512 * 1024;
 pub(crate) const LARGE: u64 = 4 * 1024 * 1024;
 
 /// Another writer pays from this size on.
-const SHARE: u64 = 16 * 1024 * 1024;
+const SHARE: u64 = 4 * 1024 * 1024;
 
 /// How many pages were looked at and stored.
 #[derive(Clone, Copy, Debug, Default)]
@@ -328,19 +328,39 @@ struct Lane {
 }
 
 /// What has become of some ranges.
-struct Copied {
+struct Copied<'r> {
+    ranges: &'r [Range<u64>],
+    /// How many of them have been begun.
+    begun: usize,
     runs: Vec<Run>,
     /// Pages that were left out.
     zero: u64,
 }
 
+impl Copied<'_> {
+    /// Joins pages into runs. A run does not go beyond the range that its pages came from: where one ends, a mapping
+    /// does.
+    fn add(&mut self, page: Run) {
+        let before = self.begun;
+        while self.ranges.get(self.begun).is_some_and(|range| range.start <= page.addr) {
+            self.begun += 1;
+        }
+        match self.runs.last_mut().filter(|_| before == self.begun) {
+            Some(run) if run.addr + run.len == page.addr && run.offset + run.len == page.offset => {
+                run.len += page.len;
+            }
+            _ => self.runs.push(page),
+        }
+    }
+}
+
 /// Each lane has a thread, which copies its part. Who cannot tell any more what it has done gives up.
-fn copy_together(
+fn copy_together<'r>(
     lanes: &mut [Lane],
-    parts: &[Vec<Range<u64>>],
+    parts: &'r [Vec<Range<u64>>],
     from: Source<'_>,
     tell: &mut dyn FnMut(u64) -> Result<()>,
-) -> Result<Vec<Copied>> {
+) -> Result<Vec<Copied<'r>>> {
     let ended = |why| Error::new(ErrorKind::Kernel, why);
     std::thread::scope(|scope| {
         let (done, told) = mpsc::channel();
@@ -365,13 +385,13 @@ fn copy_together(
 }
 
 impl Lane {
-    fn copy(
+    fn copy<'r>(
         &mut self,
-        ranges: &[Range<u64>],
+        ranges: &'r [Range<u64>],
         from: Source<'_>,
         tell: &mut dyn FnMut(u64) -> Result<()>,
-    ) -> Result<Copied> {
-        let mut copied = Copied { runs: Vec::new(), zero: 0 };
+    ) -> Result<Copied<'r>> {
+        let mut copied = Copied { ranges, begun: 0, runs: Vec::new(), zero: 0 };
         let mut pieces = ranges.iter().flat_map(|range| split(range.clone(), BUFFER as u64)).peekable();
         while pieces.peek().is_some() {
             let (mut group, mut len) = (Vec::new(), 0);
@@ -387,12 +407,16 @@ impl Lane {
                 tell(kept as u64)?;
             }
         }
-        copied.runs = join(copied.runs, ranges);
         Ok(copied)
     }
 
     /// Squeezes the zero pages out of the buffer, and notes where the others go. Says how many bytes these are.
-    fn squeeze(&mut self, group: &[Range<u64>], sparse: &dyn Fn(u64) -> bool, copied: &mut Copied) -> usize {
+    fn squeeze(
+        &mut self,
+        group: &[Range<u64>],
+        sparse: &dyn Fn(u64) -> bool,
+        copied: &mut Copied<'_>,
+    ) -> usize {
         let (start, segment) = (self.segment.end(), self.segment.index);
         let (mut kept, mut taken) = (0, 0);
         for addr in group.iter().flat_map(|range| range.clone().step_by(PAGE as usize)) {
@@ -405,7 +429,7 @@ impl Lane {
             if page.start != kept {
                 self.buffer.copy_within(page, kept);
             }
-            copied.runs.push(Run { addr, len: PAGE, segment, offset: start + kept as u64 });
+            copied.add(Run { addr, len: PAGE, segment, offset: start + kept as u64 });
             kept += PAGE as usize;
         }
         kept
@@ -446,28 +470,8 @@ fn preallocate(file: &File, start: u64, len: u64) -> Result<()> {
     }
 }
 
-/// Joins pages into runs. A run does not go beyond the range that its pages came from: where one ends, a
-/// mapping does.
-fn join(pages: Vec<Run>, ranges: &[Range<u64>]) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
-    let mut starts = ranges.iter().map(|range| range.start).peekable();
-    for page in pages {
-        let mut fresh = false;
-        while starts.next_if(|start| *start <= page.addr).is_some() {
-            fresh = true;
-        }
-        match runs.last_mut() {
-            Some(run) if !fresh && run.addr + run.len == page.addr && run.offset + run.len == page.offset => {
-                run.len += page.len;
-            }
-            _ => runs.push(page),
-        }
-    }
-    runs
-}
-
 /// Divides ranges into at most so many parts of about the same size.
-fn divide(ranges: &[Range<u64>], parts: u64) -> Vec<Vec<Range<u64>>> {
+pub(super) fn divide(ranges: &[Range<u64>], parts: u64) -> Vec<Vec<Range<u64>>> {
     let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
     let most = total.div_ceil(parts.max(1)).next_multiple_of(PAGE);
     let mut divided = vec![Vec::new()];
