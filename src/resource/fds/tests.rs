@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::table::Slot;
-use super::{Builder, Description, FdTable, FileRef, FileValidation, Finder, Inherited, Probe};
+use super::{Builder, Description, FdTable, FileRef, FileValidation, Finder, Glance, Inherited, Probe};
 use crate::Pid;
 use crate::error::{ErrorKind, Result};
 use crate::image::{Image, ImageWriter, ManifestInfo, Owner, Record, Records};
@@ -89,7 +89,8 @@ pub(super) fn refused(image: &Image, kind: ErrorKind) -> String {
 /// One slot of our own, as if it were of a task.
 pub(super) fn probe(file: &fs::File) -> Probe {
     use std::os::fd::AsRawFd;
-    Probe::new(Pid::from(std::process::id()), file.as_raw_fd(), file.try_clone().unwrap().into()).unwrap()
+    let (own, fd) = (Pid::from(std::process::id()), file.as_raw_fd());
+    Probe::new(own, fd, Glance::at(own, fd, file.try_clone().unwrap().into()).unwrap()).unwrap()
 }
 
 #[test]
