@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::UNIX_EPOCH;
 
-use cryosleep::inspect::{Inspection, Process, Section};
+use cryosleep::inspect::{Content, Inspection, Process, Section};
 use serde_json::{Value, json};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -94,10 +94,18 @@ fn show(image: &Inspection, records: bool) -> Result<String> {
             manifest.arch, manifest.kernel, manifest.page_size
         ),
         format!("created  {since_1970} seconds after 1970"),
-        String::new(),
-        "processes".to_owned(),
     ];
-    let processes = image.processes()?;
+    lines.extend(
+        image
+            .parents()
+            .iter()
+            .map(|parent| format!("parent   {} in {}", hex(&parent.manifest.id), parent.dir.display())),
+    );
+    lines.extend([String::new(), "processes".to_owned()]);
+    if manifest.content == Content::Pages {
+        lines.push("  none: this is a pre-dump, which holds pages only".to_owned());
+    }
+    let processes = processes(image)?;
     lines.extend(processes.iter().map(|process| show_process(process, &processes)));
     lines.extend([
         String::new(),
@@ -116,6 +124,14 @@ fn show(image: &Inspection, records: bool) -> Result<String> {
         format!("  {}  {full}{packed}{} bytes", segment.file, segment.len)
     }));
     Ok(lines.join("\n") + "\n")
+}
+
+/// A pre-dump has none.
+fn processes(image: &Inspection) -> Result<Vec<Process>> {
+    match image.manifest().content {
+        Content::Pages => Ok(Vec::new()),
+        _ => Ok(image.processes()?),
+    }
 }
 
 /// Children are further right than their parents.
@@ -139,7 +155,10 @@ fn show_section(section: &Section<'_>) -> String {
 
 fn as_json(image: &Inspection) -> Result<Value> {
     let manifest = image.manifest();
-    let processes: Vec<Value> = image.processes()?.iter().map(process_json).collect();
+    let processes: Vec<Value> = processes(image)?.iter().map(process_json).collect();
+    let parents = image.parents().iter();
+    let parents: Vec<Value> =
+        parents.map(|parent| json!({ "id": hex(&parent.manifest.id), "dir": parent.dir })).collect();
     let sections: Vec<Value> = image.sections().map(|section| section_json(&section)).collect();
     let segments: Vec<Value> = image
         .segments()
@@ -161,6 +180,8 @@ fn as_json(image: &Inspection) -> Result<Value> {
         "kernel": manifest.kernel,
         "page_size": manifest.page_size,
         "root": manifest.root.get(),
+        "pre_dump": manifest.content == Content::Pages,
+        "parents": parents,
         "processes": processes,
         "sections": sections,
         "segments": segments,

@@ -34,6 +34,7 @@ pub(crate) use chain::ancestors;
 pub(crate) use codec::{Decode, Encode, decode, encode};
 pub use dir::Durability;
 pub(crate) use dir::{Image, ImageWriter, Records, Written};
+pub use manifest::Content;
 pub(crate) use manifest::{ListedFile, Manifest, ManifestInfo};
 pub(crate) use sections::{Kind, Section, SectionWriter, Sections};
 pub(crate) use segment::{Chunks, PageFormat, SegmentWriter};

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::dir::{MANIFEST_MAX, Records, STATE_MAX, Written, parse_state};
 use super::manifest::Id;
 use super::segment::{Out, PageFormat, SegmentWriter, Stored};
-use super::{Image, ImageSink, ListedFile, Manifest, ManifestInfo, Spool};
+use super::{Content, Image, ImageSink, ListedFile, Manifest, ManifestInfo, Spool};
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 
 /// One of the things that an image consists of.
@@ -219,12 +219,14 @@ impl ImageSink for StoreWriter {
             files.push(ListedFile { name, length: self.pipe.length(Part::Pages(number)), crc32: None });
         }
         let bytes = files.iter().map(|file| file.length).sum::<u64>();
-        let manifest = Manifest::new(self.id, info, None, files)?.to_bytes()?;
+        let manifest = Manifest::new(self.id, info, (Content::Tree, None), files)?;
+        let id = manifest.id;
+        let manifest = manifest.to_bytes()?;
         self.pipe.append(Part::Manifest, &manifest)?;
         self.pipe.send(Piece::End)?;
         // The target may be killed only when all of it has arrived.
         self.done.recv().map_err(|_| gave_up())?;
-        Ok(Written { bytes: bytes + manifest.len() as u64 })
+        Ok(Written { id, bytes: bytes + manifest.len() as u64 })
     }
 }
 

@@ -14,6 +14,7 @@ const COUNTER: Program = Program::StaticC("counter");
 const NUMA: Program = Program::C("numa");
 const MAPPINGS: Program = Program::C("mappings");
 const SECCOMP: Program = Program::C("seccomp");
+const SOCKETS: Program = Program::C("sockets");
 const LOCKS: Program = Program::C("locks");
 const TASKS: Program = Program::C("tasks");
 const COMPAT: Program = Program::C32("compat");
@@ -24,6 +25,7 @@ const SHARING: Program = Program::C("sharing");
 pub(super) const CASES: &[Case] = &[
     Case { name: "refusal_names_all", test: names_all, programs: &[REFUSED] },
     Case { name: "refusal_of_relatives", test: relatives, programs: &[COUNTER] },
+    Case { name: "refusal_of_outer_sockets", test: outer_sockets, programs: &[SOCKETS] },
     Case { name: "refusal_of_what_is_no_process", test: no_process, programs: &[TASKS] },
     Case { name: "refusal_of_vfork_parent", test: vfork_parent, programs: &[TASKS] },
     Case { name: "refusal_of_seccomp_listener", test: seccomp_listener, programs: &[SECCOMP] },
@@ -102,6 +104,19 @@ fn relatives() -> Outcome {
     ensure(child.as_ref().is_ok_and(|status| status.code() == Some(2)), || format!("its parent: {child:?}"))
 }
 
+/// A child alone, with its end of a pair that it has made, and with both ends of those that its parent has made.
+fn outer_sockets() -> Outcome {
+    let target = Target::start(SOCKETS, &[])?;
+    let child = view::tree(target.pid).into_iter().find(|pid| *pid != target.pid).unwrap_or(0);
+    let report = Checkpoint::of(child).preflight().map_err(|e| e.to_string())?;
+    for reason in ["the other end of this socket is outside the tree", "is gone, or outside the tree"] {
+        let named = report.refusals().iter().any(|refusal| refusal.to_string().contains(reason));
+        ensure(named, || format!("{reason:?} is not in {report:?}"))?;
+    }
+    target.go()?;
+    target.verdict()
+}
+
 fn no_process() -> Outcome {
     let target = Target::start(TASKS, &["threads"])?;
     let kind = kind_of(target.pid + 1)?; // its first thread, in a namespace where nothing else happens
@@ -150,7 +165,24 @@ fn seccomp_listener() -> Outcome {
 }
 
 fn mappings() -> Outcome {
-    is_refused(MAPPINGS, "refused", &["AIO ring", "before and after it was sealed", "/memfd:twice"])
+    let words = ["AIO ring", "before and after it was sealed", "/memfd:twice"];
+    let target = Target::start(MAPPINGS, &["refused"])?;
+    let error = match Checkpoint::of(target.pid).write_to(target.image()) {
+        Ok(_) => return Err("it was dumped".into()),
+        Err(error) => error,
+    };
+    let text = error.to_string();
+    ensure(words.iter().all(|word| text.contains(word)), || text.clone())?;
+    // ADDRESS WORDS
+    let expected = target.file("expected").unwrap_or_default();
+    for (address, words) in expected.lines().filter_map(|line| line.split_once(' ')) {
+        let said = error.refusals().iter().map(ToString::to_string);
+        let named =
+            said.into_iter().any(|said| said.contains(&format!("{address}-")) && said.contains(words));
+        ensure(named, || format!("{address} is not named as {words} in: {text}"))?;
+    }
+    target.go()?;
+    target.verdict()
 }
 
 fn mapping_policy() -> Outcome {
