@@ -21,6 +21,7 @@ use super::{
     Sections, Tag,
 };
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
+use crate::sys::direct;
 
 const MANIFEST: &str = "manifest";
 /// No manifest is longer: it has room for more segments than can be numbered.
@@ -45,7 +46,8 @@ pub enum Durability {
     /// Nothing: the image is whole for every reader, but a crash of the machine may lose or tear it.
     #[default]
     Cached,
-    /// All of it.
+    /// All of it. Pages that are not compressed go past the page cache (O_DIRECT), where the file system allows it:
+    /// that is faster than flushing them, but a restore will have to read them from the disk.
     Synced,
 }
 
@@ -232,6 +234,9 @@ impl ImageWriter {
         }
         let file = self.create_file(self.id.file_name(usize::from(own) + 1))?;
         self.segments = own + 1;
+        if self.durability == Durability::Synced && self.pages.is_aligned() {
+            direct::bypass_cache(&file);
+        }
         Ok(SegmentWriter::new(own, Out::File(file), self.pages).behind(self.inherited))
     }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::store::Pipe;
 use super::{Decode, Encode, ImageSource, Part, Record, Tag};
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
+use crate::sys::direct;
 
 /// Large enough that a checksum costs next to nothing, small enough that little is read in vain.
 pub(crate) const CHUNK: u64 = 64 * 1024;
@@ -62,6 +63,11 @@ pub(crate) struct PageFormat {
 }
 
 impl PageFormat {
+    /// Are pages written as they are, each at its own place?
+    pub(super) fn is_aligned(self) -> bool {
+        self.compression == Compression::None
+    }
+
     /// Is a segment nothing but pages? Then anybody may write it.
     pub(crate) fn is_bare(self) -> bool {
         self.checksums == PageChecksums::Off && self.compression == Compression::None
@@ -258,7 +264,7 @@ impl SegmentWriter {
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         match &self.out {
-            Out::File(file) => file.write_all_at(bytes, self.stored).call("pwrite")?,
+            Out::File(file) => direct::write_all_at(file, bytes, self.stored).call("pwrite")?,
             Out::Store(pipe, part) => pipe.append(*part, bytes)?,
         }
         self.stored += bytes.len() as u64;

@@ -1,6 +1,7 @@
 //! Thin safe wrappers of the system calls that nix lacks. One gate per call: arguments in types, errno out.
 #![allow(unsafe_code)]
 
+pub(crate) mod direct;
 pub(crate) mod file;
 pub(crate) mod hugetlb;
 pub(crate) mod lock;

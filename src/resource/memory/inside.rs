@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::IoSlice;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::os::unix::fs::FileExt;
 
+use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use crate::Pid;
@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, NameCall, Result, Subject};
 use crate::freeze::Process;
 use crate::proc::{limits, read};
 use crate::resource::fds::open_fds;
-use crate::sys::{kcmp_file, pidfd};
+use crate::sys::{direct, kcmp_file, pidfd};
 use crate::tracee::{Batch, Call, LastWill, Puppet, Scratch, run_together, sys, with_hands};
 
 /// Bytes of one remote write, and of one batch of them.
@@ -117,14 +117,15 @@ impl<'f> Work<'f> {
         let Write { piece, offset, .. } = write;
         let done = match wrote {
             Ok(done) => done,
-            Err(error) if error.raw_errno() == Some(nix::errno::Errno::EFAULT) => 0,
+            // Or what cannot be written past the page cache.
+            Err(error) if matches!(error.raw_errno(), Some(Errno::EFAULT | Errno::EINVAL)) => 0,
             Err(error) => return Err(error),
         };
         if done == piece.end - piece.start {
             return Ok(());
         }
         let rest = puppet.memory().read_vec(piece.start + done, (piece.end - piece.start - done) as usize)?;
-        self.file.write_all_at(&rest, offset + done).call("pwrite")
+        direct::write_all_at(self.file, &rest, offset + done).call("pwrite")
     }
 }
 

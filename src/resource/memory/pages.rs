@@ -22,6 +22,7 @@ use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::hooks::Progress;
 use crate::image::{Decode, Encode, Image, ImageSink, Owner, Records, SegmentWriter};
 use crate::sys::PAGE;
+use crate::sys::direct::PageBuffer;
 use crate::sys::pagemap::{Page, Query, scan};
 use crate::tracee::Memory;
 
@@ -233,7 +234,7 @@ impl<'h> PageWriter<'h> {
         let most = self.writers.min(inside::MOST) as u64;
         let parts = divide(ranges, (size(ranges) / SHARE).clamp(1, most));
         while self.lanes.len() < parts.len() {
-            self.lanes.push(Lane { segment: image.segment()?, buffer: Vec::new() });
+            self.lanes.push(Lane { segment: image.segment()?, buffer: PageBuffer::default() });
         }
         for (Lane { segment, .. }, part) in self.lanes.iter().zip(&parts) {
             let len = size(part);
@@ -362,7 +363,7 @@ struct Source<'o> {
 /// A segment that is being written, by whoever has it.
 struct Lane {
     segment: SegmentWriter,
-    buffer: Vec<u8>,
+    buffer: PageBuffer,
 }
 
 /// What has become of some ranges.
@@ -437,41 +438,42 @@ impl Lane {
                 len += piece.end - piece.start;
                 group.push(piece);
             }
-            self.buffer.resize(len as usize, 0);
-            (from.read)(&group, &mut self.buffer)?;
-            let kept = self.squeeze(&group, from.sparse, &mut copied);
+            let buffer = self.buffer.take(len as usize);
+            (from.read)(&group, buffer)?;
+            let kept = squeeze(buffer, &group, from.sparse, &self.segment, &mut copied);
             if kept > 0 {
-                self.segment.append(self.buffer.get(..kept).unwrap_or_default())?;
+                self.segment.append(buffer.get(..kept).unwrap_or_default())?;
                 tell(kept as u64)?;
             }
         }
         Ok(copied)
     }
+}
 
-    /// Squeezes the zero pages out of the buffer, and notes where the others go. Says how many bytes these are.
-    fn squeeze(
-        &mut self,
-        group: &[Range<u64>],
-        sparse: &dyn Fn(u64) -> bool,
-        copied: &mut Copied<'_>,
-    ) -> usize {
-        let (start, segment) = (self.segment.end(), self.segment.index);
-        let (mut kept, mut taken) = (0, 0);
-        for addr in group.iter().flat_map(|range| range.clone().step_by(PAGE as usize)) {
-            let page = taken..taken + PAGE as usize;
-            taken = page.end;
-            if self.buffer.get(page.clone()).is_some_and(is_zero) && sparse(addr) {
-                copied.zero += 1;
-                continue;
-            }
-            if page.start != kept {
-                self.buffer.copy_within(page, kept);
-            }
-            copied.add(Run { addr, len: PAGE, segment, offset: start + kept as u64 });
-            kept += PAGE as usize;
+/// Squeezes the zero pages out of a buffer, and notes where the others go. Says how many bytes these are.
+fn squeeze(
+    buffer: &mut [u8],
+    group: &[Range<u64>],
+    sparse: &dyn Fn(u64) -> bool,
+    to: &SegmentWriter,
+    copied: &mut Copied<'_>,
+) -> usize {
+    let (start, segment) = (to.end(), to.index);
+    let (mut kept, mut taken) = (0, 0);
+    for addr in group.iter().flat_map(|range| range.clone().step_by(PAGE as usize)) {
+        let page = taken..taken + PAGE as usize;
+        taken = page.end;
+        if buffer.get(page.clone()).is_some_and(is_zero) && sparse(addr) {
+            copied.zero += 1;
+            continue;
         }
-        kept
+        if page.start != kept {
+            buffer.copy_within(page, kept);
+        }
+        copied.add(Run { addr, len: PAGE, segment, offset: start + kept as u64 });
+        kept += PAGE as usize;
     }
+    kept
 }
 
 fn size(ranges: &[Range<u64>]) -> u64 {

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use cryosleep::inspect::{Inspection, Segment};
 use cryosleep::{
-    AfterDump, Checkpoint, Dumped, Error, ErrorKind, Hooks, ImageStore, Part, Phase, Progress, Restore,
-    Spool, Subject,
+    AfterDump, Checkpoint, Dumped, Durability, Error, ErrorKind, Hooks, ImageStore, Part, Phase, Progress,
+    Restore, Spool, Subject,
 };
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -27,6 +27,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "store_damaged_pages", test: damaged, programs: &[COUNTER] },
     Case { name: "store_packed_is_smaller", test: smaller, programs: &[TASKS] },
     Case { name: "store_through_a_pipe", test: through_a_pipe, programs: &[COUNTER] },
+    Case { name: "store_on_disk_for_sure", test: synced, programs: &[COUNTER] },
     Case { name: "store_that_fails", test: failing, programs: &[COUNTER] },
     Case { name: "store_torn_streams", test: torn_streams, programs: &[TASKS] },
 ];
@@ -203,6 +204,45 @@ impl ImageStore for Patience {
     }
 }
 
+/// Were pages ever written past the page cache?
+#[derive(Default)]
+struct Direct(bool);
+
+impl Hooks for Direct {
+    fn progress(&mut self, _: Progress) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        for entry in fs::read_dir("/proc/self/fd")?.flatten() {
+            let pages =
+                fs::read_link(entry.path()).is_ok_and(|path| path.to_string_lossy().contains("/pages-"));
+            let number = entry.file_name().into_string().unwrap_or_default();
+            let flags = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+            let flags = flags.lines().find_map(|line| line.strip_prefix("flags:"));
+            let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok()).unwrap_or(0);
+            self.0 |= pages && flags & nix::libc::O_DIRECT != 0;
+        }
+        Ok(())
+    }
+}
+
+/// Durable images, on a real disk if there is one; compressed, pages have no places that O_DIRECT would take.
+fn synced() -> Outcome {
+    for (way, options) in WAYS {
+        let target = Target::start(COUNTER, &["24"])?;
+        let image = crate::cell::scratch().join(format!("synced-{way}"));
+        let mut direct = Direct::default();
+        let checkpoint = options(Checkpoint::of(target.pid)).durability(Durability::Synced);
+        checkpoint.hooks(&mut direct).write_to(&image).map_err(|error| error.to_string())?;
+        ensure(direct.0 == (way != "packed"), || format!("{way}: {}", direct.0))?;
+        reap(target.pid());
+        let restored = Restore::from(&image).run();
+        fs::remove_dir_all(&image).map_err(text)?;
+        restored.map_err(|error| error.to_string())?;
+        target.go()?;
+        target.verdict()?;
+        fs::remove_dir_all(crate::cell::lab().join("subject")).map_err(text)?;
+    }
+    Ok(())
+}
+
 /// A store has failed.
 fn by_store(written: cryosleep::Result<Dumped>) -> Result<Error, String> {
     let error = written.err().ok_or("it was dumped")?;
@@ -228,6 +268,8 @@ fn failing() -> Outcome {
         }
     }
     ensure((82..99).contains(&failed), || format!("{failed} pieces"))?;
+    // Who is to be killed lives as long as the store has not said that all has arrived.
+    by_store(checkpoint().write_to_store(&mut Patience(failed)))?;
     let full = fs::OpenOptions::new().write(true).open("/dev/full").map_err(text)?;
     let error = by_store(checkpoint().write_to_stream(full))?;
     ensure(error.errno() == Some(Errno::ENOSPC as i32), || error.to_string())?;
