@@ -11,6 +11,7 @@ mod image;
 mod pids;
 mod real;
 mod refusal;
+mod store;
 mod vdso;
 
 use std::path::Path;
@@ -41,6 +42,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         vdso::CASES,
         files::CASES,
         real::CASES,
+        store::CASES,
     ]
     .into_iter()
     .flatten()
