@@ -431,7 +431,7 @@ impl<'h> Checkpoint<'h> {
             .in_phase(Phase::Write)?;
         self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;
         match self.after {
-            AfterDump::Kill => end_all(&frozen, borrowed, self.writers.get()).in_phase(Phase::Release)?,
+            AfterDump::Kill => end_all(&frozen, borrowed).in_phase(Phase::Release)?,
             AfterDump::Resume | AfterDump::Stop => {
                 borrowed.iter().for_each(|process| process.leave_notes(&sleeps));
                 borrowed.into_iter().try_for_each(Borrowed::give_back).in_phase(Phase::Release)?;
@@ -580,7 +580,7 @@ fn end_hands(frozen: &Frozen) -> Result<bool> {
 
 /// Ends the whole tree, children first: each parent, as its last call, waits for its dead children, so that
 /// no pid of the tree stays taken until whoever inherits them gets round to it.
-fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>, writers: usize) -> Result<()> {
+fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
     let mut generations: Vec<Vec<Borrowed<'_>>> = Vec::new();
     let mut depths: BTreeMap<u32, usize> = BTreeMap::new();
     for process in borrowed {
@@ -596,7 +596,6 @@ fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>, writers: usize) -> Resu
             let pid = process.process.pid;
             process.wait_for(&frozen.children_of(pid)).of(pid)?;
         }
-        generation.iter().for_each(|process| process.discard(writers));
         let ended: Vec<&Process> = generation.into_iter().map(Borrowed::abandon).collect();
         ended.iter().try_for_each(|process| process.kill())?;
         ended.iter().try_for_each(|process| process.wait_death())?;
@@ -663,21 +662,30 @@ impl<'f> Borrowed<'f> {
         let mut all: Vec<Self> = Vec::with_capacity(frozen.processes.len());
         // Where those are whose memory others share.
         let mut owners = BTreeMap::new();
+        let owns = |process: &&Process| shares.process(process.number).get(Kind::Memory) == process.number;
+        let own: Vec<Pid> = frozen.processes.iter().filter(owns).map(Process::speaker).collect();
+        let mut mappings = match own.len() {
+            0 | 1 => BTreeMap::new(),
+            _ => memory::mappings_of_all(&own, default_writers().get())?,
+        };
         for process in &frozen.processes {
             unsupported::check(process, report)?;
             let owner = shares.process(process.number).get(Kind::Memory);
             let first = owners.get(&owner).and_then(|index: &usize| all.get(*index));
-            let borrowed = Self::borrow(process, first, tracker.as_deref_mut(), report).of(process.pid)?;
+            let read = mappings.remove(&process.speaker());
+            let tracker = tracker.as_deref_mut();
+            let borrowed = Self::borrow(process, first, (read, tracker), report).of(process.pid)?;
             owners.entry(owner).or_insert(all.len());
             all.push(borrowed);
         }
         Ok(all)
     }
 
+    /// `read` are its mappings, if they have been read already.
     fn borrow(
         process: &'f Process,
         sharer: Option<&Self>,
-        tracker: Option<&mut Tracker>,
+        (read, tracker): (Option<Vec<Mapping>>, Option<&mut Tracker>),
         report: &mut Report,
     ) -> Result<Self> {
         let memory = Memory::open(process.speaker())?;
@@ -685,7 +693,7 @@ impl<'f> Borrowed<'f> {
         let mappings = match sharer {
             Some(sharer) => sharer.mappings.clone(),
             None => {
-                let mut mappings = memory::mappings(process.speaker())?;
+                let mut mappings = read.map_or_else(|| memory::mappings(process.speaker()), Ok)?;
                 if let Some(tracker) = tracker {
                     watched = tracker.recognise(process.speaker(), &mut mappings)?;
                 }
@@ -786,18 +794,6 @@ impl<'f> Borrowed<'f> {
     fn abandon(mut self) -> &'f Process {
         self.tools = None;
         self.process
-    }
-
-    /// Before it is killed, it gives its memory back by several threads, if it has it to itself.
-    fn discard(&self, threads: usize) {
-        let alone = self.tools.as_ref().is_some_and(|tools| Arc::strong_count(tools) == 1);
-        let Some(speaker) = self.process.threads.first().filter(|_| alone) else { return };
-        let discarded = self.puppet(speaker).and_then(|puppet| match puppet {
-            Some(mut puppet) => memory::discard(&mut puppet, &self.mappings, threads),
-            None => Ok(()),
-        });
-        // Then the kernel does all of it.
-        discarded.unwrap_or_else(|error| debug!(%error, "memory was not given back early"));
     }
 
     /// Asks it about its children: which are stopped, or have been continued.

@@ -493,7 +493,7 @@ impl MmBuilder<'_> {
         })
     }
 
-    /// Places pages by userfaultfd, which allocates and copies in one step, from two threads.
+    /// Places pages by userfaultfd, which allocates and copies in one step, from several threads.
     fn fill_bulk(&self, puppet: &mut Puppet<'_>, space: &AddressSpace, runs: &[Run]) -> Result<()> {
         let ours = take_uffd(puppet)?;
         uffd::handshake(ours.as_fd()).call("ioctl(UFFDIO_API)")?;
@@ -564,11 +564,12 @@ fn other_kernel() -> Error {
         .with_hint("restore on the kernel that the checkpoint was made on")
 }
 
-/// How many threads fill memory.
-const FILLERS: usize = 2;
+/// At most so many threads fill memory.
+const FILLERS: usize = 4;
 
 fn copy_in_parallel(uffd: std::os::fd::BorrowedFd<'_>, image: &Image, runs: &[Run]) -> Result<()> {
-    let shares = share(runs, FILLERS);
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let shares = share(runs, processors.clamp(2, FILLERS));
     std::thread::scope(|scope| {
         let fillers: Vec<_> = shares
             .iter()

@@ -2,7 +2,6 @@
 //! environment, auxiliary vector), its executable, and which pages hold what.
 
 mod build;
-mod discard;
 pub(crate) mod inside;
 mod keys;
 mod kin;
@@ -37,7 +36,6 @@ use locks::FutureLocks;
 use policy::RangePolicy;
 
 pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared, seal};
-pub(crate) use discard::discard;
 pub(crate) use kin::{Inheritance, Kin, Relatives, overlap, without};
 pub(crate) use layout::Layout;
 pub(crate) use pages::{Counts, FromInside, Own, PageWriter, Populated, Run, Segments, Span, Whose};
@@ -196,6 +194,26 @@ impl Paged for AddressSpace {
 /// The mappings of a stopped process, before anything of ours is mapped.
 pub(crate) fn mappings(pid: Pid) -> Result<Vec<Mapping>> {
     read::parsed(pid, "smaps", smaps::parse)
+}
+
+/// The same of several processes, by several threads: the kernel looks at every page.
+pub(crate) fn mappings_of_all(pids: &[Pid], threads: usize) -> Result<BTreeMap<Pid, Vec<Mapping>>> {
+    let each = pids.len().div_ceil(threads.max(1)).max(1);
+    std::thread::scope(|scope| {
+        let mut readers = Vec::new();
+        for some in pids.chunks(each) {
+            let read = move || some.iter().map(|pid| Ok((*pid, mappings(*pid).of(*pid)?))).collect();
+            let reader = std::thread::Builder::new().name("cryosleep-maps".into());
+            readers.push(reader.spawn_scoped(scope, read).call("clone")?);
+        }
+        let ended = || Error::new(ErrorKind::Kernel, "a reading thread ended early");
+        let mut all = BTreeMap::new();
+        for reader in readers {
+            let read: Result<Vec<_>> = reader.join().unwrap_or_else(|_| Err(ended()));
+            all.extend(read?);
+        }
+        Ok(all)
+    })
 }
 
 /// The same without what is expensive: where they are, and what of.

@@ -511,7 +511,7 @@ fn preallocate(file: &File, start: u64, len: u64) -> Result<()> {
 }
 
 /// Divides ranges into at most so many parts of about the same size.
-pub(super) fn divide(ranges: &[Range<u64>], parts: u64) -> Vec<Vec<Range<u64>>> {
+fn divide(ranges: &[Range<u64>], parts: u64) -> Vec<Vec<Range<u64>>> {
     let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
     let most = total.div_ceil(parts.max(1)).next_multiple_of(PAGE);
     let mut divided = vec![Vec::new()];
