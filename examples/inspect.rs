@@ -6,16 +6,17 @@ use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::UNIX_EPOCH;
 
-use cryosleep::inspect::{Inspection, Process, Section};
+use cryosleep::inspect::{Content, Inspection, Process, Section};
 use serde_json::{Value, json};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const HELP: &str = "\
-usage: inspect DIR [--records] [--json]
+usage: inspect DIR [--verify] [--records] [--json]
 
 Shows what the image in DIR holds, after it has been verified (but for the contents of pages).
 
+  --verify   the contents of pages, too, are read and verified first
   --records  the contents of every record too
   --json     everything as one JSON object; sizes are in bytes
   --help     this text
@@ -24,6 +25,7 @@ Shows what the image in DIR holds, after it has been verified (but for the conte
 #[derive(Default)]
 struct Options {
     dir: Option<String>,
+    verify: bool,
     records: bool,
     json: bool,
     help: bool,
@@ -45,6 +47,9 @@ fn run() -> Result<()> {
         HELP.to_owned()
     } else {
         let image = Inspection::open(options.dir.ok_or("which directory? see --help")?)?;
+        if options.verify {
+            image.verify_pages()?;
+        }
         if options.json {
             serde_json::to_string_pretty(&as_json(&image)?)? + "\n"
         } else {
@@ -61,6 +66,7 @@ fn parse() -> Result<Options> {
     let mut options = Options::default();
     for arg in std::env::args().skip(1) {
         match arg.as_str() {
+            "--verify" => options.verify = true,
             "--records" => options.records = true,
             "--json" => options.json = true,
             "--help" | "-h" => options.help = true,
@@ -88,10 +94,18 @@ fn show(image: &Inspection, records: bool) -> Result<String> {
             manifest.arch, manifest.kernel, manifest.page_size
         ),
         format!("created  {since_1970} seconds after 1970"),
-        String::new(),
-        "processes".to_owned(),
     ];
-    let processes = image.processes()?;
+    lines.extend(
+        image
+            .parents()
+            .iter()
+            .map(|parent| format!("parent   {} in {}", hex(&parent.manifest.id), parent.dir.display())),
+    );
+    lines.extend([String::new(), "processes".to_owned()]);
+    if manifest.content == Content::Pages {
+        lines.push("  none: this is a pre-dump, which holds pages only".to_owned());
+    }
+    let processes = processes(image)?;
     lines.extend(processes.iter().map(|process| show_process(process, &processes)));
     lines.extend([
         String::new(),
@@ -104,8 +118,20 @@ fn show(image: &Inspection, records: bool) -> Result<String> {
         }
     }
     lines.extend([String::new(), "pages".to_owned()]);
-    lines.extend(image.segments().map(|segment| format!("  {}  {} bytes", segment.file, segment.len)));
+    lines.extend(image.segments().map(|segment| {
+        let packed = if segment.contents > segment.len { "compressed to " } else { "" };
+        let full = if packed.is_empty() { String::new() } else { format!("{} bytes, ", segment.contents) };
+        format!("  {}  {full}{packed}{} bytes", segment.file, segment.len)
+    }));
     Ok(lines.join("\n") + "\n")
+}
+
+/// A pre-dump has none.
+fn processes(image: &Inspection) -> Result<Vec<Process>> {
+    match image.manifest().content {
+        Content::Pages => Ok(Vec::new()),
+        _ => Ok(image.processes()?),
+    }
 }
 
 /// Children are further right than their parents.
@@ -129,11 +155,21 @@ fn show_section(section: &Section<'_>) -> String {
 
 fn as_json(image: &Inspection) -> Result<Value> {
     let manifest = image.manifest();
-    let processes: Vec<Value> = image.processes()?.iter().map(process_json).collect();
+    let processes: Vec<Value> = processes(image)?.iter().map(process_json).collect();
+    let parents = image.parents().iter();
+    let parents: Vec<Value> =
+        parents.map(|parent| json!({ "id": hex(&parent.manifest.id), "dir": parent.dir })).collect();
     let sections: Vec<Value> = image.sections().map(|section| section_json(&section)).collect();
     let segments: Vec<Value> = image
         .segments()
-        .map(|segment| json!({ "index": segment.index, "file": segment.file, "bytes": segment.len }))
+        .map(|segment| {
+            json!({
+                "index": segment.index,
+                "file": segment.file,
+                "bytes": segment.len,
+                "contents": segment.contents,
+            })
+        })
         .collect();
     Ok(json!({
         "format": manifest.format,
@@ -144,6 +180,8 @@ fn as_json(image: &Inspection) -> Result<Value> {
         "kernel": manifest.kernel,
         "page_size": manifest.page_size,
         "root": manifest.root.get(),
+        "pre_dump": manifest.content == Content::Pages,
+        "parents": parents,
         "processes": processes,
         "sections": sections,
         "segments": segments,

@@ -1,8 +1,11 @@
 //! Checkpoint: freeze, collect, describe, write; then let go.
 
+mod pre_dump;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +17,9 @@ use crate::arch::RegsExt;
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Refusal, Result};
 use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
-use crate::image::{Durability, ImageWriter, ManifestInfo, Owner, PageChecksums, PageFormat, Records};
+use crate::image::{
+    Compression, Durability, ImageWriter, ManifestInfo, Owner, PageChecksums, PageFormat, Records,
+};
 use crate::proc::read;
 use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
@@ -23,7 +28,8 @@ use crate::resource::fds::{
     Places, refuse_askers,
 };
 use crate::resource::memory::{
-    self, AddressSpace, FromInside, Kin, PageWriter, Parent, Relatives, SharedObjects, Vdso, Whose,
+    self, AddressSpace, Counts, FromInside, Kin, PageWriter, Parent, Relatives, SharedObjects, Stock,
+    Tracker, Vdso, Whose,
 };
 use crate::resource::signals::{overruns::Due, pending};
 use crate::resource::tasks::births;
@@ -84,6 +90,7 @@ pub struct Checkpoint<'h> {
     files: FilePolicy,
     writers: NonZeroUsize,
     parent: Option<PathBuf>,
+    tracker: Option<&'h mut Tracker>,
     hooks: Option<&'h mut dyn Hooks>,
 }
 
@@ -141,10 +148,22 @@ pub struct CheckpointStats {
     pub pages_zero: u64,
     /// Pages that are in the parent image ([`Checkpoint::parent`]) as they are now, and so were left out.
     pub pages_in_parent: u64,
+    /// Pages that had to be compared with those of the parent image, as no [`Tracker`] knew whether they were written.
+    pub pages_compared: u64,
     /// Pages stored.
     pub pages_written: u64,
     /// Size of the image, in bytes.
     pub bytes_written: u64,
+}
+
+impl CheckpointStats {
+    fn count(&mut self, counts: Counts) {
+        self.pages_scanned = counts.scanned;
+        self.pages_zero = counts.zero;
+        self.pages_in_parent = counts.inherited;
+        self.pages_compared = counts.compared;
+        self.pages_written = counts.written;
+    }
 }
 
 /// Everything that would be refused.
@@ -185,6 +204,7 @@ impl<'h> Checkpoint<'h> {
             files: FilePolicy::default(),
             writers: default_writers(),
             parent: None,
+            tracker: None,
             hooks: None,
         }
     }
@@ -210,6 +230,12 @@ impl<'h> Checkpoint<'h> {
     /// Whether the image has checksums of its pages; it has unless this says otherwise.
     pub fn page_checksums(mut self, checksums: PageChecksums) -> Self {
         self.pages.checksums = checksums;
+        self
+    }
+
+    /// Whether pages are compressed; they are not unless this says otherwise.
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.pages.compression = compression;
         self
     }
 
@@ -267,7 +293,7 @@ impl<'h> Checkpoint<'h> {
     /// How many threads write memory at the same time, each to a page segment of its own. As many
     /// as there are processors, but at most 4, unless this says otherwise; more than 63 are not used.
     ///
-    /// They are the caller's, or, where pages are stored as they are ([`PageChecksums::Off`]), the target's, which gets
+    /// They are the caller's, or, where pages have no checksums and are not compressed, the target's, which gets
     /// all but the first for that time. It may not be allowed any (RLIMIT_NPROC, pids.max): then there are fewer. Small
     /// amounts have one.
     pub fn writers(mut self, writers: NonZeroUsize) -> Self {
@@ -279,7 +305,7 @@ impl<'h> Checkpoint<'h> {
     /// new image is its child, and good for nothing without it. The parent may itself be a child; a chain has at most
     /// 100 images, each in a directory of its own. They can be moved together.
     ///
-    /// Which pages are the same is found out by reading both.
+    /// Which pages are the same is found out by reading both, where no [`tracker`](Self::tracker) tells.
     ///
     /// ```
     /// # use cryosleep::{AfterDump, Checkpoint};
@@ -291,6 +317,12 @@ impl<'h> Checkpoint<'h> {
     /// ```
     pub fn parent(mut self, image: impl AsRef<Path>) -> Self {
         self.parent = Some(image.as_ref().into());
+        self
+    }
+
+    /// Who notes what is written from now on, and says what was written since the [`parent`](Self::parent).
+    pub fn tracker(mut self, tracker: &'h mut Tracker) -> Self {
+        self.tracker = Some(tracker);
         self
     }
 
@@ -315,14 +347,15 @@ impl<'h> Checkpoint<'h> {
     ///
     /// # Errors
     /// When the tree cannot be frozen or looked at.
-    pub fn preflight(self) -> Result<Preflight> {
+    pub fn preflight(mut self) -> Result<Preflight> {
         on_own_thread(move || {
             let frozen = freeze_program(self.root, self.time_limit).in_phase(Phase::Freeze)?;
             let mut report = Report::default();
             let Some(shares) = look_first(&frozen, &mut report).in_phase(Phase::Collect)? else {
                 return Ok(Preflight(report.0));
             };
-            let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
+            let tracker = self.tracker.as_deref_mut();
+            let borrowed = Borrowed::all(&frozen, &shares, tracker, &mut report).in_phase(Phase::Collect)?;
             let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
             let described = described.in_phase(Phase::Describe);
             drop(borrowed);
@@ -349,17 +382,22 @@ impl<'h> Checkpoint<'h> {
         let Some(shares) = look_first(&frozen, &mut report).in_phase(Phase::Collect)? else {
             return Err(Error::unsupported(report.0).in_phase(Phase::Collect));
         };
-        let borrowed = Borrowed::all(&frozen, &shares, &mut report).in_phase(Phase::Collect)?;
+        let mut tracker = self.tracker.take();
+        // Whatever becomes of this checkpoint: what is noted from here on belongs to no older image.
+        let trusted = tracker.as_mut().is_some_and(|tracker| tracker.begin(parent.as_ref()));
+        let borrowed =
+            Borrowed::all(&frozen, &shares, tracker.as_deref_mut(), &mut report).in_phase(Phase::Collect)?;
         let described = Described::of(&frozen, &borrowed, &shares, &self.files, &mut report);
         let described = described.in_phase(Phase::Describe)?;
         if !report.0.is_empty() {
             return Err(Error::unsupported(report.0).in_phase(Phase::Describe));
         }
-        let sleeps =
-            self.write(described, &borrowed, (dir, parent.as_ref()), &mut stats).in_phase(Phase::Write)?;
+        let sleeps = self
+            .write(described, &borrowed, (dir, parent.as_ref()), Tracking { tracker, trusted }, &mut stats)
+            .in_phase(Phase::Write)?;
         self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;
         match self.after {
-            AfterDump::Kill => end_all(&frozen, borrowed).in_phase(Phase::Release)?,
+            AfterDump::Kill => end_all(&frozen, borrowed, self.writers.get()).in_phase(Phase::Release)?,
             AfterDump::Resume | AfterDump::Stop => {
                 borrowed.iter().for_each(|process| process.leave_notes(&sleeps));
                 borrowed.into_iter().try_for_each(Borrowed::give_back).in_phase(Phase::Release)?;
@@ -383,6 +421,7 @@ impl<'h> Checkpoint<'h> {
         described: Described,
         borrowed: &[Borrowed<'_>],
         (dir, parent): (&Path, Option<&Parent>),
+        mut tracking: Tracking<'_>,
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
         let Described { mut records, spaces, shared, ghosts, sleeps, kin, .. } = described;
@@ -406,11 +445,13 @@ impl<'h> Checkpoint<'h> {
             let from = kin.get(&number);
             let relatives = match donors.contains(&number) || from.is_some() {
                 true => Relatives::Some(
-                    from.and_then(|from| written.get(from)).map(|(pid, space)| Kin { pid: *pid, space }),
+                    from.and_then(|from| written.get(from))
+                        .map(|(pid, space)| Kin { pid: *pid, runs: &space.runs }),
                 ),
                 false => Relatives::None,
             };
-            process.write_pages(&mut space, relatives, &mut pages, &mut image).of(pid)?;
+            let stock = tracking.take_stock(process, self.after).of(pid)?;
+            process.write_pages(&mut space, (relatives, &stock), &mut pages, &mut image).of(pid)?;
             records.put(Owner(number), &space)?;
             written.insert(number, (process.process.speaker(), space));
         }
@@ -418,11 +459,11 @@ impl<'h> Checkpoint<'h> {
         let links = ghosts.write(&mut pages, &mut image, &mut records)?;
         let counts = pages.finish(&mut records)?;
         stats.memory = started.elapsed();
-        stats.pages_scanned = counts.scanned;
-        stats.pages_zero = counts.zero;
-        stats.pages_in_parent = counts.inherited;
-        stats.pages_written = counts.written;
-        stats.bytes_written = image.finish(records, ManifestInfo { root })?.bytes;
+        stats.count(counts);
+        let written = image.finish(records, ManifestInfo { root })?;
+        stats.bytes_written = written.bytes;
+        let pids: Vec<Pid> = borrowed.iter().map(|process| process.process.speaker()).collect();
+        tracking.finish(written.id, if self.after == AfterDump::Kill { &[] } else { &pids });
         links.keep();
         Ok(sleeps)
     }
@@ -489,7 +530,7 @@ fn end_hands(frozen: &Frozen) -> Result<bool> {
 
 /// Ends the whole tree, children first: each parent, as its last call, waits for its dead children, so that
 /// no pid of the tree stays taken until whoever inherits them gets round to it.
-fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
+fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>, writers: usize) -> Result<()> {
     let mut generations: Vec<Vec<Borrowed<'_>>> = Vec::new();
     let mut depths: BTreeMap<u32, usize> = BTreeMap::new();
     for process in borrowed {
@@ -505,6 +546,7 @@ fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
             let pid = process.process.pid;
             process.wait_for(&frozen.children_of(pid)).of(pid)?;
         }
+        generation.iter().for_each(|process| process.discard(writers));
         let ended: Vec<&Process> = generation.into_iter().map(Borrowed::abandon).collect();
         ended.iter().try_for_each(|process| process.kill())?;
         ended.iter().try_for_each(|process| process.wait_death())?;
@@ -552,6 +594,8 @@ struct Borrowed<'f> {
     /// Its memory is not described with another process that shares it.
     owns_memory: bool,
     mappings: Arc<Vec<Mapping>>,
+    /// Those that a tracker has been watching.
+    watched: Vec<Range<u64>>,
     memory: Memory,
     /// None for a process that cannot be asked. The last of those who share them takes them away.
     tools: Option<Arc<Tools>>,
@@ -561,7 +605,12 @@ struct Borrowed<'f> {
 }
 
 impl<'f> Borrowed<'f> {
-    fn all(frozen: &'f Frozen, shares: &Shares, report: &mut Report) -> Result<Vec<Self>> {
+    fn all(
+        frozen: &'f Frozen,
+        shares: &Shares,
+        mut tracker: Option<&mut Tracker>,
+        report: &mut Report,
+    ) -> Result<Vec<Self>> {
         let mut all: Vec<Self> = Vec::with_capacity(frozen.processes.len());
         // Where those are whose memory others share.
         let mut owners = BTreeMap::new();
@@ -569,23 +618,35 @@ impl<'f> Borrowed<'f> {
             unsupported::check(process, report)?;
             let owner = shares.process(process.number).get(Kind::Memory);
             let first = owners.get(&owner).and_then(|index: &usize| all.get(*index));
-            let borrowed = Self::borrow(process, first, report).of(process.pid)?;
+            let borrowed = Self::borrow(process, first, tracker.as_deref_mut(), report).of(process.pid)?;
             owners.entry(owner).or_insert(all.len());
             all.push(borrowed);
         }
         Ok(all)
     }
 
-    fn borrow(process: &'f Process, sharer: Option<&Self>, report: &mut Report) -> Result<Self> {
+    fn borrow(
+        process: &'f Process,
+        sharer: Option<&Self>,
+        tracker: Option<&mut Tracker>,
+        report: &mut Report,
+    ) -> Result<Self> {
         let memory = Memory::open(process.speaker())?;
+        let mut watched = Vec::new();
         let mappings = match sharer {
             Some(sharer) => sharer.mappings.clone(),
-            None => Arc::new(memory::mappings(process.speaker())?),
+            None => {
+                let mut mappings = memory::mappings(process.speaker())?;
+                if let Some(tracker) = tracker {
+                    watched = tracker.recognise(process.speaker(), &mut mappings)?;
+                }
+                Arc::new(mappings)
+            }
         };
         let vdso = memory::vdso(&mappings);
         let owns_memory = sharer.is_none();
         let (tools, continues, due) = (None, Vec::new(), Due::default());
-        let mut borrowed = Self { process, owns_memory, mappings, memory, tools, continues, due };
+        let mut borrowed = Self { process, owns_memory, mappings, watched, memory, tools, continues, due };
         // What we let tasks execute is 64-bit code.
         if unsupported::in_32_bit_mode(process, report)? {
             return Ok(borrowed);
@@ -633,7 +694,7 @@ impl<'f> Borrowed<'f> {
     fn write_pages(
         &self,
         space: &mut AddressSpace,
-        relatives: Relatives<'_>,
+        (relatives, stock): (Relatives<'_>, &Stock),
         pages: &mut PageWriter<'_>,
         image: &mut ImageWriter,
     ) -> Result<()> {
@@ -648,8 +709,16 @@ impl<'f> Borrowed<'f> {
         };
         let inside =
             FromInside { is_possible: &|| memory::inside::is_possible(self.process), write: &mut write };
-        let whose = Whose { pid, number: self.process.number, relatives };
+        let whose = Whose { pid, number: self.process.number, relatives, stock };
         pages.write_private(space, whose, &self.memory, inside, image)
+    }
+
+    fn make_descriptor(&self) -> Result<Option<OwnedFd>> {
+        let Some(speaker) = self.process.threads.first() else { return Ok(None) };
+        let Some(mut puppet) = self.puppet(speaker)? else { return Ok(None) };
+        let made = memory::descriptor(&mut puppet);
+        puppet.release()?;
+        made.map(Some)
     }
 
     fn leave_notes(&self, sleeps: &[(Pid, Blocked)]) {
@@ -669,6 +738,18 @@ impl<'f> Borrowed<'f> {
     fn abandon(mut self) -> &'f Process {
         self.tools = None;
         self.process
+    }
+
+    /// Before it is killed, it gives its memory back by several threads, if it has it to itself.
+    fn discard(&self, threads: usize) {
+        let alone = self.tools.as_ref().is_some_and(|tools| Arc::strong_count(tools) == 1);
+        let Some(speaker) = self.process.threads.first().filter(|_| alone) else { return };
+        let discarded = self.puppet(speaker).and_then(|puppet| match puppet {
+            Some(mut puppet) => memory::discard(&mut puppet, &self.mappings, threads),
+            None => Ok(()),
+        });
+        // Then the kernel does all of it.
+        discarded.unwrap_or_else(|error| debug!(%error, "memory was not given back early"));
     }
 
     /// Asks it about its children: which are stopped, or have been continued.
@@ -728,6 +809,35 @@ impl Drop for Borrowed<'_> {
     }
 }
 
+/// A tracker during a checkpoint.
+struct Tracking<'t> {
+    tracker: Option<&'t mut Tracker>,
+    /// Does it belong to the parent image?
+    trusted: bool,
+}
+
+impl Tracking<'_> {
+    /// What a process has written, and a new start for it, if it goes on.
+    fn take_stock(&mut self, process: &Borrowed<'_>, after: AfterDump) -> Result<Stock> {
+        let Some(tracker) = &mut self.tracker else { return Ok(Stock::default()) };
+        let pid = process.process.speaker();
+        let stock = match self.trusted {
+            true => Stock::take(pid, &process.watched)?,
+            false => Stock::default(),
+        };
+        if after != AfterDump::Kill {
+            tracker.watch(pid, &process.mappings, || process.make_descriptor())?;
+        }
+        Ok(stock)
+    }
+
+    fn finish(self, image: [u8; 16], going_on: &[Pid]) {
+        if let Some(tracker) = self.tracker {
+            tracker.belong_to(image, going_on);
+        }
+    }
+}
+
 /// The records of a tree, but for its pages.
 struct Described {
     records: Records,
@@ -783,6 +893,7 @@ impl Described {
                 described.records.put(Owner(child), &stop)?;
             }
         }
+        described.shared.note_unattached(frozen, report)?;
         described.ghosts = files.finish(report, &mut described.records)?;
         Ok(described)
     }

@@ -17,16 +17,16 @@
 //! # Ok::<(), cryosleep::Error>(())
 //! ```
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, Phase, Result, Subject};
-use crate::image::{self, Image, Owner};
+use crate::image::{self, Image, Owner, ancestors};
 use crate::resource::tasks::tree::{self, Tree};
 use crate::resource::{RecordKind, all_records};
 
-pub use crate::image::Tag;
+pub use crate::image::{Content, Tag};
 
 /// An image, open for being looked at.
 ///
@@ -38,6 +38,7 @@ pub use crate::image::Tag;
 pub struct Inspection {
     image: Image,
     manifest: Manifest,
+    parents: Vec<Parent>,
 }
 
 impl Inspection {
@@ -48,12 +49,21 @@ impl Inspection {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let image = Image::open(dir.as_ref()).in_phase(Phase::Read)?;
         let manifest = Manifest::of(image.manifest()).in_phase(Phase::Read)?;
-        Ok(Self { image, manifest })
+        let parents = ancestors(&image).skip(1).map(|parent| {
+            Ok(Parent { dir: parent.path().into(), manifest: Manifest::of(parent.manifest())? })
+        });
+        let parents = parents.collect::<Result<_>>().in_phase(Phase::Read)?;
+        Ok(Self { image, manifest, parents })
     }
 
     /// What the image is.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The images that this one is a child of ([`Checkpoint::parent`](crate::Checkpoint::parent)), the nearest first.
+    pub fn parents(&self) -> &[Parent] {
+        &self.parents
     }
 
     /// The process tree: parents before their children, the root first.
@@ -75,11 +85,42 @@ impl Inspection {
         })
     }
 
+    /// Reads and verifies the contents of all pages, as far as the image has checksums of them
+    /// ([`PageChecksums`](crate::PageChecksums)) or has compressed them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Image`] with the place of the first damage.
+    pub fn verify_pages(&self) -> Result<()> {
+        let mut segments = self.image.manifest().files.iter().skip(1).zip(0..);
+        segments.try_for_each(|(_, index)| self.image.segment(index)?.verify()).in_phase(Phase::Read)
+    }
+
     /// The files that hold the contents of pages.
     pub fn segments(&self) -> impl Iterator<Item = Segment> {
         let files = self.image.manifest().files.iter().skip(1);
-        files.zip(0..).map(|(file, index)| Segment { index, file: file.name.clone(), len: file.length })
+        files.zip(0..).map(|(file, index)| {
+            let contents = self.image.segment(index).map_or(0, |segment| segment.length());
+            Segment { index, file: file.name.clone(), len: file.length, contents }
+        })
     }
+}
+
+/// An image that others are children of.
+///
+/// ```no_run
+/// let image = cryosleep::inspect::Inspection::open("/var/lib/images/job")?;
+/// for parent in image.parents() {
+///     println!("{}, made at {:?}", parent.dir.display(), parent.manifest.created);
+/// }
+/// # Ok::<(), cryosleep::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Parent {
+    /// Where it was found.
+    pub dir: PathBuf,
+    /// What it is.
+    pub manifest: Manifest,
 }
 
 /// What the manifest of an image says.
@@ -109,6 +150,8 @@ pub struct Manifest {
     pub page_size: u32,
     /// The root of the tree, as the caller of the checkpoint saw it.
     pub root: Pid,
+    /// What it is good for.
+    pub content: Content,
     /// Length of the file that holds the sections, in bytes.
     pub state_len: u64,
 }
@@ -130,6 +173,7 @@ impl Manifest {
             kernel: manifest.kernel.clone(),
             page_size: manifest.page_size,
             root: Pid::from(manifest.root),
+            content: manifest.content,
             state_len: manifest.files.first().map_or(0, |state| state.length),
         })
     }
@@ -262,6 +306,8 @@ pub struct Segment {
     pub file: String,
     /// Its length in bytes.
     pub len: u64,
+    /// Bytes of memory that it holds: more than its length if they are compressed.
+    pub contents: u64,
 }
 
 #[cfg(test)]

@@ -82,11 +82,12 @@ mod vfork;
 pub use checkpoint::{AfterDump, Checkpoint, CheckpointStats, Dumped, Preflight};
 pub use error::{Error, ErrorKind, Phase, Refusal, Result, Subject};
 pub use hooks::{Event, Hooks, Progress};
-pub use image::{Durability, PageChecksums};
+pub use image::{Compression, Durability, PageChecksums};
 pub use pid::Pid;
 pub use resource::fds::{
     DevicePaths, External, FileHandler, FileValidation, LinkRemap, OpenFile, OuterPipes,
 };
+pub use resource::memory::{Tracker, Watch};
 pub use resource::tasks::cgroup::Cgroups;
 pub use resource::tasks::cpu::CpuCheck;
 pub use resource::tasks::pids::Pids;

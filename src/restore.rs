@@ -445,6 +445,7 @@ impl Lineage {
 
 impl Blueprint {
     fn load(image: &Image, pids: &Pids, session: OuterSession) -> Result<Self> {
+        image.require_tree()?;
         refuse_unknown(image)?;
         let mut tree: Tree = image.require(Owner::IMAGE)?;
         let root = tree.root()?.pid;

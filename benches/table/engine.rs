@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cryosleep::{Checkpoint, Exit, PageChecksums, Restore, Restored};
+use cryosleep::{Checkpoint, Compression, Exit, PageChecksums, Restore, Restored};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -17,6 +17,8 @@ pub(crate) enum Engine {
     Cryosleep,
     /// Pages without checksums.
     Bare,
+    /// Compressed pages; those here do not become smaller.
+    Packed,
     Criu,
 }
 
@@ -40,6 +42,7 @@ impl Engine {
         match self {
             Engine::Cryosleep => "cryosleep",
             Engine::Bare => "cryosleep, no checksums",
+            Engine::Packed => "cryosleep, LZ4",
             Engine::Criu => "criu",
         }
     }
@@ -47,10 +50,11 @@ impl Engine {
     /// Dumps the process, which ends it.
     pub(crate) fn dump(self, pid: u32, images: &Path) -> Result<Took> {
         match self {
-            Engine::Cryosleep | Engine::Bare => {
+            Engine::Cryosleep | Engine::Bare | Engine::Packed => {
                 let checkpoint = Checkpoint::of(pid);
                 let checkpoint = match self {
                     Engine::Bare => checkpoint.page_checksums(PageChecksums::Off),
+                    Engine::Packed => checkpoint.compression(Compression::Lz4),
                     _ => checkpoint,
                 };
                 let started = Instant::now();
@@ -68,7 +72,7 @@ impl Engine {
 
     pub(crate) fn restore(self, pid: u32, images: &Path) -> Result<Back> {
         let (handle, took) = match self {
-            Engine::Cryosleep | Engine::Bare => {
+            Engine::Cryosleep | Engine::Bare | Engine::Packed => {
                 let started = Instant::now();
                 let restored = Restore::from(images).run()?;
                 let whole = started.elapsed();

@@ -83,7 +83,12 @@ fn case(kind: &Kind, options: &Options, homes: &Homes, criu: bool) -> Result<Vec
     let mut lanes = Vec::new();
     for (place, home) in [("tmpfs", &homes.tmpfs), ("disk", &homes.disk)] {
         let memory = matches!(kind, Kind::Memory(_));
-        let engines = [Some(Engine::Cryosleep), memory.then_some(Engine::Bare), criu.then_some(Engine::Criu)];
+        let engines = [
+            Some(Engine::Cryosleep),
+            memory.then_some(Engine::Bare),
+            memory.then_some(Engine::Packed),
+            criu.then_some(Engine::Criu),
+        ];
         for engine in engines.into_iter().flatten() {
             let row = Row::new(kind, place, engine.name());
             // Where an image goes makes no difference to what tasks cost.

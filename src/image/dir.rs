@@ -16,7 +16,9 @@ use super::chain::{self, ParentLink};
 use super::manifest::Id;
 use super::sections::{has_magic, named};
 use super::segment::{Chunks, PageFormat, PageSegment, SegmentWriter};
-use super::{Kind, ListedFile, Manifest, ManifestInfo, Owner, Record, Section, SectionWriter, Sections, Tag};
+use super::{
+    Content, Kind, ListedFile, Manifest, ManifestInfo, Owner, Record, Section, SectionWriter, Sections, Tag,
+};
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 
 const MANIFEST: &str = "manifest";
@@ -149,6 +151,7 @@ pub(crate) struct ImageWriter {
     dir: Dir,
     id: Id,
     durability: Durability,
+    content: Content,
     /// What it only holds the changes of, and how many page segments that has, with its own parents.
     parent: Option<ParentLink>,
     inherited: u16,
@@ -161,6 +164,7 @@ pub(crate) struct ImageWriter {
 /// What [`ImageWriter::finish`] has written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Written {
+    pub(crate) id: [u8; 16],
     /// Length of all files together.
     pub(crate) bytes: u64,
 }
@@ -182,6 +186,7 @@ impl ImageWriter {
             dir,
             id: Id::random(),
             durability: Durability::default(),
+            content: Content::default(),
             parent: None,
             inherited: 0,
             pages: PageFormat::default(),
@@ -192,6 +197,12 @@ impl ImageWriter {
 
     pub(crate) fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
+        self
+    }
+
+    /// Makes it a pre-dump.
+    pub(crate) fn pages_only(mut self) -> Self {
+        self.content = Content::Pages;
         self
     }
 
@@ -231,13 +242,13 @@ impl ImageWriter {
         for index in 0..self.segments {
             files.push(self.list_segment(index)?);
         }
-        let manifest = Manifest::new(self.id, info, self.parent.clone(), files)?;
+        let manifest = Manifest::new(self.id, info, (self.content, self.parent.clone()), files)?;
         let bytes = manifest.to_bytes()?;
         let previous = read_manifest(&self.dir).ok().map(|(manifest, _)| manifest);
         self.publish(&bytes)?;
         self.remove_previous(previous.as_ref());
         let listed = manifest.files.iter().map(|file| file.length).sum::<u64>();
-        Ok(Written { bytes: listed + bytes.len() as u64 })
+        Ok(Written { id: manifest.id, bytes: listed + bytes.len() as u64 })
     }
 
     fn create_file(&mut self, name: String) -> Result<File> {
@@ -444,8 +455,23 @@ impl Image {
         }
     }
 
+    /// Where it was found.
+    pub(crate) fn path(&self) -> &Path {
+        &self.dir.path
+    }
+
     pub(super) fn dir(&self) -> &Dir {
         &self.dir
+    }
+
+    /// It can be restored.
+    pub(crate) fn require_tree(&self) -> Result<()> {
+        match self.manifest.content {
+            Content::Tree => Ok(()),
+            Content::Pages => Err(bad_image("a pre-dump: it holds pages only, for another image")
+                .about(self.dir.subject())
+                .with_hint("restore an image that was made with this one as its parent")),
+        }
     }
 
     /// The image that this one only holds the changes of.

@@ -20,6 +20,25 @@ pub(crate) struct ManifestInfo {
     pub(crate) root: Pid,
 }
 
+/// What an image is good for.
+///
+/// ```no_run
+/// # let image = cryosleep::inspect::Inspection::open("/var/lib/images/job")?;
+/// if image.manifest().content == cryosleep::inspect::Content::Pages {
+///     println!("a pre-dump");
+/// }
+/// # Ok::<(), cryosleep::Error>(())
+/// ```
+#[derive(Encode, Decode, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Content {
+    /// For being restored.
+    #[default]
+    Tree,
+    /// For being the parent of one that is: a [pre-dump](crate::Checkpoint::pre_dump).
+    Pages,
+}
+
 #[derive(Encode, Decode, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Manifest {
     pub(crate) format: u32,
@@ -34,6 +53,7 @@ pub(crate) struct Manifest {
     pub(crate) page_size: u32,
     /// Pid of the root of the tree, as the tree itself saw it.
     pub(crate) root: u32,
+    pub(crate) content: Content,
     /// The image that this one only holds the changes of.
     pub(crate) parent: Option<ParentLink>,
     /// The state file, then the page segments in order.
@@ -58,7 +78,7 @@ impl Manifest {
     pub(super) fn new(
         id: Id,
         info: ManifestInfo,
-        parent: Option<ParentLink>,
+        (content, parent): (Content, Option<ParentLink>),
         files: Vec<ListedFile>,
     ) -> Result<Self> {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -72,6 +92,7 @@ impl Manifest {
             kernel: kernel.release().to_string_lossy().into_owned(),
             page_size: page_size()?,
             root: info.root.get(),
+            content,
             parent,
             files,
         })
@@ -163,8 +184,13 @@ mod tests {
             let id = Id([0xab; 16]);
             let file = |at, crc32| ListedFile { name: id.file_name(at), length: 40, crc32 };
             let info = ManifestInfo { root: Pid::from(412) };
-            Manifest::new(id, info, Some(ParentLink::sample()), vec![file(0, Some(1)), file(1, None)])
-                .unwrap()
+            Manifest::new(
+                id,
+                info,
+                (Content::Pages, Some(ParentLink::sample())),
+                vec![file(0, Some(1)), file(1, None)],
+            )
+            .unwrap()
         }
     }
 

@@ -32,10 +32,11 @@ pub(crate) use chain::ancestors;
 pub(crate) use codec::{Decode, Encode, decode, encode};
 pub use dir::Durability;
 pub(crate) use dir::{Image, ImageWriter, Records};
+pub use manifest::Content;
 pub(crate) use manifest::{ListedFile, Manifest, ManifestInfo};
 pub(crate) use sections::{Kind, Section, SectionWriter, Sections};
-pub use segment::PageChecksums;
 pub(crate) use segment::{Chunks, PageFormat, SegmentWriter};
+pub use segment::{Compression, PageChecksums};
 
 /// Four ASCII characters that say what a section of an image holds. A tag is never used for anything else
 /// again.

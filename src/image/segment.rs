@@ -32,16 +32,36 @@ pub enum PageChecksums {
     Off,
 }
 
+/// Whether the pages of an image are compressed, each 64 KiB by themselves; those that would hardly become smaller
+/// are stored as they are.
+///
+/// ```
+/// use cryosleep::{Checkpoint, Compression};
+/// # fn small(pid: u32) -> cryosleep::Result<()> {
+/// Checkpoint::of(pid).compression(Compression::Lz4).write_to("/var/lib/images/job")?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Compression {
+    /// They are not: the fastest way.
+    #[default]
+    None,
+    /// By LZ4 blocks: several times the time of a checkpoint, some more for a restore.
+    Lz4,
+}
+
 /// How pages are stored.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PageFormat {
     pub(crate) checksums: PageChecksums,
+    pub(crate) compression: Compression,
 }
 
 impl PageFormat {
     /// Is a segment nothing but pages? Then anybody may write it.
     pub(crate) fn is_bare(self) -> bool {
-        self.checksums == PageChecksums::Off
+        self.checksums == PageChecksums::Off && self.compression == Compression::None
     }
 }
 
@@ -51,7 +71,10 @@ pub(crate) struct Chunks {
     /// Of the contents, in bytes.
     pub(crate) length: u64,
     /// The crc32 of the contents of each.
-    pub(crate) sums: Vec<u32>,
+    pub(crate) sums: Option<Vec<u32>>,
+    /// What each takes in the file, one behind the other: as much as its contents unless it is compressed. None: they
+    /// all are stored as they are.
+    pub(crate) stored: Option<Vec<u32>>,
 }
 
 impl Record for Chunks {
@@ -62,10 +85,23 @@ impl Record for Chunks {
 
 impl Chunks {
     fn check(&self, file_length: u64) -> Result<()> {
-        if self.length != file_length || self.length.div_ceil(CHUNK) != self.sums.len() as u64 {
-            return Err(Error::new(ErrorKind::Image, "its chunks do not add up to what it holds"));
+        let count = self.length.div_ceil(CHUNK);
+        let complete = |list: &Option<Vec<u32>>| list.as_ref().is_none_or(|list| list.len() as u64 == count);
+        let stored = match &self.stored {
+            None => self.length,
+            Some(stored) => stored.iter().copied().map(u64::from).sum(),
+        };
+        let possible = |(stored, at): (&u32, u64)| (1..=self.extent(at)).contains(&u64::from(*stored));
+        let all = || self.stored.iter().flatten().zip((0..).step_by(CHUNK as usize));
+        match complete(&self.sums) && complete(&self.stored) && stored == file_length && all().all(possible) {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Image, "its chunks do not add up to what it holds")),
         }
-        Ok(())
+    }
+
+    /// How long the chunk is that begins there.
+    fn extent(&self, at: u64) -> u64 {
+        self.length.saturating_sub(at).min(CHUNK)
     }
 }
 
@@ -80,14 +116,32 @@ pub(crate) struct SegmentWriter {
     format: PageFormat,
     /// Of the contents so far.
     length: u64,
-    sums: Vec<u32>,
-    /// Of the chunk that has been begun.
+    /// Of the file.
+    stored: u64,
+    /// Of the chunk that has been begun: its sum, and its contents if they are to be compressed.
     sum: crc32fast::Hasher,
+    begun: Vec<u8>,
+    sums: Vec<u32>,
+    lengths: Vec<u32>,
+    /// What is about to be written.
+    out: Vec<u8>,
 }
 
 impl SegmentWriter {
     pub(super) fn new(own: u16, file: File, format: PageFormat) -> Self {
-        Self { index: own, own, file, format, length: 0, sums: Vec::new(), sum: crc32fast::Hasher::new() }
+        Self {
+            index: own,
+            own,
+            file,
+            format,
+            length: 0,
+            stored: 0,
+            sum: crc32fast::Hasher::new(),
+            begun: Vec::new(),
+            sums: Vec::new(),
+            lengths: Vec::new(),
+            out: Vec::new(),
+        }
     }
 
     /// Behind so many segments of parents.
@@ -105,24 +159,92 @@ impl SegmentWriter {
         self.length
     }
 
+    /// Room for so many bytes is set aside, if it is known how many they will be.
+    pub(crate) fn expect(
+        &self,
+        len: u64,
+        allocate: impl FnOnce(&File, u64, u64) -> Result<()>,
+    ) -> Result<()> {
+        match self.format.compression {
+            Compression::None => allocate(&self.file, self.stored, len),
+            Compression::Lz4 => Ok(()),
+        }
+    }
+
     /// Writes pages at its end.
     pub(crate) fn append(&mut self, pages: &[u8]) -> Result<()> {
-        self.file.write_all_at(pages, self.length).call("pwrite")?;
-        if self.format.checksums == PageChecksums::Off {
-            self.length += pages.len() as u64;
-            return Ok(());
-        }
         let mut rest = pages;
-        while !rest.is_empty() {
-            let room = (CHUNK - self.length % CHUNK) as usize;
-            let (head, tail) = rest.split_at(room.min(rest.len()));
-            self.sum.update(head);
-            self.length += head.len() as u64;
-            if self.length.is_multiple_of(CHUNK) {
-                self.close_chunk();
-            }
+        while !self.format.is_bare() && !rest.is_empty() {
+            let (head, tail) = rest.split_at((CHUNK - self.length % CHUNK).min(rest.len() as u64) as usize);
+            self.take(head)?;
             rest = tail;
         }
+        match self.format.compression {
+            Compression::None => {
+                self.length += rest.len() as u64;
+                self.put(pages)
+            }
+            Compression::Lz4 => self.put_out(),
+        }
+    }
+
+    /// Takes a part of a chunk.
+    fn take(&mut self, part: &[u8]) -> Result<()> {
+        self.length += part.len() as u64;
+        let ends = self.length.is_multiple_of(CHUNK);
+        if self.format.checksums == PageChecksums::Crc32 {
+            self.sum.update(part);
+            if ends {
+                self.close_sum();
+            }
+        }
+        if self.format.compression == Compression::Lz4 {
+            self.begun.extend(part);
+            if ends {
+                self.compress()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn close_sum(&mut self) {
+        let sum = std::mem::replace(&mut self.sum, crc32fast::Hasher::new());
+        self.sums.push(sum.finalize());
+    }
+
+    /// The chunk that has been begun is at its end.
+    fn compress(&mut self) -> Result<()> {
+        /// By what part it must become smaller, to make up for the time that it takes to be read.
+        const WORTH: usize = 8;
+        let (start, len) = (self.out.len(), self.begun.len());
+        self.out.resize(start + lz4_flex::block::get_maximum_output_size(len), 0);
+        let room = self.out.get_mut(start..).unwrap_or_default();
+        let compressed = lz4_flex::block::compress_into(&self.begun, room);
+        let compressed = compressed.map_err(|error| {
+            Error::new(ErrorKind::Kernel, "pages cannot be compressed").with_source(error)
+        })?;
+        let stored = if compressed <= len - len / WORTH { compressed } else { len };
+        self.out.truncate(start + stored);
+        if stored == len {
+            self.out.truncate(start);
+            self.out.extend(&self.begun);
+        }
+        self.lengths.push(stored as u32);
+        self.begun.clear();
+        Ok(())
+    }
+
+    fn put_out(&mut self) -> Result<()> {
+        let mut out = std::mem::take(&mut self.out);
+        self.put(&out)?;
+        out.clear();
+        self.out = out;
+        Ok(())
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all_at(bytes, self.stored).call("pwrite")?;
+        self.stored += bytes.len() as u64;
         Ok(())
     }
 
@@ -133,25 +255,28 @@ impl SegmentWriter {
         }
         let start = self.length;
         self.length += len;
+        self.stored += len;
         Ok(start)
-    }
-
-    fn close_chunk(&mut self) {
-        let sum = std::mem::replace(&mut self.sum, crc32fast::Hasher::new());
-        self.sums.push(sum.finalize());
     }
 
     /// What is to be known of it, if anything.
     pub(crate) fn finish(mut self) -> Result<Option<Chunks>> {
+        let PageFormat { checksums, compression } = self.format;
+        let unfinished = !self.length.is_multiple_of(CHUNK);
+        if unfinished && checksums == PageChecksums::Crc32 {
+            self.close_sum();
+        }
+        if unfinished && compression == Compression::Lz4 {
+            self.compress()?;
+            self.put_out()?;
+        }
         // What was preallocated and is not needed goes back.
-        self.file.set_len(self.length).call("ftruncate")?;
-        if self.format.is_bare() {
-            return Ok(None);
-        }
-        if !self.length.is_multiple_of(CHUNK) {
-            self.close_chunk();
-        }
-        Ok(Some(Chunks { length: self.length, sums: self.sums }))
+        self.file.set_len(self.stored).call("ftruncate")?;
+        Ok((!self.format.is_bare()).then_some(Chunks {
+            length: self.length,
+            sums: (checksums == PageChecksums::Crc32).then_some(self.sums),
+            stored: (compression == Compression::Lz4).then_some(self.lengths),
+        }))
     }
 }
 
@@ -162,13 +287,19 @@ pub(crate) struct PageSegment {
     path: PathBuf,
     length: u64,
     chunks: Option<Chunks>,
+    /// Where each chunk of a compressed segment is in the file.
+    places: Vec<u64>,
 }
 
 impl PageSegment {
     /// Of a file of this length.
     pub(super) fn new(file: File, path: PathBuf, length: u64, chunks: Option<Chunks>) -> Result<Self> {
         chunks.iter().try_for_each(|chunks| chunks.check(length)).about(|| Subject::Path(path.clone()))?;
-        Ok(Self { file, path, length, chunks })
+        let stored = chunks.iter().flat_map(|chunks| &chunks.stored).flatten();
+        let places = stored.scan(0, |end, stored| Some(std::mem::replace(end, *end + u64::from(*stored))));
+        let places = places.collect();
+        let length = chunks.as_ref().map_or(length, |chunks| chunks.length);
+        Ok(Self { file, path, length, chunks, places })
     }
 
     /// Of its contents, in bytes.
@@ -186,18 +317,56 @@ impl PageSegment {
 
     /// Reads and verifies contents, of whole chunks.
     pub(crate) fn read(&self, start: u64, contents: &mut [u8]) -> Result<()> {
-        self.file.read_exact_at(contents, start).call("pread").about(|| self.subject())?;
-        let Some(chunks) = &self.chunks else { return Ok(()) };
-        let sums = chunks.sums.iter().skip((start / CHUNK) as usize);
-        for ((chunk, sum), at) in
-            contents.chunks(CHUNK as usize).zip(sums).zip((start..).step_by(CHUNK as usize))
-        {
+        let first = (start / CHUNK) as usize;
+        let (sums, stored) = match &self.chunks {
+            Some(Chunks { sums, stored, .. }) => (sums.as_deref(), stored.as_deref()),
+            None => (None, None),
+        };
+        match stored {
+            None => self.file.read_exact_at(contents, start).call("pread").about(|| self.subject())?,
+            Some(stored) => self.decompress(first, stored, contents)?,
+        }
+        let chunks = contents.chunks(CHUNK as usize).zip(sums.into_iter().flatten().skip(first));
+        for ((chunk, sum), at) in chunks.zip((start..).step_by(CHUNK as usize)) {
             if crc32fast::hash(chunk) != *sum {
-                let reason = format!("the checksum of the pages from {at:#x} on does not match");
-                return Err(Error::new(ErrorKind::Image, reason).about(self.subject()));
+                return Err(self.damaged(at, "the checksum does not match"));
             }
         }
         Ok(())
+    }
+
+    /// Reads and verifies all of it.
+    pub(crate) fn verify(&self) -> Result<()> {
+        const AT_ONCE: u64 = 8 * CHUNK;
+        let mut buffer = vec![0; AT_ONCE as usize];
+        (0..self.length).step_by(AT_ONCE as usize).try_for_each(|start| {
+            let len = (self.length - start).min(AT_ONCE) as usize;
+            self.read(start, buffer.get_mut(..len).unwrap_or_default())
+        })
+    }
+
+    fn decompress(&self, first: usize, stored: &[u32], contents: &mut [u8]) -> Result<()> {
+        let count = contents.len().div_ceil(CHUNK as usize);
+        let lengths = stored.iter().skip(first).take(count).map(|stored| *stored as usize);
+        let mut bytes = vec![0; lengths.clone().sum()];
+        let place = self.places.get(first).copied().unwrap_or_default();
+        self.file.read_exact_at(&mut bytes, place).call("pread").about(|| self.subject())?;
+        let mut rest = bytes.as_slice();
+        for ((chunk, length), number) in contents.chunks_mut(CHUNK as usize).zip(lengths).zip(first as u64..)
+        {
+            let (head, tail) = rest.split_at(length);
+            rest = tail;
+            if length == chunk.len() {
+                chunk.copy_from_slice(head);
+            } else if lz4_flex::block::decompress_into(head, chunk).ok() != Some(chunk.len()) {
+                return Err(self.damaged(number * CHUNK, "they cannot be decompressed"));
+            }
+        }
+        Ok(())
+    }
+
+    fn damaged(&self, at: u64, why: &str) -> Error {
+        Error::new(ErrorKind::Image, format!("the pages from {at:#x} on: {why}")).about(self.subject())
     }
 
     fn subject(&self) -> Subject {
@@ -215,7 +384,7 @@ mod tests {
         let mut writer = SegmentWriter::new(0, file.try_clone().unwrap(), format);
         let mut contents = Vec::new();
         for len in pieces {
-            let piece: Vec<u8> = (contents.len()..contents.len() + len).map(|at| (at / 97) as u8).collect();
+            let piece: Vec<u8> = (contents.len()..contents.len() + len).map(byte).collect();
             assert_eq!(writer.end(), contents.len() as u64);
             writer.append(&piece).unwrap();
             contents.extend(piece);
@@ -226,17 +395,27 @@ mod tests {
         (reader, file, contents)
     }
 
+    /// Every third chunk is noise, which does not become smaller.
+    fn byte(at: usize) -> u8 {
+        match at / CHUNK as usize % 3 {
+            1 => ((at as u64).pow(3).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8,
+            _ => (at / 97) as u8,
+        }
+    }
+
     fn memory() -> File {
         let made = nix::sys::memfd::memfd_create(c"segment", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
         made.unwrap().into()
     }
 
-    const SUMMED: PageFormat = PageFormat { checksums: PageChecksums::Crc32 };
-    const BARE: PageFormat = PageFormat { checksums: PageChecksums::Off };
+    const SUMMED: PageFormat = PageFormat { checksums: PageChecksums::Crc32, compression: Compression::None };
+    const BARE: PageFormat = PageFormat { checksums: PageChecksums::Off, ..SUMMED };
+    const SQUEEZED: PageFormat = PageFormat { compression: Compression::Lz4, ..BARE };
+    const BOTH: PageFormat = PageFormat { compression: Compression::Lz4, ..SUMMED };
 
     #[test]
     fn what_is_appended_is_read() {
-        for format in [SUMMED, BARE] {
+        for format in [SUMMED, BARE, SQUEEZED, BOTH] {
             for pieces in [&[][..], &[4096], &[CHUNK as usize], &[8192, 200_704, 65_536, 4096]] {
                 let (segment, _, contents) = written(pieces, format);
                 assert_eq!(segment.length(), contents.len() as u64);
@@ -251,33 +430,70 @@ mod tests {
     }
 
     #[test]
-    fn every_changed_page_is_found() {
-        let (segment, file, contents) = written(&[200_704], SUMMED);
-        for at in (0..contents.len()).step_by(4096) {
-            file.write_all_at(&[!contents[at + 7]], at as u64 + 7).unwrap();
-            let range = segment.whole(at as u64..at as u64 + 4096);
-            let mut read = vec![0; (range.end - range.start) as usize];
-            let error = segment.read(range.start, &mut read).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Image);
-            assert_eq!(
-                error.to_string(),
-                format!("path pages: the checksum of the pages from {:#x} on does not match", range.start)
-            );
-            file.write_all_at(&[contents[at + 7]], at as u64 + 7).unwrap();
-            segment.read(range.start, &mut read).unwrap();
+    fn what_is_compressed_is_shorter() {
+        let (segment, file, contents) = written(&[4 * CHUNK as usize], BOTH);
+        let stored = segment.chunks.as_ref().unwrap().stored.as_ref().unwrap().clone();
+        assert_eq!(u64::from(stored[1]), CHUNK);
+        assert!([0, 2, 3].iter().all(|chunk| u64::from(stored[*chunk]) < CHUNK / 8), "{stored:?}");
+        let length = file.metadata().unwrap().len();
+        assert!(length < contents.len() as u64 / 2);
+    }
+
+    fn read_all(segment: &PageSegment) -> Result<Vec<u8>> {
+        let mut read = vec![0; segment.length() as usize];
+        segment.read(0, &mut read).map(|()| read)
+    }
+
+    #[test]
+    fn every_change_is_found() {
+        for format in [SUMMED, BOTH] {
+            let (segment, file, contents) = written(&[200_704], format);
+            for at in (0..file.metadata().unwrap().len()).step_by(509) {
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, at).unwrap();
+                file.write_all_at(&[byte[0] ^ 8], at).unwrap();
+                let error = read_all(&segment).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Image);
+                assert!(error.to_string().starts_with("path pages: the pages from 0x"), "{error}");
+                file.write_all_at(&byte, at).unwrap();
+            }
+            assert_eq!(read_all(&segment).unwrap(), contents);
+        }
+    }
+
+    /// Whatever it is that is to be decompressed: no more comes of it than there is room for.
+    #[test]
+    fn hostile_blocks() {
+        let (segment, file, _) = written(&[3 * CHUNK as usize], SQUEEZED);
+        let length = file.metadata().unwrap().len();
+        for round in 0..2000_u64 {
+            let at = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) % length;
+            file.write_all_at(&round.to_le_bytes()[..1], at).unwrap();
+            match read_all(&segment) {
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Image),
+                Ok(read) => assert_eq!(read.len() as u64, segment.length()),
+            }
         }
     }
 
     #[test]
     fn chunks_that_do_not_add_up() {
-        let chunks = |length, count| Chunks { length, sums: vec![0; count] };
+        let summed = |length, count| Chunks { length, sums: Some(vec![0; count]), stored: None };
+        let packed = |length, stored: &[u32]| Chunks { length, sums: None, stored: Some(stored.to_vec()) };
         let new = |length, chunks| PageSegment::new(memory(), "pages".into(), length, Some(chunks));
-        new(CHUNK + 1, chunks(CHUNK + 1, 2)).unwrap();
+        new(CHUNK + 1, summed(CHUNK + 1, 2)).unwrap();
+        new(11, packed(CHUNK + 1, &[10, 1])).unwrap();
         for (length, wrong) in [
-            (CHUNK, chunks(CHUNK + 1, 2)),
-            (CHUNK, chunks(CHUNK, 0)),
-            (CHUNK, chunks(CHUNK, 2)),
-            (0, chunks(u64::MAX, 1)),
+            (CHUNK, summed(CHUNK + 1, 2)),
+            (CHUNK, summed(CHUNK, 0)),
+            (CHUNK, summed(CHUNK, 2)),
+            (0, summed(u64::MAX, 1)),
+            (10, packed(CHUNK + 1, &[10])),
+            (10, packed(CHUNK + 1, &[10, 0])),
+            (12, packed(CHUNK + 1, &[10, 2])),
+            (12, packed(CHUNK + 1, &[10, 1])),
+            (CHUNK + 2, packed(CHUNK + 1, &[CHUNK as u32 + 1, 1])),
+            (1, packed(u64::MAX, &[1])),
         ] {
             assert_eq!(new(length, wrong).unwrap_err().kind(), ErrorKind::Image);
         }

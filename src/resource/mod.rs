@@ -267,6 +267,7 @@ const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<tasks::login::LoginUser>(),
     RecordKind::of::<memory::AddressSpace>(),
     RecordKind::of::<memory::SharedObject>(),
+    RecordKind::of::<memory::PreDumped>(),
     RecordKind::of::<crate::image::Chunks>(),
     RecordKind::of::<fds::Places>(),
     RecordKind::of::<fds::FdTable>(),

@@ -36,7 +36,7 @@ struct Region {
 }
 
 #[repr(C)]
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct ScanArg {
     size: u64,
     flags: u64,
@@ -71,6 +71,58 @@ pub(crate) fn scan(
     pagemap: &File,
     range: Range<u64>,
     query: Query,
+    found: impl FnMut(Range<u64>, Page),
+) -> nix::Result<()> {
+    let arg = ScanArg {
+        category_inverted: query.none.bits(),
+        category_mask: query.none.bits(),
+        category_anyof_mask: query.any.bits(),
+        return_mask: query.any.bits(),
+        ..ScanArg::default()
+    };
+    walk(pagemap, range, arg, found)
+}
+
+/// The pages that have been written to since they were protected, and all that are not protected, holes too. Nothing
+/// else is asked for: the kernel has a short cut for that.
+pub(crate) fn written(
+    pagemap: &File,
+    range: Range<u64>,
+    found: impl FnMut(Range<u64>, Page),
+) -> nix::Result<()> {
+    let mask = Page::WRITTEN.bits();
+    walk(pagemap, range, ScanArg { category_mask: mask, return_mask: mask, ..ScanArg::default() }, found)
+}
+
+/// Protects what there is in a mapping that is registered for that (userfaultfd(2)), but no holes, for which that would
+/// take page tables: what comes into them is written. EPERM: it is not registered.
+pub(crate) fn protect(pagemap: &File, range: Range<u64>) -> nix::Result<()> {
+    const WP_MATCHING: u64 = 1;
+    const CHECK_WPASYNC: u64 = 2;
+    let mask = Page::WRITTEN.bits();
+    let arg = ScanArg {
+        flags: WP_MATCHING | CHECK_WPASYNC,
+        category_mask: mask,
+        category_anyof_mask: (Page::PRESENT | Page::SWAPPED).bits(),
+        return_mask: mask,
+        ..ScanArg::default()
+    };
+    walk(pagemap, range, arg, |_, _| ())
+}
+
+/// Is a mapping with this page registered for being protected?
+pub(crate) fn is_watched(pagemap: &File, page: Range<u64>) -> nix::Result<bool> {
+    let mask = Page::WPALLOWED.bits();
+    let mut watched = false;
+    let arg = ScanArg { category_mask: mask, return_mask: mask, ..ScanArg::default() };
+    walk(pagemap, page, arg, |_, _| watched = true)?;
+    Ok(watched)
+}
+
+fn walk(
+    pagemap: &File,
+    range: Range<u64>,
+    arg: ScanArg,
     mut found: impl FnMut(Range<u64>, Page),
 ) -> nix::Result<()> {
     let mut regions = [Region::default(); REGIONS];
@@ -82,11 +134,7 @@ pub(crate) fn scan(
             end: range.end,
             vec: regions.as_mut_ptr() as u64,
             vec_len: REGIONS as u64,
-            category_inverted: query.none.bits(),
-            category_mask: query.none.bits(),
-            category_anyof_mask: query.any.bits(),
-            return_mask: query.any.bits(),
-            ..ScanArg::default()
+            ..arg
         };
         // SAFETY: `arg` has the kernel's layout and size; its vector points to `vec_len` live regions.
         let filled = unsafe { pagemap_scan(pagemap.as_raw_fd(), &mut arg) }? as usize;

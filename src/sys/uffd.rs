@@ -1,4 +1,4 @@
-//! userfaultfd(2) as far as filling another task's memory needs it.
+//! userfaultfd(2) as far as filling another task's memory needs it, and noting what it writes.
 
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -10,6 +10,11 @@ pub(crate) const USER_MODE_ONLY: u64 = 1;
 
 const UFFD_API: u64 = 0xaa;
 const REGISTER_MODE_MISSING: u64 = 1;
+const REGISTER_MODE_WP: u64 = 2;
+
+/// UFFD_FEATURE_WP_UNPOPULATED and UFFD_FEATURE_WP_ASYNC: the kernel itself lets a write to a protected page happen,
+/// and only notes it (since Linux 6.7).
+pub(crate) const NOTE_WRITES: u64 = 1 << 13 | 1 << 15;
 const COPY_DONTWAKE: u64 = 1;
 
 #[repr(C)]
@@ -28,6 +33,12 @@ struct Register {
 }
 
 #[repr(C)]
+struct Span {
+    start: u64,
+    len: u64,
+}
+
+#[repr(C)]
 struct Copy {
     dst: u64,
     src: u64,
@@ -38,6 +49,7 @@ struct Copy {
 
 nix::ioctl_readwrite!(uffdio_api, 0xaa, 0x3f, Api);
 nix::ioctl_readwrite!(uffdio_register, 0xaa, 0x00, Register);
+nix::ioctl_read!(uffdio_unregister, 0xaa, 0x01, Span);
 nix::ioctl_readwrite!(uffdio_copy, 0xaa, 0x03, Copy);
 
 /// UFFDIO_API: the handshake that must come first.
@@ -54,8 +66,24 @@ pub(crate) fn handshake_with(uffd: BorrowedFd<'_>, features: u64) -> nix::Result
 
 /// UFFDIO_REGISTER for missing pages. Closing the descriptor undoes it.
 pub(crate) fn register(uffd: BorrowedFd<'_>, range: Range<u64>) -> nix::Result<()> {
+    register_for(uffd, range, REGISTER_MODE_MISSING)
+}
+
+/// UFFDIO_REGISTER for noting writes; what is registered already stays as it is. EBUSY: by another descriptor.
+pub(crate) fn register_writes(uffd: BorrowedFd<'_>, range: Range<u64>) -> nix::Result<()> {
+    register_for(uffd, range, REGISTER_MODE_WP)
+}
+
+/// UFFDIO_UNREGISTER: what was noted is forgotten.
+pub(crate) fn unregister(uffd: BorrowedFd<'_>, range: Range<u64>) -> nix::Result<()> {
+    let mut arg = Span { start: range.start, len: range.end - range.start };
+    // SAFETY: the argument has the kernel's layout and outlives the call.
+    unsafe { uffdio_unregister(uffd.as_raw_fd(), &mut arg) }.map(drop)
+}
+
+fn register_for(uffd: BorrowedFd<'_>, range: Range<u64>, mode: u64) -> nix::Result<()> {
     let (start, len) = (range.start, range.end - range.start);
-    let mut arg = Register { start, len, mode: REGISTER_MODE_MISSING, ioctls: 0 };
+    let mut arg = Register { start, len, mode, ioctls: 0 };
     // SAFETY: the argument has the kernel's layout and outlives the call.
     unsafe { uffdio_register(uffd.as_raw_fd(), &mut arg) }.map(drop)
 }

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use cryosleep::{AfterDump, Checkpoint, Dumped, Exit, PageChecksums, Pids, Restore, Restored};
+use cryosleep::{AfterDump, Checkpoint, Compression, Dumped, Exit, PageChecksums, Pids, Restore, Restored};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -145,15 +145,20 @@ impl Program {
 }
 
 /// What a checkpoint is told besides whom, and what becomes of him.
-pub(crate) type Options = fn(Checkpoint<'static>) -> Checkpoint<'static>;
+pub(crate) type Options = fn(Checkpoint<'_>) -> Checkpoint<'_>;
 
-pub(crate) fn usual(checkpoint: Checkpoint<'static>) -> Checkpoint<'static> {
+pub(crate) fn usual(checkpoint: Checkpoint<'_>) -> Checkpoint<'_> {
     checkpoint
 }
 
 /// Pages without checksums, which the target writes itself.
 pub(crate) fn bare(checkpoint: Checkpoint<'_>) -> Checkpoint<'_> {
     checkpoint.page_checksums(PageChecksums::Off)
+}
+
+/// Pages that are compressed.
+pub(crate) fn packed(checkpoint: Checkpoint<'_>) -> Checkpoint<'_> {
+    checkpoint.compression(Compression::Lz4)
 }
 
 /// A running (or frozen, or restored) subject.

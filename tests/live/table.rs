@@ -2,7 +2,7 @@
 
 use crate::modes::Subject;
 use crate::program::Program::{C, Python, Shell, StaticC};
-use crate::program::bare;
+use crate::program::{bare, packed};
 
 /// A call with a time limit of 1.5 seconds, stopped in its middle.
 const fn timed(name: &'static [&'static str]) -> Subject {
@@ -65,6 +65,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("python", Subject::new(Python("work"), &[]).churns()),
     ("private_memory", Subject::new(C("mappings"), &["private"])),
     ("private_memory_static", Subject::new(StaticC("mappings"), &["private"])),
+    ("private_memory_packed", Subject::new(C("mappings"), &["private"]).dumped(packed)),
     ("mapped_files", Subject::new(C("mappings"), &["files"])),
     ("shared_memory", Subject::new(C("mappings"), &["shared"])),
     ("memory_advice", Subject::new(C("mappings"), &["advice"])),
@@ -72,6 +73,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("mapping_memfds", Subject::new(C("mappings"), &["memfds"])),
     ("mapping_deleted_files", Subject::new(C("mappings"), &["deleted"])),
     ("mapping_copy_on_write", Subject::new(C("mappings"), &["cow"]).only_original()),
+    ("mapping_copy_on_write_packed", Subject::new(C("mappings"), &["cow"]).only_original().dumped(packed)),
     ("mapping_sysv", Subject::new(C("mappings"), &["sysv"]).only_original()),
     ("guard_regions", Subject::new(C("mappings"), &["guards"])),
     ("regular_files", Subject::new(C("fds"), &["regular"])),

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::fcntl::OFlag;
 
+use super::tracking::take_uffd;
 use super::{
     ADDRESS_END, AddressSpace, Backing, Inheritance, Made, Origin, Run, Segments, SharedObject, Traits, Vdso,
     Vma, locks, vdso::Foreign,
@@ -15,7 +16,7 @@ use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 use crate::image::{Image, Owner};
 use crate::proc::smaps::Mapping;
 use crate::resource::fds::{Channel, FileRef, Finder};
-use crate::sys::{PAGE, pidfd, uffd};
+use crate::sys::{PAGE, uffd};
 use crate::tracee::{Batch, Puppet, Scratch, sys};
 
 /// Where the engine's own things are in every task that it rebuilds: one range, free in all of them.
@@ -494,17 +495,7 @@ impl MmBuilder<'_> {
 
     /// Places pages by userfaultfd, which allocates and copies in one step, from two threads.
     fn fill_bulk(&self, puppet: &mut Puppet<'_>, space: &AddressSpace, runs: &[Run]) -> Result<()> {
-        let mut batch = puppet.batch();
-        let flags = uffd::USER_MODE_ONLY | (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
-        let made = batch.call(sys::userfaultfd, &[flags]);
-        let number = puppet.run(batch)?.get(made)?;
-        let pid = puppet.tracee().tid();
-        let pidfd = pidfd::open(pid).call("pidfd_open")?;
-        let ours = pidfd::get_fd(pidfd.as_fd(), number as RawFd).call("pidfd_getfd");
-        let mut batch = puppet.batch();
-        batch.call(sys::close, &[number]);
-        puppet.run(batch)?.check()?;
-        let ours = ours?;
+        let ours = take_uffd(puppet)?;
         uffd::handshake(ours.as_fd()).call("ioctl(UFFDIO_API)")?;
         let mut last = 0;
         for vma in runs.iter().filter_map(|run| space.vma_at(run.addr)) {

@@ -188,12 +188,12 @@ fn close(batch: &mut Batch, numbers: &[RawFd]) {
     }
 }
 
-fn closes(numbers: &[RawFd]) -> Vec<LastWill> {
+pub(super) fn closes(numbers: &[RawFd]) -> Vec<LastWill> {
     numbers.iter().map(|number| LastWill(sys::close, [*number as u64, 0, 0, 0])).collect()
 }
 
 /// The lowest numbers that are free in a task's table.
-fn free_numbers(tid: Pid, count: usize) -> Result<Vec<RawFd>> {
+pub(super) fn free_numbers(tid: Pid, count: usize) -> Result<Vec<RawFd>> {
     let taken: BTreeSet<RawFd> = open_fds(tid)?.into_iter().collect();
     Ok((0..).filter(|number| !taken.contains(number)).take(count).collect())
 }

@@ -4,9 +4,10 @@
 use std::fs::File;
 use std::ops::Range;
 
+use super::tracking::pagemap_of;
 use super::{AddressSpace, Backing, Run, Traits, Vma};
 use crate::Pid;
-use crate::error::{Context, NameCall, Result, Subject};
+use crate::error::{NameCall, Result};
 use crate::sys::PAGE;
 use crate::sys::hugetlb::PageShift;
 use crate::sys::pagemap::{Frame, frames};
@@ -15,7 +16,7 @@ use crate::sys::pagemap::{Frame, frames};
 #[derive(Clone, Copy)]
 pub(crate) struct Kin<'k> {
     pub(crate) pid: Pid,
-    pub(crate) space: &'k AddressSpace,
+    pub(crate) runs: &'k [Run],
 }
 
 /// With whom a process may share pages.
@@ -33,12 +34,12 @@ const CHUNK: u64 = 4096;
 impl Kin<'_> {
     /// Where the image has those pages of a process, out of `ranges`, that are the very same as here. Without
     /// CAP_SYS_ADMIN in the initial user namespace the kernel does not tell.
-    pub(super) fn common(&self, pid: Pid, ranges: &[Range<u64>]) -> Result<Vec<Run>> {
-        let candidates = overlap(&self.space.runs, ranges);
+    pub(crate) fn common(&self, pid: Pid, ranges: &[Range<u64>]) -> Result<Vec<Run>> {
+        let candidates = overlap(self.runs, ranges);
         if candidates.is_empty() {
             return Ok(candidates);
         }
-        let (here, there) = (pagemap(self.pid)?, pagemap(pid)?);
+        let (here, there) = (pagemap_of(self.pid)?, pagemap_of(pid)?);
         let mut common = Vec::new();
         for candidate in candidates {
             // Where a candidate ends, a mapping may.
@@ -167,11 +168,6 @@ fn common_runs(one: &[Run], other: &[Run]) -> Vec<Run> {
     common
 }
 
-fn pagemap(pid: Pid) -> Result<File> {
-    let path = format!("/proc/{pid}/pagemap");
-    File::open(&path).call("open").about(|| Subject::Path(path.into()))
-}
-
 /// The kernel may move a page to another frame at any time, and another page to that one: so twice for one of them.
 fn compare(piece: Run, (here, there): (&File, &File), first: usize, common: &mut Vec<Run>) -> Result<()> {
     let look = |pagemap| frames(pagemap, piece.addr, piece.len / PAGE).call("pread(/proc/PID/pagemap)");
@@ -196,7 +192,7 @@ impl Run {
         follows && self.segment == last.segment
     }
 
-    pub(super) fn range(&self) -> Range<u64> {
+    pub(crate) fn range(&self) -> Range<u64> {
         self.addr..self.addr + self.len
     }
 
@@ -209,7 +205,7 @@ impl Run {
 }
 
 /// The parts of runs that are inside of the ranges; both are in order.
-pub(super) fn overlap(runs: &[Run], ranges: &[Range<u64>]) -> Vec<Run> {
+pub(crate) fn overlap(runs: &[Run], ranges: &[Range<u64>]) -> Vec<Run> {
     let mut parts = Vec::new();
     let mut runs = runs.iter().peekable();
     for range in ranges {
@@ -226,7 +222,7 @@ pub(super) fn overlap(runs: &[Run], ranges: &[Range<u64>]) -> Vec<Run> {
 }
 
 /// What is left of ranges without others; both are in order.
-pub(super) fn without(ranges: &[Range<u64>], others: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+pub(crate) fn without(ranges: &[Range<u64>], others: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
     let mut left = Vec::new();
     let mut others = others.peekable();
     for range in ranges {

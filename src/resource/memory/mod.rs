@@ -2,6 +2,7 @@
 //! environment, auxiliary vector), its executable, and which pages hold what.
 
 mod build;
+mod discard;
 pub(crate) mod inside;
 mod keys;
 mod kin;
@@ -12,6 +13,7 @@ mod parent;
 mod policy;
 mod shared;
 mod sysv;
+mod tracking;
 mod vdso;
 
 use std::collections::BTreeMap;
@@ -35,12 +37,15 @@ use locks::FutureLocks;
 use policy::RangePolicy;
 
 pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared, seal};
-pub(crate) use kin::{Inheritance, Kin, Relatives};
+pub(crate) use discard::discard;
+pub(crate) use kin::{Inheritance, Kin, Relatives, overlap, without};
 pub(crate) use layout::Layout;
-pub(crate) use pages::{FromInside, PageWriter, Run, Segments, Whose};
-pub(crate) use parent::{Paged, Parent};
+pub(crate) use pages::{Counts, FromInside, Own, PageWriter, Populated, Run, Segments, Span, Whose};
+pub(crate) use parent::{Paged, Parent, PreDumped};
 pub(crate) use shared::{Origin, SharedObject, SharedObjects};
 pub(crate) use sysv::Made;
+pub(crate) use tracking::{Stock, descriptor};
+pub use tracking::{Tracker, Watch};
 pub(crate) use vdso::Vdso;
 
 bitflags::bitflags! {
@@ -413,7 +418,10 @@ fn unsupported(mapping: &Mapping) -> Option<&'static str> {
         (VmFlags::IO, "the memory of a device cannot be saved"),
         (VmFlags::MIXED_MAP, "the memory of a device cannot be saved"),
         (VmFlags::UFFD_MISSING, "memory watched by userfaultfd is not supported"),
-        (VmFlags::UFFD_WP, "memory watched by userfaultfd is not supported"),
+        (
+            VmFlags::UFFD_WP,
+            "memory watched by userfaultfd is not supported; if it is by a Tracker, pass it to the checkpoint",
+        ),
         (VmFlags::UFFD_MINOR, "memory watched by userfaultfd is not supported"),
         (VmFlags::DROPPABLE | VmFlags::LOCKED, "droppable memory that is locked is not supported"),
         (VmFlags::SHADOW_STACK, "shadow stacks are not supported"),

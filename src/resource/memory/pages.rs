@@ -15,9 +15,10 @@ use nix::errno::Errno;
 use super::AddressSpace;
 use super::inside::{self, Share};
 use super::kin::{self, Relatives};
-use super::parent::{Paged, Parent};
+use super::parent::{Known, Paged, Parent};
+use super::tracking::{Stock, pagemap_of};
 use crate::Pid;
-use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
+use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::hooks::Progress;
 use crate::image::{Decode, Encode, Image, ImageWriter, Owner, Records, SegmentWriter};
 use crate::sys::PAGE;
@@ -44,7 +45,7 @@ pub(super) const BUFFER: usize = 512 * 1024;
 pub(crate) const LARGE: u64 = 4 * 1024 * 1024;
 
 /// Another writer pays from this size on.
-const SHARE: u64 = 16 * 1024 * 1024;
+const SHARE: u64 = 4 * 1024 * 1024;
 
 /// How many pages were looked at and stored.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,6 +55,8 @@ pub(crate) struct Counts {
     pub(crate) written: u64,
     /// Left to the parent image, which has them.
     pub(crate) inherited: u64,
+    /// Compared with what the parent image has.
+    pub(crate) compared: u64,
 }
 
 /// Writes pages into the segments of an image.
@@ -74,6 +77,16 @@ pub(crate) struct Whose<'k> {
     /// By which the image knows the process.
     pub(crate) number: u32,
     pub(crate) relatives: Relatives<'k>,
+    pub(crate) stock: &'k Stock,
+}
+
+/// What is to be stored of the private pages of a process.
+pub(crate) struct Own<'s> {
+    pub(crate) number: u32,
+    pub(crate) stock: &'s Stock,
+    /// But for what its kin has.
+    pub(crate) data: Vec<Range<u64>>,
+    pub(crate) swapped: Vec<Range<u64>>,
 }
 
 /// Writes a task's memory from inside the task.
@@ -105,7 +118,7 @@ impl<'h> PageWriter<'h> {
 
     /// Where the parent image, if there is one, has what this record is of.
     pub(crate) fn known<R: Paged>(&self, owner: Owner) -> Result<Vec<Run>> {
-        self.parent.map_or(Ok(Vec::new()), |parent| parent.runs::<R>(owner))
+        self.parent.map_or(Ok(Vec::new()), |parent| Ok(parent.known::<R>(owner)?.runs))
     }
 
     /// What of the ranges is where `known` runs lead to, and the rest.
@@ -117,6 +130,7 @@ impl<'h> PageWriter<'h> {
     ) -> Result<(Vec<Run>, Vec<Range<u64>>)> {
         let Some(parent) = self.parent else { return Ok((Vec::new(), ranges.to_vec())) };
         let same = parent.unchanged(known, ranges, source)?;
+        self.counts.compared += kin::overlap(known, ranges).iter().map(|run| run.len / PAGE).sum::<u64>();
         self.counts.inherited += same.iter().map(|run| run.len / PAGE).sum::<u64>();
         let rest = kin::without(ranges, same.iter().map(Run::range));
         Ok((same, rest))
@@ -126,37 +140,61 @@ impl<'h> PageWriter<'h> {
     pub(crate) fn write_private(
         &mut self,
         space: &mut AddressSpace,
-        Whose { pid, number, relatives }: Whose<'_>,
+        Whose { pid, number, relatives, stock }: Whose<'_>,
         memory: &Memory,
         inside: FromInside<'_>,
         image: &mut ImageWriter,
     ) -> Result<()> {
-        let Populated { data, guards } = Populated::scan(space, pid)?;
+        let Populated { data, swapped, guards } = Populated::scan(&space.spans(), pid)?;
         space.guards = guards.iter().map(|range| (range.start, range.end)).collect();
         let common = match relatives {
             Relatives::Some(Some(kin)) => kin.common(pid, &data)?,
             Relatives::Some(None) | Relatives::None => Vec::new(),
         };
-        let ranges = kin::without(&data, common.iter().map(Run::range));
+        let own = Own { number, stock, data: kin::without(&data, common.iter().map(Run::range)), swapped };
         self.counts.scanned +=
             space.vmas.iter().filter(|vma| vma.is_private()).map(|vma| vma.len() / PAGE).sum::<u64>();
         let source = |ranges: &[Range<u64>], buffer: &mut [u8]| match relatives {
             Relatives::None => memory.read_ranges(ranges, buffer),
             Relatives::Some(_) => memory.read_shared_ranges(ranges, buffer),
         };
-        let known = self.known::<AddressSpace>(Owner(number))?;
-        let (same, ranges) = self.unchanged(&known, &ranges, source)?;
-        space.runs = match size(&ranges) >= LARGE && image.page_format().is_bare() && (inside.is_possible)() {
-            true => self.write_inside(&ranges, inside.write, image)?,
-            false => {
-                // A page of zeroes in a private file mapping hides what the file says there.
-                let sparse = |address| space.vma_at(address).is_some_and(super::Vma::is_anonymous);
-                self.write_ranges(&ranges, source, sparse, image)?
-            }
-        };
-        space.runs.extend(common.into_iter().chain(same));
+        // A page of zeroes in a private file mapping hides what the file says there.
+        let sparse = |address| space.vma_at(address).is_some_and(super::Vma::is_anonymous);
+        let runs = self.write_own(&own, source, sparse, Some(inside), image)?;
+        space.runs = runs;
+        space.runs.extend(common);
         space.runs.sort_unstable_by_key(|run| run.addr);
         Ok(())
+    }
+
+    /// Stores what the parent image does not have.
+    pub(crate) fn write_own(
+        &mut self,
+        own: &Own<'_>,
+        source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,
+        sparse: impl Fn(u64) -> bool + Sync,
+        inside: Option<FromInside<'_>>,
+        image: &mut ImageWriter,
+    ) -> Result<Vec<Run>> {
+        let known = self.parent.map_or_else(Known::default, |parent| parent.space(own.number));
+        let (quiet, doubtful) = match known.by_parent {
+            true => own.stock.divide(&own.data, &own.swapped),
+            false => (Vec::new(), own.data.clone()),
+        };
+        let (mut kept, _) = self.unchanged(&known.runs, &doubtful, &source)?;
+        let quiet = kin::overlap(&known.runs, &quiet);
+        self.counts.inherited += quiet.iter().map(|run| run.len / PAGE).sum::<u64>();
+        kept.extend(quiet);
+        kept.sort_unstable_by_key(|run| run.addr);
+        let ranges = kin::without(&own.data, kept.iter().map(Run::range));
+        let large = size(&ranges) >= LARGE && image.page_format().is_bare();
+        let written = match inside.filter(|inside| large && (inside.is_possible)()) {
+            Some(inside) => self.write_inside(&ranges, inside.write, image)?,
+            None => self.write_ranges(&ranges, source, sparse, image)?,
+        };
+        kept.extend(written);
+        kept.sort_unstable_by_key(|run| run.addr);
+        Ok(kept)
     }
 
     fn write_inside(
@@ -200,7 +238,7 @@ impl<'h> PageWriter<'h> {
         for (Lane { segment, .. }, part) in self.lanes.iter().zip(&parts) {
             let len = size(part);
             if len >= LARGE {
-                preallocate(segment.file(), segment.end(), len)?;
+                segment.expect(len, preallocate)?;
             }
         }
         Ok(parts)
@@ -328,19 +366,39 @@ struct Lane {
 }
 
 /// What has become of some ranges.
-struct Copied {
+struct Copied<'r> {
+    ranges: &'r [Range<u64>],
+    /// How many of them have been begun.
+    begun: usize,
     runs: Vec<Run>,
     /// Pages that were left out.
     zero: u64,
 }
 
+impl Copied<'_> {
+    /// Joins pages into runs. A run does not go beyond the range that its pages came from: where one ends, a mapping
+    /// does.
+    fn add(&mut self, page: Run) {
+        let before = self.begun;
+        while self.ranges.get(self.begun).is_some_and(|range| range.start <= page.addr) {
+            self.begun += 1;
+        }
+        match self.runs.last_mut().filter(|_| before == self.begun) {
+            Some(run) if run.addr + run.len == page.addr && run.offset + run.len == page.offset => {
+                run.len += page.len;
+            }
+            _ => self.runs.push(page),
+        }
+    }
+}
+
 /// Each lane has a thread, which copies its part. Who cannot tell any more what it has done gives up.
-fn copy_together(
+fn copy_together<'r>(
     lanes: &mut [Lane],
-    parts: &[Vec<Range<u64>>],
+    parts: &'r [Vec<Range<u64>>],
     from: Source<'_>,
     tell: &mut dyn FnMut(u64) -> Result<()>,
-) -> Result<Vec<Copied>> {
+) -> Result<Vec<Copied<'r>>> {
     let ended = |why| Error::new(ErrorKind::Kernel, why);
     std::thread::scope(|scope| {
         let (done, told) = mpsc::channel();
@@ -365,13 +423,13 @@ fn copy_together(
 }
 
 impl Lane {
-    fn copy(
+    fn copy<'r>(
         &mut self,
-        ranges: &[Range<u64>],
+        ranges: &'r [Range<u64>],
         from: Source<'_>,
         tell: &mut dyn FnMut(u64) -> Result<()>,
-    ) -> Result<Copied> {
-        let mut copied = Copied { runs: Vec::new(), zero: 0 };
+    ) -> Result<Copied<'r>> {
+        let mut copied = Copied { ranges, begun: 0, runs: Vec::new(), zero: 0 };
         let mut pieces = ranges.iter().flat_map(|range| split(range.clone(), BUFFER as u64)).peekable();
         while pieces.peek().is_some() {
             let (mut group, mut len) = (Vec::new(), 0);
@@ -387,12 +445,16 @@ impl Lane {
                 tell(kept as u64)?;
             }
         }
-        copied.runs = join(copied.runs, ranges);
         Ok(copied)
     }
 
     /// Squeezes the zero pages out of the buffer, and notes where the others go. Says how many bytes these are.
-    fn squeeze(&mut self, group: &[Range<u64>], sparse: &dyn Fn(u64) -> bool, copied: &mut Copied) -> usize {
+    fn squeeze(
+        &mut self,
+        group: &[Range<u64>],
+        sparse: &dyn Fn(u64) -> bool,
+        copied: &mut Copied<'_>,
+    ) -> usize {
         let (start, segment) = (self.segment.end(), self.segment.index);
         let (mut kept, mut taken) = (0, 0);
         for addr in group.iter().flat_map(|range| range.clone().step_by(PAGE as usize)) {
@@ -405,7 +467,7 @@ impl Lane {
             if page.start != kept {
                 self.buffer.copy_within(page, kept);
             }
-            copied.runs.push(Run { addr, len: PAGE, segment, offset: start + kept as u64 });
+            copied.add(Run { addr, len: PAGE, segment, offset: start + kept as u64 });
             kept += PAGE as usize;
         }
         kept
@@ -446,28 +508,8 @@ fn preallocate(file: &File, start: u64, len: u64) -> Result<()> {
     }
 }
 
-/// Joins pages into runs. A run does not go beyond the range that its pages came from: where one ends, a
-/// mapping does.
-fn join(pages: Vec<Run>, ranges: &[Range<u64>]) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
-    let mut starts = ranges.iter().map(|range| range.start).peekable();
-    for page in pages {
-        let mut fresh = false;
-        while starts.next_if(|start| *start <= page.addr).is_some() {
-            fresh = true;
-        }
-        match runs.last_mut() {
-            Some(run) if !fresh && run.addr + run.len == page.addr && run.offset + run.len == page.offset => {
-                run.len += page.len;
-            }
-            _ => runs.push(page),
-        }
-    }
-    runs
-}
-
 /// Divides ranges into at most so many parts of about the same size.
-fn divide(ranges: &[Range<u64>], parts: u64) -> Vec<Vec<Range<u64>>> {
+pub(super) fn divide(ranges: &[Range<u64>], parts: u64) -> Vec<Vec<Range<u64>>> {
     let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
     let most = total.div_ceil(parts.max(1)).next_multiple_of(PAGE);
     let mut divided = vec![Vec::new()];
@@ -496,46 +538,61 @@ fn is_zero(page: &[u8]) -> bool {
     page.chunks_exact(64).all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
+/// A mapping, as a scan of page tables sees it. They are in order.
+pub(crate) struct Span {
+    pub(crate) range: Range<u64>,
+    /// Does the process have pages of its own in it?
+    pub(crate) private: bool,
+}
+
+impl AddressSpace {
+    fn spans(&self) -> Vec<Span> {
+        self.vmas.iter().map(|vma| Span { range: vma.range(), private: vma.is_private() }).collect()
+    }
+}
+
 /// What a scan of page tables has found.
 #[derive(Default)]
-struct Populated {
+pub(crate) struct Populated {
     /// Pages that belong to the process alone: present or swapped out, and not the page cache's.
-    data: Vec<Range<u64>>,
+    pub(crate) data: Vec<Range<u64>>,
+    /// Those of them that are swapped out.
+    pub(crate) swapped: Vec<Range<u64>>,
     /// Guard regions (MADV_GUARD_INSTALL).
     guards: Vec<Range<u64>>,
 }
 
 impl Populated {
-    fn scan(space: &AddressSpace, pid: Pid) -> Result<Self> {
-        let path = format!("/proc/{pid}/pagemap");
-        let pagemap = File::open(&path).call("open").about(|| Subject::Path(path.clone().into()))?;
+    pub(crate) fn scan(spans: &[Span], pid: Pid) -> Result<Self> {
+        let pagemap = pagemap_of(pid)?;
         let populated = Page::PRESENT | Page::SWAPPED;
-        match Self::query(space, &pagemap, populated | Page::GUARD) {
+        match Self::query(spans, &pagemap, populated | Page::GUARD) {
             // Linux before 6.15 does not know that category.
-            Err(error) if error.raw_errno() == Some(Errno::EINVAL) => Self::query(space, &pagemap, populated),
+            Err(error) if error.raw_errno() == Some(Errno::EINVAL) => Self::query(spans, &pagemap, populated),
             found => found,
         }
     }
 
-    fn query(space: &AddressSpace, pagemap: &File, any: Page) -> Result<Self> {
+    fn query(spans: &[Span], pagemap: &File, any: Page) -> Result<Self> {
         let mut found = Self::default();
-        let (Some(first), Some(last)) = (space.vmas.first(), space.vmas.last()) else { return Ok(found) };
-        let mut vmas = space.vmas.iter().peekable();
+        let (Some(first), Some(last)) = (spans.first(), spans.last()) else { return Ok(found) };
+        let mut spans = spans.iter().peekable();
         let query = Query { any, none: Page::FILE | Page::PFNZERO };
         let take = |range: Range<u64>, page: Page| {
             let mut at = range.start;
             while at < range.end {
-                while vmas.next_if(|vma| vma.end <= at).is_some() {}
-                let Some(vma) = vmas.peek() else { return };
-                let piece = at.max(vma.start)..range.end.min(vma.end);
-                at = vma.end;
+                while spans.next_if(|span| span.range.end <= at).is_some() {}
+                let Some(span) = spans.peek() else { return };
+                let piece = at.max(span.range.start)..range.end.min(span.range.end);
+                at = span.range.end;
                 let guard = page.contains(Page::GUARD);
-                if piece.start < piece.end && (guard || vma.is_private()) {
-                    found.add(piece, guard, vma.start);
+                if piece.start < piece.end && (guard || span.private) {
+                    found.swapped.extend(page.contains(Page::SWAPPED).then(|| piece.clone()));
+                    found.add(piece, guard, span.range.start);
                 }
             }
         };
-        scan(pagemap, first.start..last.end, query, take)
+        scan(pagemap, first.range.start..last.range.end, query, take)
             .call("ioctl(PAGEMAP_SCAN)")
             .hint("PAGEMAP_SCAN needs Linux 6.7")?;
         Ok(found)

@@ -7,7 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cryosleep::{AfterDump, Checkpoint, CheckpointStats, Error, ErrorKind, Restore};
+use cryosleep::{
+    AfterDump, Checkpoint, CheckpointStats, Error, ErrorKind, Hooks, Progress, Restore, Tracker,
+};
 use nix::sys::signal::Signal;
 
 use super::{Case, Dice, ensure};
@@ -17,11 +19,13 @@ use crate::{Outcome, cell, view};
 const WRITER: Program = Program::C("writer");
 
 pub(super) const CASES: &[Case] = &[
-    Case { name: "chain_random", test: random, programs: &[WRITER] },
+    Case { name: "chain_random", test: || random(1, false), programs: &[WRITER] },
+    Case { name: "chain_random_tracked", test: || random(2, true), programs: &[WRITER] },
+    Case { name: "chain_tracker", test: tracker, programs: &[WRITER] },
     Case { name: "chain_broken", test: broken, programs: &[WRITER] },
 ];
 
-const CHAINS: u32 = 50;
+const CHAINS: u32 = 25;
 const PAGE: usize = 4096;
 
 /// What is to be found again: of each process the areas that it has reported.
@@ -128,13 +132,33 @@ impl Writer {
         Model::of(&self.target, self.step)
     }
 
-    fn dump(&self, index: usize, after: AfterDump) -> Result<CheckpointStats, String> {
-        let checkpoint = Checkpoint::of(self.target.pid).after(after);
-        let checkpoint = match index.checked_sub(1) {
+    fn dump(
+        &self,
+        index: usize,
+        after: AfterDump,
+        tracker: Option<&mut Tracker>,
+    ) -> Result<CheckpointStats, String> {
+        let checkpoint = self.checkpoint(index, tracker).after(after);
+        checkpoint.write_to(image(index)).map(|dumped| dumped.stats).map_err(|error| error.to_string())
+    }
+
+    /// While it goes on: it changes something when some of its pages have been read.
+    fn pre_dump(&mut self, index: usize, tracker: Option<&mut Tracker>) -> Result<CheckpointStats, String> {
+        let checkpoint = self.checkpoint(index, tracker);
+        let dumped = checkpoint.hooks(&mut Meanwhile(Some(self))).pre_dump(image(index));
+        dumped.map(|dumped| dumped.stats).map_err(|error| error.to_string())
+    }
+
+    /// To be the child of the image before.
+    fn checkpoint<'t>(&self, index: usize, tracker: Option<&'t mut Tracker>) -> Checkpoint<'t> {
+        let mut checkpoint = Checkpoint::of(self.target.pid);
+        if let Some(tracker) = tracker {
+            checkpoint = checkpoint.tracker(tracker);
+        }
+        match index.checked_sub(1) {
             Some(parent) => checkpoint.parent(image(parent)),
             None => checkpoint,
-        };
-        checkpoint.write_to(image(index)).map(|dumped| dumped.stats).map_err(|error| error.to_string())
+        }
     }
 
     fn kill(&self) -> Outcome {
@@ -153,38 +177,114 @@ impl Writer {
     }
 }
 
+/// Has a writer change something once, in the middle of a pre-dump.
+struct Meanwhile<'w>(Option<&'w mut Writer>);
+
+impl Hooks for Meanwhile<'_> {
+    fn progress(&mut self, _: Progress) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.0.take().map_or(Ok(()), Writer::change)?)
+    }
+}
+
 fn image(index: usize) -> PathBuf {
     cell::lab().join(format!("chain.{index}"))
 }
 
-fn random() -> Outcome {
+fn random(seed: u64, tracked: bool) -> Outcome {
     let mut dice = Dice::new();
-    let mut writer = Writer::start(7)?;
-    let mut inherited = 0;
+    let mut writer = Writer::start(seed)?;
+    let (mut inherited, mut compared) = (0, 0);
     for chain in 0..CHAINS {
         let depth = if chain == 0 { 10 } else { 2 + dice.roll(9).min(dice.roll(9)) as usize };
         let failed = |why| format!("chain {chain} of {depth}: {why}");
         let mut models = Vec::new();
+        let mut tracker = tracked.then(Tracker::new);
         for index in 0..depth {
-            writer.change().map_err(failed)?;
-            models.push(writer.model()?);
-            let after = if index + 1 == depth { AfterDump::Kill } else { AfterDump::Resume };
-            inherited += writer.dump(index, after).map_err(failed)?.pages_in_parent;
-            if after == AfterDump::Resume {
-                models[index].compare(writer.target.pid).map_err(failed)?;
+            if index + 1 < depth && dice.roll(3) == 0 {
+                let stats = writer.pre_dump(index, tracker.as_mut()).map_err(failed)?;
+                inherited += stats.pages_in_parent;
+                models.push(None);
+                continue;
             }
+            writer.change().map_err(failed)?;
+            let model = writer.model()?;
+            let after = if index + 1 == depth { AfterDump::Kill } else { AfterDump::Resume };
+            let stats = writer.dump(index, after, tracker.as_mut()).map_err(failed)?;
+            inherited += stats.pages_in_parent;
+            compared += stats.pages_compared;
+            if after == AfterDump::Resume {
+                model.compare(writer.target.pid).map_err(failed)?;
+            }
+            models.push(Some(model));
         }
         nothing_left()?;
         // Any of them, and then the last.
         let any = dice.roll(depth as u64) as usize;
-        writer.restore(any, &models[any]).map_err(failed)?;
-        writer.kill()?;
-        writer.restore(depth - 1, &models[depth - 1]).map_err(failed)?;
+        match &models[any] {
+            Some(model) => {
+                writer.restore(any, model).map_err(failed)?;
+                writer.kill()?;
+            }
+            None => match Restore::from(image(any)).run() {
+                Err(error) if error.kind() == ErrorKind::Image && error.hint().is_some() => {}
+                other => return Err(failed(format!("a pre-dump was restored: {other:?}"))),
+            },
+        }
+        let last = models.pop().flatten().ok_or("no model")?;
+        writer.restore(depth - 1, &last).map_err(failed)?;
         (0..depth).try_for_each(|index| fs::remove_dir_all(image(index)).map_err(|e| e.to_string()))?;
     }
-    ensure(inherited > 20_000, || format!("only {inherited} pages were left to parents"))?;
+    ensure(inherited > 10_000, || format!("only {inherited} pages were left to parents"))?;
+    ensure(!tracked || compared < inherited / 2, || format!("{compared} pages were compared"))?;
     writer.target.go()?;
     writer.target.verdict()
+}
+
+/// A tracker is only believed for the image that it belongs to, and leaves nothing behind.
+fn tracker() -> Outcome {
+    let mut writer = Writer::start(5)?;
+    let before = descriptors(writer.target.pid)?;
+    let mut tracker = Tracker::new();
+    let dump = |writer: &Writer, index, tracker: &mut Tracker| {
+        let stats = writer.dump(index, AfterDump::Resume, Some(tracker))?;
+        Ok::<_, String>((stats.pages_compared, stats.pages_in_parent))
+    };
+    dump(&writer, 0, &mut tracker)?;
+    let (compared, inherited) = dump(&writer, 1, &mut tracker)?;
+    ensure(compared * 2 < inherited, || format!("{compared} compared, {inherited} in the parent"))?;
+    // Nobody else can say whose userfaultfd it is.
+    let error = writer.dump(2, AfterDump::Resume, None).err().unwrap_or_default();
+    ensure(error.contains("pass it to the checkpoint"), || error)?;
+    // In other hands it goes on.
+    let (since, watches) = tracker.into_parts();
+    let manifest = cryosleep::inspect::Inspection::open(image(1)).map_err(|e| e.to_string())?;
+    ensure(since == Some(manifest.manifest().id) && watches.len() == 1, || format!("{since:?} {watches:?}"))?;
+    let mut tracker = Tracker::from_parts(since, watches);
+    let (compared, inherited) = dump(&writer, 2, &mut tracker)?;
+    ensure(compared * 2 < inherited, || format!("{compared} compared, {inherited} in the parent"))?;
+    // What it has noted since image 2 says nothing about what there was in image 0.
+    writer.change()?;
+    let (compared, inherited) = dump(&writer, 1, &mut tracker)?;
+    ensure(compared >= inherited && inherited > 0, || {
+        format!("{compared} compared, {inherited} in the parent")
+    })?;
+    // Nor does it after a checkpoint that has failed.
+    fs::remove_dir_all(image(2)).map_err(text)?;
+    fs::write(image(2), "no directory").map_err(text)?;
+    ensure(dump(&writer, 2, &mut tracker).is_err(), || "there is no such directory".into())?;
+    ensure(tracker.into_parts().0.is_none(), || "it still belongs to an image".into())?;
+    // Nothing of it is left.
+    let pid = writer.target.pid;
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).map_err(text)?;
+    let marked = smaps.lines().filter(|line| line.starts_with("VmFlags:") && line.contains(" uw"));
+    ensure(marked.count() == 0, || smaps.clone())?;
+    ensure(descriptors(pid)? == before, || format!("{:?} instead of {before:?}", descriptors(pid)))?;
+    writer.target.go()?;
+    writer.target.verdict()
+}
+
+fn descriptors(pid: u32) -> Result<usize, String> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd")).map_err(text)?.count())
 }
 
 /// A chain of three: what is wrong with any of its images is said, and leaves no task behind.
@@ -193,7 +293,7 @@ fn broken() -> Outcome {
     for index in 0..3 {
         writer.change()?;
         let model = writer.model()?;
-        writer.dump(index, if index == 2 { AfterDump::Kill } else { AfterDump::Resume })?;
+        writer.dump(index, if index == 2 { AfterDump::Kill } else { AfterDump::Resume }, None)?;
         if index == 2 {
             nothing_left()?;
             same_place(&writer)?;

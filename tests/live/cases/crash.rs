@@ -7,6 +7,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use cryosleep::AfterDump;
+use cryosleep::inspect::Inspection;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -107,6 +108,9 @@ fn dump_in(rounds: u32, role: &str, program: Program, part: &str) -> Outcome {
             format!("round {round}: of {all:?} are left {alive:?}, saying {said:?}\n{}", view::whereabouts())
         })?;
         stopped += continue_stopped(&all)?;
+        // The image of a round before, or that of this one: whichever it is, it is whole.
+        let whole = Inspection::open(target.image()).and_then(|image| image.verify_pages());
+        whole.map_err(|error| format!("round {round}: {error}"))?;
     }
     println!("stopped {stopped} times in {rounds} rounds of {whole:?}");
     // A task that was in the middle of a batch stops at its end, perhaps only now.
