@@ -39,7 +39,7 @@ impl ParentLink {
     pub(super) fn to(parent: &Image, manifest_crc32: u32, child: &Dir) -> Result<Self> {
         let own = fstat(child).call("fstat").about(|| child.subject())?;
         for (image, depth) in ancestors(parent).zip(1..) {
-            let stat = fstat(image.dir()).call("fstat").about(|| image.dir().subject())?;
+            let stat = fstat(image.dir()?).call("fstat")?;
             if (stat.st_dev, stat.st_ino) == (own.st_dev, own.st_ino) {
                 let reason = "the image would replace one that it is to be a child of";
                 return Err(Error::new(ErrorKind::Refused, reason).about(child.subject()));
@@ -47,11 +47,11 @@ impl ParentLink {
             if depth >= MOST {
                 let reason = format!("the chain of the parent has {MOST} images already");
                 return Err(Error::new(ErrorKind::Refused, reason)
-                    .about(parent.dir().subject())
+                    .about(parent.dir()?.subject())
                     .with_hint("make one image of it: flatten()"));
             }
         }
-        let dir = relative(&place(child)?, &place(parent.dir())?);
+        let dir = relative(&place(child)?, &place(parent.dir()?)?);
         let id = parent.manifest().id;
         Ok(Self { dir: dir.into_os_string().into_vec().into(), id, manifest_crc32 })
     }
@@ -91,9 +91,9 @@ pub(super) fn with_parents(image: Image) -> Result<Image> {
     while let Some(image) = next {
         if !ids.insert(image.manifest().id) || chain.len() >= MOST {
             let reason = format!("a chain that is longer than {MOST} images, or leads back to itself");
-            return Err(Error::new(ErrorKind::Image, reason).about(image.dir().subject()));
+            return Err(Error::new(ErrorKind::Image, reason).about(image.dir()?.subject()));
         }
-        next = image.manifest().parent.as_ref().map(|link| link.open(image.dir())).transpose()?;
+        next = image.manifest().parent.as_ref().map(|link| link.open(image.dir()?)).transpose()?;
         chain.push(image);
     }
     let mut oldest_first = chain.into_iter().rev();
@@ -150,7 +150,7 @@ mod tests {
         if let Some(parent) = parent {
             writer = writer.child_of(&Image::open(parent)?)?;
         }
-        writer.segment()?.file().write_all_at(pages.as_bytes(), 0).unwrap();
+        writer.segment()?.file().unwrap().write_all_at(pages.as_bytes(), 0).unwrap();
         writer.finish(records(&["a"]), INFO()).map(drop)
     }
 

@@ -20,7 +20,7 @@ use super::tracking::{Stock, pagemap_of};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::hooks::Progress;
-use crate::image::{Decode, Encode, Image, ImageWriter, Owner, Records, SegmentWriter};
+use crate::image::{Decode, Encode, Image, ImageSink, Owner, Records, SegmentWriter};
 use crate::sys::PAGE;
 use crate::sys::pagemap::{Page, Query, scan};
 use crate::tracee::Memory;
@@ -143,7 +143,7 @@ impl<'h> PageWriter<'h> {
         Whose { pid, number, relatives, stock }: Whose<'_>,
         memory: &Memory,
         inside: FromInside<'_>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<()> {
         let Populated { data, swapped, guards } = Populated::scan(&space.spans(), pid)?;
         space.guards = guards.iter().map(|range| (range.start, range.end)).collect();
@@ -174,7 +174,7 @@ impl<'h> PageWriter<'h> {
         source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,
         sparse: impl Fn(u64) -> bool + Sync,
         inside: Option<FromInside<'_>>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let known = self.parent.map_or_else(Known::default, |parent| parent.space(own.number));
         let (quiet, doubtful) = match known.by_parent {
@@ -187,7 +187,7 @@ impl<'h> PageWriter<'h> {
         kept.extend(quiet);
         kept.sort_unstable_by_key(|run| run.addr);
         let ranges = kin::without(&own.data, kept.iter().map(Run::range));
-        let large = size(&ranges) >= LARGE && image.page_format().is_bare();
+        let large = size(&ranges) >= LARGE && image.lends_files();
         let written = match inside.filter(|inside| large && (inside.is_possible)()) {
             Some(inside) => self.write_inside(&ranges, inside.write, image)?,
             None => self.write_ranges(&ranges, source, sparse, image)?,
@@ -201,7 +201,7 @@ impl<'h> PageWriter<'h> {
         &mut self,
         ranges: &[Range<u64>],
         write: &mut dyn FnMut(&[Share<'_>]) -> Result<()>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let total = size(ranges);
         let parts = self.parts(ranges, image)?;
@@ -222,14 +222,14 @@ impl<'h> PageWriter<'h> {
         }
         let lanes = self.lanes.iter().zip(starts).zip(parts);
         let shares =
-            lanes.map(|((lane, offset), ranges)| Share { file: lane.segment.file(), offset, ranges });
-        write(&shares.collect::<Vec<_>>())?;
+            lanes.map(|((lane, offset), ranges)| Ok(Share { file: lane.segment.file()?, offset, ranges }));
+        write(&shares.collect::<Result<Vec<_>>>()?)?;
         account(total, &mut self.counts, self.progress)?;
         Ok(runs)
     }
 
     /// What each writer gets of this work: each has a lane then, with room for it.
-    fn parts(&mut self, ranges: &[Range<u64>], image: &mut ImageWriter) -> Result<Vec<Vec<Range<u64>>>> {
+    fn parts(&mut self, ranges: &[Range<u64>], image: &mut dyn ImageSink) -> Result<Vec<Vec<Range<u64>>>> {
         let most = self.writers.min(inside::MOST) as u64;
         let parts = divide(ranges, (size(ranges) / SHARE).clamp(1, most));
         while self.lanes.len() < parts.len() {
@@ -250,7 +250,7 @@ impl<'h> PageWriter<'h> {
         file: &File,
         ranges: &[Range<u64>],
         known: &[Run],
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let source = |ranges: &[Range<u64>], mut buffer: &mut [u8]| {
             for range in ranges {
@@ -270,7 +270,7 @@ impl<'h> PageWriter<'h> {
         data: &[Range<u64>],
         zeroes: bool,
         known: &[Run],
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let mut pages: Vec<Range<u64>> = Vec::new();
         for range in data {
@@ -297,7 +297,7 @@ impl<'h> PageWriter<'h> {
         memory: &Memory,
         range: Range<u64>,
         known: &[Run],
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let source = |ranges: &[Range<u64>], buffer: &mut [u8]| memory.read_ranges(ranges, buffer);
         self.write_changed(&[range], source, |_| true, known, image)
@@ -310,7 +310,7 @@ impl<'h> PageWriter<'h> {
         source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,
         sparse: impl Fn(u64) -> bool + Sync,
         known: &[Run],
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let (same, ranges) = self.unchanged(known, ranges, &source)?;
         let mut runs = self.write_ranges(&ranges, source, sparse, image)?;
@@ -325,7 +325,7 @@ impl<'h> PageWriter<'h> {
         ranges: &[Range<u64>],
         source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,
         sparse: impl Fn(u64) -> bool + Sync,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         if ranges.is_empty() {
             return Ok(Vec::new());

@@ -17,7 +17,7 @@ use super::{PageWriter, Paged, Run};
 use crate::Pid;
 use crate::error::{Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::freeze::{Frozen, Process};
-use crate::image::{Decode, Encode, ImageWriter, Owner, Record, Records, Tag};
+use crate::image::{Decode, Encode, ImageSink, Owner, Record, Records, Tag};
 use crate::proc::Device;
 use crate::proc::shm::{self, Shm};
 use crate::proc::smaps::{Mapping, VmFlags};
@@ -142,7 +142,7 @@ impl SharedObjects {
         &self,
         memory: impl Fn(Pid) -> Result<Memory>,
         pages: &mut PageWriter<'_>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
         records: &mut Records,
     ) -> Result<()> {
         for seen in self.seen.values() {
@@ -166,7 +166,7 @@ impl Seen {
         &self,
         memory: impl Fn(Pid) -> Result<Memory>,
         pages: &mut PageWriter<'_>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<SharedObject> {
         let mapped = self.places.iter().map(|place| place.2.end).max().unwrap_or(0);
         // Following the link needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE in the initial user namespace.
@@ -193,7 +193,7 @@ impl Seen {
         memory: impl Fn(Pid) -> Result<Memory>,
         known: &[Run],
         pages: &mut PageWriter<'_>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let mut places: Vec<_> = self.places.iter().collect();
         places.sort_by_key(|(.., range)| range.start);
