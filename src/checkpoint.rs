@@ -33,7 +33,7 @@ use crate::resource::memory::{
     self, AddressSpace, Counts, FromInside, Kin, PageWriter, Parent, Relatives, SharedObjects, Stock,
     Tracker, Vdso, Whose,
 };
-use crate::resource::signals::pending;
+use crate::resource::signals::{overruns::Due, pending};
 use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::{self, Blocked};
 use crate::resource::tasks::cgroup::Membership;
@@ -650,6 +650,7 @@ struct Borrowed<'f> {
     tools: Option<Arc<Tools>>,
     /// A blocked SIGCONT that our stops would discard.
     continues: Vec<crate::sys::ptrace::SigInfo>,
+    due: Due,
 }
 
 impl<'f> Borrowed<'f> {
@@ -702,8 +703,8 @@ impl<'f> Borrowed<'f> {
         };
         let vdso = memory::vdso(&mappings);
         let owns_memory = sharer.is_none();
-        let mut borrowed =
-            Self { process, owns_memory, mappings, watched, memory, tools: None, continues: Vec::new() };
+        let (tools, continues, due) = (None, Vec::new(), Due::default());
+        let mut borrowed = Self { process, owns_memory, mappings, watched, memory, tools, continues, due };
         // What we let tasks execute is 64-bit code.
         if unsupported::in_32_bit_mode(process, report)? {
             return Ok(borrowed);
@@ -735,6 +736,7 @@ impl<'f> Borrowed<'f> {
                 Some(tools) => Some(tools),
                 None => Some(Arc::new(Tools::install(speaker, &borrowed.memory, vdso)?)),
             };
+            borrowed.due = Due::find(process, |thread| borrowed.puppet(thread))?;
         }
         Ok(borrowed)
     }
@@ -1073,7 +1075,7 @@ impl<'b> Seen<'b> {
     fn view(&self) -> View<'_> {
         let process = self.borrowed.process;
         let status = self.status.as_ref().unwrap_or(&process.status);
-        View { process, thread: self.thread, status, saved: &self.saved }
+        View { process, thread: self.thread, status, saved: &self.saved, due: &self.borrowed.due }
     }
 
     /// Does it stop for nobody but its tracer? Otherwise it has to work alone: its process, stopped at the end of

@@ -51,6 +51,8 @@ pub(crate) struct View<'t> {
     pub(crate) status: &'t Status,
     /// Its registers and mask, which are its own only while no batch runs.
     pub(crate) saved: &'t Saved,
+    /// Of the timers of its process.
+    pub(crate) due: &'t signals::overruns::Due,
 }
 
 impl<'t> View<'t> {

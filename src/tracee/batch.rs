@@ -77,6 +77,7 @@ pub(crate) mod sys {
         tgkill = SYS_tgkill;
         clone3 = SYS_clone3;
         unshare = SYS_unshare;
+        clock_gettime = SYS_clock_gettime;
         timer_create = SYS_timer_create;
         timer_settime = SYS_timer_settime;
         timer_gettime = SYS_timer_gettime;
@@ -113,7 +114,7 @@ pub(crate) struct Output {
 
 /// A call that a task only executes if we die before its next batch.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct LastWill(pub(crate) Sys, pub(crate) [u64; 1]);
+pub(crate) struct LastWill(pub(crate) Sys, pub(crate) [u64; 4]);
 
 struct Entry {
     sys: Sys,

@@ -2,7 +2,7 @@
 #include "subject.h"
 #include <sys/resource.h>
 
-enum { THREADS = 200, PROCESSES = 40 };
+enum { THREADS = 120, PROCESSES = 40 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;

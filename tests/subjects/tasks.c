@@ -304,9 +304,11 @@ static int churn(void)
 }
 
 // Who dies with a robust mutex tells the next one: a thread, and a process that shares it.
+static _Atomic int *held;
 static void *die_with(void *mutex)
 {
 	zero(pthread_mutex_lock(mutex));
+	++*held;
 	wait_go();
 	return NULL;
 }
@@ -316,6 +318,7 @@ static int robust(void)
 	pthread_mutexattr_t kind;
 	pthread_mutex_t *mutexes =
 		must(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	held = (void *)(mutexes + 2);
 	zero(pthread_mutexattr_init(&kind));
 	zero(pthread_mutexattr_setrobust(&kind, PTHREAD_MUTEX_ROBUST));
 	zero(pthread_mutexattr_setpshared(&kind, PTHREAD_PROCESS_SHARED));
@@ -328,7 +331,8 @@ static int robust(void)
 		die_with(&mutexes[1]);
 		_exit(0);
 	}
-	nap(20 * MS);
+	while (*held < 2)
+		nap(MS);
 	ready();
 	for (int i = 0; i < 2; i++)
 		expect(pthread_mutex_lock(&mutexes[i]) == EOWNERDEAD, "mutex %d", i);

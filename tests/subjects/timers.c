@@ -119,6 +119,18 @@ static void take_pending(const struct timer *timer)
 	expect(now(CLOCK_MONOTONIC) - start >= left - 5 * MS, "signal %d: too early", number);
 }
 
+// Its signal has been pending all the time: it tells how many periods were missed, as far as we know how long that was.
+static void count_missed(const struct timer *timer)
+{
+	siginfo_t info;
+	ns since = now(CLOCK_MONOTONIC) - timer->armed - timer->first;
+	expect(take(timer->signal, &info, 0) == timer->signal, "signal %d is not pending", timer->signal - SIGRTMIN);
+	ns until = now(CLOCK_MONOTONIC) - timer->armed - timer->first;
+	ns least = (since - gap_max) / timer->interval - 1, most = (until - gap_min) / timer->interval + 1;
+	expect(info.si_overrun >= least && info.si_overrun <= most && info.si_timerid == timer->id,
+	       "signal %d: overrun %d, not %lld to %lld", timer->signal - SIGRTMIN, info.si_overrun, least, most);
+}
+
 // Arms it so that this many periods have gone by since it was due, and takes its signal.
 static void take_late(struct timer *timer, int periods)
 {
@@ -167,7 +179,7 @@ int main(int argc, char **argv)
 		return refused();
 	sigset_t blocked;
 	sigemptyset(&blocked);
-	for (int i = 6; i < 12; i++)
+	for (int i = 6; i < 13; i++)
 		sigaddset(&blocked, SIGRTMIN + i);
 	must(sigprocmask(SIG_BLOCK, &blocked, NULL));
 	pthread_t thread;
@@ -195,11 +207,12 @@ int main(int argc, char **argv)
 		{ CLOCK_REALTIME, SIGEV_THREAD_ID, SIGRTMIN + 7, MS, 300 * MS },
 		{ CLOCK_BOOTTIME, SIGEV_SIGNAL, SIGRTMIN + 8, MS, 0 },
 		{ CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGRTMIN + 9, MS, 100 * SECOND },
+		{ CLOCK_BOOTTIME, SIGEV_THREAD_ID, SIGRTMIN + 12, 30 * MS, 20 * MS },
 		// Their signals have been taken late.
 		{ CLOCK_REALTIME, SIGEV_SIGNAL, SIGRTMIN + 10, 0, 1000 * SECOND },
 		{ CLOCK_MONOTONIC, SIGEV_THREAD_ID, SIGRTMIN + 11, 0, 40 * SECOND },
 	};
-	struct timer *late = &all[13];
+	struct timer *late = &all[14];
 	const struct timer *pending = &all[9];
 	for (size_t i = 0; i < COUNT(all); i++)
 		create(&all[i]);
@@ -209,14 +222,15 @@ int main(int argc, char **argv)
 			arm(&all[i]);
 	take_late(&late[0], 70000);
 	take_late(&late[1], 1);
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < 5; i++)
 		while (!is_pending(pending[i].signal))
 			nap(MS);
+	nap(400 * MS); // 20 periods of the last one
 	const char *before = listed();
 	ready();
 	wait_go();
 
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < 5; i++)
 		expect(is_pending(pending[i].signal), "the signal of timer %d is not pending", pending[i].id);
 	expect(syscall(SYS_timer_getoverrun, late[0].id) == 70000 && !is_pending(late[0].signal));
 	expect(syscall(SYS_timer_getoverrun, late[1].id) == 1 && !is_pending(late[1].signal));
@@ -241,6 +255,7 @@ int main(int argc, char **argv)
 			       "timer %zu: %lld ms left of %lld, after at most %lld", i, left / MS, all[i].first / MS,
 			       passed_at_most / MS);
 	}
+	count_missed(&pending[4]);
 	take_pending(&pending[0]);
 	take_pending(&pending[1]);
 	siginfo_t info;

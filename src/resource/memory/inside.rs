@@ -190,7 +190,7 @@ fn close(batch: &mut Batch, numbers: &[RawFd]) {
 }
 
 pub(super) fn closes(numbers: &[RawFd]) -> Vec<LastWill> {
-    numbers.iter().map(|number| LastWill(sys::close, [*number as u64])).collect()
+    numbers.iter().map(|number| LastWill(sys::close, [*number as u64, 0, 0, 0])).collect()
 }
 
 /// The lowest numbers that are free in a task's table.

@@ -3,6 +3,7 @@
 pub(crate) mod actions;
 pub(crate) mod altstack;
 pub(crate) mod itimers;
+pub(crate) mod overruns;
 pub(crate) mod pending;
 pub(crate) mod posix_timers;
 

@@ -3,9 +3,9 @@
 //! stands still while the process does not exist.
 //!
 //! A periodic timer whose signal waits does not run on before that is taken: the signal is part of the timer, and tells
-//! how many periods were missed. So it is not queued again like others ([`Sent`]): the timer is set to the last time at
-//! which it would have expired, so that it does at once. How many periods had been missed by then cannot be read:
-//! the count begins anew.
+//! how many periods were missed. So it is not queued again like others ([`Sent`]): the timer is set to when it was due, so
+//! that it expires at once. See [`overruns`](super::overruns) for when that was; where that cannot be told, it is the last
+//! time at which the timer would have expired, so that the count begins anew.
 //!
 //! When its signal is taken, the kernel counts the periods that have gone by since it was due, for
 //! timer_getoverrun(2). To have that count again, the timer is set to expire as many periods ago, and its signal taken.
@@ -46,8 +46,8 @@ struct Timer {
 enum Progress {
     /// It runs, or does not. So many periods had been missed when its signal was taken last.
     Running { overruns: u32 },
-    /// It is periodic, and its signal waits.
-    Sent,
+    /// It is periodic, and its signal waits, for so many periods more.
+    Sent { missed: u32 },
 }
 
 /// The timers of one process.
@@ -62,11 +62,11 @@ impl Record for PosixTimers {
 
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 
-const TIMER_ABSTIME: u64 = 1;
+pub(super) const TIMER_ABSTIME: u64 = 1;
 
 pub(crate) struct Asked {
     timer: PosixTimer,
-    time: Time,
+    next: Next,
     overruns: Call,
     /// Its signal waits.
     waits: bool,
@@ -87,6 +87,37 @@ impl Time {
         time.iter_mut().zip(answers.words(&self.1)).for_each(|(slot, word)| *slot = word);
         Ok(time)
     }
+}
+
+/// timer_gettime(2), and when that was.
+pub(crate) struct Next(Time, Output);
+
+impl Next {
+    pub(super) fn ask(timer: &PosixTimer, batch: &mut Batch) -> Self {
+        let (time, now) = (Time::ask(timer, batch), batch.output(16));
+        batch.call(sys::clock_gettime, &[timer.clock_id as u64, now.addr]);
+        Self(time, now)
+    }
+
+    /// Also when it will expire next, in nanoseconds of its clock.
+    pub(super) fn get(&self, answers: &Answers) -> Result<([u64; 4], u64)> {
+        let time = self.0.get(answers)?;
+        let now = answers.words(&self.1);
+        let whole = |words: &[u64]| match words {
+            [seconds, nanoseconds] => seconds.saturating_mul(SECOND).saturating_add(*nanoseconds),
+            _ => 0,
+        };
+        Ok((time, whole(&now).saturating_add(whole(&time[2..]))))
+    }
+}
+
+/// Takes a signal that waits, if it does: the call, and its siginfo.
+pub(super) fn take(signal: i32, batch: &mut Batch) -> (Call, Output) {
+    const SET_SIZE: u64 = 8;
+    let set = batch.input_words(&[1 << (signal - 1).clamp(0, 63)]);
+    let second = batch.input_words(&[1, 0]);
+    let info = batch.output(128);
+    (batch.call(sys::rt_sigtimedwait, &[set, info.addr, second, SET_SIZE]), info)
 }
 
 /// The signals of a queue that are part of their timers.
@@ -139,7 +170,7 @@ impl State for PosixTimers {
         let timers = read::parsed(view.process.speaker(), "timers", timers::parse)?;
         let waiting = if timers.is_empty() { BTreeSet::new() } else { waiting(view)? };
         let ask = |timer: PosixTimer| Asked {
-            time: Time::ask(&timer, batch),
+            next: Next::ask(&timer, batch),
             overruns: batch.call(sys::timer_getoverrun, &[timer.id as u64]),
             waits: waiting.contains(&timer.id),
             timer,
@@ -154,7 +185,7 @@ impl State for PosixTimers {
         report: &mut Report,
     ) -> Result<Option<Self>> {
         let mut timers = Vec::new();
-        for Asked { timer, time, overruns, waits } in asked {
+        for Asked { timer, next, overruns, waits } in asked {
             let refuse = |reason: &'static str| {
                 Refusal::new(
                     view.process.pid,
@@ -172,10 +203,11 @@ impl State for PosixTimers {
                 report.refuse(refuse("the thread that it signals is unknown"));
                 continue;
             };
-            record.time = time.get(answers)?;
+            let (time, next) = next.get(answers)?;
+            record.time = time;
             let overruns = answers.get(overruns)? as u32;
-            record.progress = match waits && keeps_its_signal(&timer, record.time) {
-                true => Progress::Sent,
+            record.progress = match waits && keeps_its_signal(&timer, time) {
+                true => Progress::Sent { missed: view.due.missed(timer.id, period(time).unwrap_or(0), next) },
                 false => Progress::Running { overruns },
             };
             // The leader takes the signal again, before any other is there.
@@ -225,7 +257,7 @@ impl State for PosixTimers {
             let time = batch.input_words(&time);
             batch.call(sys::timer_settime, &[timer.id as u64, flags, time, 0]);
             if matches!(timer.progress, Progress::Running { overruns: 1.. }) {
-                timer.take_signal(batch);
+                take(timer.signal, batch);
             }
         }
         Ok(())
@@ -238,7 +270,7 @@ impl Timer {
         let ago = match self.progress {
             Progress::Running { overruns: 0 } => return Ok(None),
             Progress::Running { overruns } => u64::from(overruns) + 1,
-            Progress::Sent => 1,
+            Progress::Sent { missed } => u64::from(missed) + 1,
         };
         let Some(clock) = readable(self.clock) else { return Ok(None) };
         let now = clock_gettime(clock).call("clock_gettime")?;
@@ -252,25 +284,26 @@ impl Timer {
             first => Ok(first),
         }
     }
-
-    /// The signal is there as soon as the timer is set.
-    fn take_signal(&self, batch: &mut Batch) {
-        const SET_SIZE: u64 = 8;
-        let set = batch.input_words(&[1 << (self.signal - 1).clamp(0, 63)]);
-        let second = batch.input_words(&[1, 0]);
-        batch.call(sys::rt_sigtimedwait, &[set, 0, second, SET_SIZE]);
-    }
 }
 
 /// When a timer with this interval and remaining time was to expire, so many periods before it will. None if it cannot have
 /// expired yet: it was set again, and its signal is one from before, which nobody gets.
-fn before([seconds, nanoseconds, left @ ..]: [u64; 4], periods: u64, now: (u64, u64)) -> Option<[u64; 4]> {
-    const SECOND: u64 = 1_000_000_000;
-    let whole = |(seconds, nanoseconds): (u64, u64)| seconds.checked_mul(SECOND)?.checked_add(nanoseconds);
-    let ago = whole((seconds, nanoseconds))?.checked_mul(periods)?.checked_sub(whole(left.into())?)?;
+fn before(time: [u64; 4], periods: u64, now: (u64, u64)) -> Option<[u64; 4]> {
+    let [seconds, nanoseconds, left @ ..] = time;
+    let ago = period(time)?.checked_mul(periods)?.checked_sub(whole(left.into())?)?;
     // 0 would stop it.
     let first = whole(now)?.saturating_sub(ago).max(1);
     Some([seconds, nanoseconds, first / SECOND, first % SECOND])
+}
+
+pub(super) const SECOND: u64 = 1_000_000_000;
+
+fn whole((seconds, nanoseconds): (u64, u64)) -> Option<u64> {
+    seconds.checked_mul(SECOND)?.checked_add(nanoseconds)
+}
+
+fn period([seconds, nanoseconds, ..]: [u64; 4]) -> Option<u64> {
+    whole((seconds, nanoseconds))
 }
 
 /// The timers whose signals wait, for the process or for one of its threads.
