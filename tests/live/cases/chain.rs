@@ -231,6 +231,13 @@ fn random(seed: u64, tracked: bool) -> Outcome {
             },
         }
         let last = models.pop().flatten().ok_or("no model")?;
+        if chain % 2 == 0 {
+            cryosleep::flatten(image(depth - 1), image(depth)).map_err(|error| failed(error.to_string()))?;
+            (0..depth).try_for_each(|index| fs::remove_dir_all(image(index)).map_err(text))?;
+            writer.restore(depth, &last).map_err(failed)?;
+            fs::remove_dir_all(image(depth)).map_err(text)?;
+            continue;
+        }
         writer.restore(depth - 1, &last).map_err(failed)?;
         (0..depth).try_for_each(|index| fs::remove_dir_all(image(index)).map_err(|e| e.to_string()))?;
     }
@@ -326,13 +333,20 @@ fn damaged(says: &str) -> Result<Error, String> {
     nothing_left()?;
     let good = error.kind() == ErrorKind::Image && error.to_string().contains(says);
     ensure(good, || format!("instead of {says:?}: {:?}: {error}", error.kind()))?;
-    Ok(error)
+    match cryosleep::flatten(image(2), cell::lab().join("flat")) {
+        Err(error) if error.kind() == ErrorKind::Image => Ok(error),
+        other => Err(format!("flattened: {other:?}")),
+    }
 }
 
 /// An image cannot take the place of one of its parents.
 fn same_place(writer: &Writer) -> Outcome {
     writer.target_of(Path::new("sleep"), |pid| {
         for index in [0, 2] {
+            match cryosleep::flatten(image(2), image(index)) {
+                Err(error) if error.kind() == ErrorKind::Refused => {}
+                other => return Err(format!("{other:?}")),
+            }
             match Checkpoint::of(pid).parent(image(2)).after(AfterDump::Resume).write_to(image(index)) {
                 Err(error) if error.kind() == ErrorKind::Refused => {}
                 other => return Err(format!("{other:?}")),
