@@ -3,6 +3,7 @@
 mod pre_dump;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -18,7 +19,8 @@ use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Refusal, Result};
 use crate::freeze::{Frozen, Process, Thread, freeze};
 use crate::hooks::{Event, Hooks, Progress, vetoed};
 use crate::image::{
-    Compression, Durability, ImageWriter, ManifestInfo, Owner, PageChecksums, PageFormat, Records,
+    Compression, Durability, ImageSink, ImageStore, ImageWriter, ManifestInfo, Owner, PageChecksums,
+    PageFormat, Records, StoreWriter, StreamStore, feed,
 };
 use crate::proc::read;
 use crate::proc::smaps::Mapping;
@@ -340,7 +342,39 @@ impl<'h> Checkpoint<'h> {
     /// [`ErrorKind::Unsupported`] lists everything that cannot be brought back.
     pub fn write_to(self, dir: impl AsRef<Path>) -> Result<Dumped> {
         let dir = dir.as_ref();
-        on_own_thread(move || self.run(dir))
+        on_own_thread(move || self.run(Destination::Directory(dir)))
+    }
+
+    /// The same to any stream, a pipe or a connection: [`Restore::from_reader`](crate::Restore::from_reader) takes it
+    /// from there. Memory is bounded: if the stream is slow, the target waits. Its end says whether it is whole.
+    ///
+    /// ```
+    /// # use cryosleep::{AfterDump, Checkpoint};
+    /// # fn send(pid: u32, host: &str) -> Result<(), Box<dyn std::error::Error>> {
+    /// let connection = std::net::TcpStream::connect((host, 7000))?;
+    /// Checkpoint::of(pid).write_to_stream(connection)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Checkpoint::write_to`]; [`ErrorKind::Refused`] with a [`parent`](Checkpoint::parent), which is known by its
+    /// directory.
+    pub fn write_to_stream(self, stream: impl Write + Send) -> Result<Dumped> {
+        self.write_to_store(&mut StreamStore::new(stream))
+    }
+
+    /// The same to a store of the caller's own.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::write_to_stream`]; an error of the store is the source of this one.
+    pub fn write_to_store(self, store: &mut impl ImageStore) -> Result<Dumped> {
+        if self.parent.is_some() {
+            let reason = "only an image in a directory can be the child of another";
+            return Err(Error::new(ErrorKind::Refused, reason));
+        }
+        let format = self.pages;
+        let write = |writer| on_own_thread(move || self.run(Destination::Store(writer)));
+        feed(store, format, write).in_phase(Phase::Write)
     }
 
     /// Freezes the tree for a moment, only to say what a checkpoint of it would refuse.
@@ -363,7 +397,7 @@ impl<'h> Checkpoint<'h> {
         })
     }
 
-    fn run(mut self, dir: &Path) -> Result<Dumped> {
+    fn run(mut self, to: Destination<'_>) -> Result<Dumped> {
         let span = info_span!("checkpoint", root = self.root.get());
         let _entered = span.enter();
         let mut stats = CheckpointStats::default();
@@ -393,11 +427,11 @@ impl<'h> Checkpoint<'h> {
             return Err(Error::unsupported(report.0).in_phase(Phase::Describe));
         }
         let sleeps = self
-            .write(described, &borrowed, (dir, parent.as_ref()), Tracking { tracker, trusted }, &mut stats)
+            .write(described, &borrowed, (to, parent.as_ref()), Tracking { tracker, trusted }, &mut stats)
             .in_phase(Phase::Write)?;
         self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;
         match self.after {
-            AfterDump::Kill => end_all(&frozen, borrowed).in_phase(Phase::Release)?,
+            AfterDump::Kill => end_all(&frozen, borrowed, self.writers.get()).in_phase(Phase::Release)?,
             AfterDump::Resume | AfterDump::Stop => {
                 borrowed.iter().for_each(|process| process.leave_notes(&sleeps));
                 borrowed.into_iter().try_for_each(Borrowed::give_back).in_phase(Phase::Release)?;
@@ -415,21 +449,31 @@ impl<'h> Checkpoint<'h> {
         self.hooks.as_mut().map_or(Ok(()), |hooks| vetoed(hooks.event(event)))
     }
 
+    fn open(&self, to: Destination<'_>, parent: Option<&Parent>) -> Result<Box<dyn ImageSink>> {
+        Ok(match to {
+            Destination::Store(writer) => Box::new(writer),
+            Destination::Directory(dir) => {
+                let writer = ImageWriter::create(dir)?.durability(self.durability).pages(self.pages);
+                Box::new(match parent {
+                    Some(parent) => writer.child_of(parent.image())?,
+                    None => writer,
+                })
+            }
+        })
+    }
+
     /// Writes pages and records; the manifest, which makes it an image, comes last.
     fn write(
         &mut self,
         described: Described,
         borrowed: &[Borrowed<'_>],
-        (dir, parent): (&Path, Option<&Parent>),
+        (to, parent): (Destination<'_>, Option<&Parent>),
         mut tracking: Tracking<'_>,
         stats: &mut CheckpointStats,
     ) -> Result<Vec<(Pid, Blocked)>> {
         let Described { mut records, spaces, shared, ghosts, sleeps, kin, .. } = described;
         let root = borrowed.first().map_or(self.root, |root| Pid::from(root.process.number));
-        let mut image = ImageWriter::create(dir)?.durability(self.durability).pages(self.pages);
-        if let Some(parent) = parent {
-            image = image.child_of(parent.image())?;
-        }
+        let mut image = self.open(to, parent)?;
         let started = Instant::now();
         let hooks = &mut self.hooks;
         let mut progress = |progress: Progress| match hooks {
@@ -451,12 +495,12 @@ impl<'h> Checkpoint<'h> {
                 false => Relatives::None,
             };
             let stock = tracking.take_stock(process, self.after).of(pid)?;
-            process.write_pages(&mut space, (relatives, &stock), &mut pages, &mut image).of(pid)?;
+            process.write_pages(&mut space, (relatives, &stock), &mut pages, &mut *image).of(pid)?;
             records.put(Owner(number), &space)?;
             written.insert(number, (process.process.speaker(), space));
         }
-        shared.write(Memory::open, &mut pages, &mut image, &mut records)?;
-        let links = ghosts.write(&mut pages, &mut image, &mut records)?;
+        shared.write(Memory::open, &mut pages, &mut *image, &mut records)?;
+        let links = ghosts.write(&mut pages, &mut *image, &mut records)?;
         let counts = pages.finish(&mut records)?;
         stats.memory = started.elapsed();
         stats.count(counts);
@@ -467,6 +511,12 @@ impl<'h> Checkpoint<'h> {
         links.keep();
         Ok(sleeps)
     }
+}
+
+/// Where an image goes.
+enum Destination<'d> {
+    Directory(&'d Path),
+    Store(StoreWriter),
 }
 
 /// What tasks share; `None` if something has been refused that forbids any further look.
@@ -530,7 +580,7 @@ fn end_hands(frozen: &Frozen) -> Result<bool> {
 
 /// Ends the whole tree, children first: each parent, as its last call, waits for its dead children, so that
 /// no pid of the tree stays taken until whoever inherits them gets round to it.
-fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
+fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>, writers: usize) -> Result<()> {
     let mut generations: Vec<Vec<Borrowed<'_>>> = Vec::new();
     let mut depths: BTreeMap<u32, usize> = BTreeMap::new();
     for process in borrowed {
@@ -546,6 +596,7 @@ fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
             let pid = process.process.pid;
             process.wait_for(&frozen.children_of(pid)).of(pid)?;
         }
+        generation.iter().for_each(|process| process.discard(writers));
         let ended: Vec<&Process> = generation.into_iter().map(Borrowed::abandon).collect();
         ended.iter().try_for_each(|process| process.kill())?;
         ended.iter().try_for_each(|process| process.wait_death())?;
@@ -693,7 +744,7 @@ impl<'f> Borrowed<'f> {
         space: &mut AddressSpace,
         (relatives, stock): (Relatives<'_>, &Stock),
         pages: &mut PageWriter<'_>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<()> {
         let pid = self.process.speaker();
         let Some(speaker) = self.process.threads.first() else { return Ok(()) };
@@ -735,6 +786,18 @@ impl<'f> Borrowed<'f> {
     fn abandon(mut self) -> &'f Process {
         self.tools = None;
         self.process
+    }
+
+    /// Before it is killed, it gives its memory back by several threads, if it has it to itself.
+    fn discard(&self, threads: usize) {
+        let alone = self.tools.as_ref().is_some_and(|tools| Arc::strong_count(tools) == 1);
+        let Some(speaker) = self.process.threads.first().filter(|_| alone) else { return };
+        let discarded = self.puppet(speaker).and_then(|puppet| match puppet {
+            Some(mut puppet) => memory::discard(&mut puppet, &self.mappings, threads),
+            None => Ok(()),
+        });
+        // Then the kernel does all of it.
+        discarded.unwrap_or_else(|error| debug!(%error, "memory was not given back early"));
     }
 
     /// Asks it about its children: which are stopped, or have been continued.
@@ -878,6 +941,7 @@ impl Described {
                 described.records.put(Owner(child), &stop)?;
             }
         }
+        described.shared.note_unattached(frozen, report)?;
         described.ghosts = files.finish(report, &mut described.records)?;
         Ok(described)
     }

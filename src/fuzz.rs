@@ -21,6 +21,18 @@ pub fn manifest(bytes: &[u8]) {
     assert_eq!(format!("{manifest:?}"), format!("{again:?}"));
 }
 
+/// Any bytes as the stream form of an image: no part is longer than what came.
+pub fn stream(bytes: &[u8]) {
+    let mut taken = 0;
+    let read = crate::image::unpack(&mut &*bytes, |_, offset, piece| {
+        taken += piece.len();
+        assert!(offset + piece.len() as u64 <= taken as u64);
+        Ok(())
+    });
+    assert!(taken <= bytes.len());
+    drop(read);
+}
+
 /// Any bytes as a record: the first byte chooses which.
 pub fn record(bytes: &[u8]) {
     let Some((choice, payload)) = bytes.split_first() else { return };
@@ -51,10 +63,24 @@ pub(crate) fn round_trip<R: Record>(payload: &[u8]) {
 mod tests {
     use std::path::PathBuf;
 
-    use crate::image::{Kind, Manifest, Owner, Section, SectionWriter, Tag, encode};
+    use crate::image::{
+        ImageStore, Kind, Manifest, Owner, Part, Section, SectionWriter, StreamStore, Tag, encode,
+    };
 
     fn corpus_of(target: &str) -> PathBuf {
         [env!("CARGO_MANIFEST_DIR"), "fuzz", "corpus", target].iter().collect()
+    }
+
+    fn stream(manifest: &[u8], records: &[u8]) -> Vec<u8> {
+        let mut stream = Vec::new();
+        let mut store = StreamStore::new(&mut stream);
+        for (part, bytes) in
+            [(Part::Pages(0), &[7; 64][..]), (Part::Records, records), (Part::Manifest, manifest)]
+        {
+            store.append(part, bytes).unwrap();
+        }
+        store.finish().unwrap();
+        stream
     }
 
     fn run_corpus(target: &str, run: fn(&[u8])) {
@@ -67,6 +93,7 @@ mod tests {
     fn corpus() {
         run_corpus("container", super::container);
         run_corpus("manifest", super::manifest);
+        run_corpus("stream", super::stream);
         run_corpus("records", super::record);
         run_corpus("proc_files", super::proc_file);
     }
@@ -77,6 +104,8 @@ mod tests {
         Manifest::from_bytes(&seed).unwrap();
         let seed = std::fs::read(corpus_of("container").join("seed")).unwrap();
         assert_eq!(super::Sections::parse(&seed, Kind::State).unwrap().iter(&seed).count(), 3);
+        let seed = std::fs::read(corpus_of("stream").join("seed")).unwrap();
+        crate::image::unpack(&mut &*seed, |_, _, _| Ok(())).unwrap();
     }
 
     /// Run it by name after a change of the format: `cargo test --lib write_seeds -- --ignored`.
@@ -93,6 +122,8 @@ mod tests {
             let section = Section { tag: Tag::new(tag), version: 1, owner: Owner(u32::MAX), payload };
             writer.put(section).unwrap();
         }
-        write("container", &writer.into_inner());
+        let container = writer.into_inner();
+        write("container", &container);
+        write("stream", &stream(&manifest.to_bytes().unwrap(), &container));
     }
 }

@@ -50,7 +50,7 @@ impl Inspection {
         let image = Image::open(dir.as_ref()).in_phase(Phase::Read)?;
         let manifest = Manifest::of(image.manifest()).in_phase(Phase::Read)?;
         let parents = ancestors(&image).skip(1).map(|parent| {
-            Ok(Parent { dir: parent.path().into(), manifest: Manifest::of(parent.manifest())? })
+            Ok(Parent { dir: parent.path()?.into(), manifest: Manifest::of(parent.manifest())? })
         });
         let parents = parents.collect::<Result<_>>().in_phase(Phase::Read)?;
         Ok(Self { image, manifest, parents })
@@ -332,7 +332,7 @@ mod tests {
         let mut records = Records::new().unwrap();
         records.put(Owner::IMAGE, &Tree { processes }).unwrap();
         let mut writer = ImageWriter::create(&dir).unwrap();
-        writer.segment().unwrap().file().set_len(8192).unwrap();
+        writer.segment().unwrap().file().unwrap().set_len(8192).unwrap();
         writer.finish(records, ManifestInfo { root: Pid::from(10) }).unwrap();
 
         let image = Inspection::open(&dir).unwrap();

@@ -84,7 +84,7 @@ pub use checkpoint::{AfterDump, Checkpoint, CheckpointStats, Dumped, Preflight};
 pub use error::{Error, ErrorKind, Phase, Refusal, Result, Subject};
 pub use flatten::flatten;
 pub use hooks::{Event, Hooks, Progress};
-pub use image::{Compression, Durability, PageChecksums};
+pub use image::{Compression, Durability, ImageSource, ImageStore, PageChecksums, Part, Spool};
 pub use pid::Pid;
 pub use resource::fds::{
     DevicePaths, External, FileHandler, FileValidation, LinkRemap, OpenFile, OuterPipes,

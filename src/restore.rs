@@ -1,6 +1,7 @@
 //! Restore: read, plan, build, release.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::checkpoint::{on_own_thread, sleep_precisely};
 use crate::error::{Context, Error, ErrorKind, NameCall, Phase, Result, Subject};
 use crate::family::{Family, Member, Released};
 use crate::hooks::{Event, Hooks, vetoed};
-use crate::image::{Image, Owner};
+use crate::image::{Image, ImageSource, Owner, Spool};
 use crate::proc::status::{self, Status};
 use crate::proc::{read, stat};
 use crate::resource::fds::{
@@ -71,7 +72,8 @@ pub enum OuterSession {
 /// pid namespace (clone(2), `set_tid`).
 #[must_use = "nothing happens before run()"]
 pub struct Restore<'h> {
-    dir: PathBuf,
+    from: Origin<'h>,
+    spool: Spool,
     pids: Pids,
     session: OuterSession,
     validation: FileValidation,
@@ -85,10 +87,27 @@ pub struct Restore<'h> {
 impl std::fmt::Debug for Restore<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Restore")
-            .field("dir", &self.dir)
+            .field("from", &self.from)
             .field("pids", &self.pids)
             .field("session", &self.session)
             .finish_non_exhaustive()
+    }
+}
+
+/// Where an image is.
+enum Origin<'h> {
+    Directory(PathBuf),
+    Stream(Box<dyn Read + Send + 'h>),
+    Source(Arc<dyn ImageSource>),
+}
+
+impl std::fmt::Debug for Origin<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Origin::Directory(dir) => dir.fmt(f),
+            Origin::Stream(_) => f.write_str("a stream"),
+            Origin::Source(_) => f.write_str("a source"),
+        }
     }
 }
 
@@ -219,8 +238,26 @@ impl Restored {
 impl<'h> Restore<'h> {
     /// A restore of the image in this directory.
     pub fn from(dir: impl AsRef<Path>) -> Self {
+        Self::of(Origin::Directory(dir.as_ref().into()))
+    }
+
+    /// A restore of the image that comes as a stream
+    /// ([`Checkpoint::write_to_stream`](crate::Checkpoint::write_to_stream)). It is read to its end, and verified, before
+    /// there is any task; [`Restore::spool`] says where it is kept.
+    pub fn from_reader(stream: impl Read + Send + 'h) -> Self {
+        Self::of(Origin::Stream(Box::new(stream)))
+    }
+
+    /// A restore of the image that a store has taken
+    /// ([`Checkpoint::write_to_store`](crate::Checkpoint::write_to_store)).
+    pub fn from_source(source: impl ImageSource + 'static) -> Self {
+        Self::of(Origin::Source(Arc::new(source)))
+    }
+
+    fn of(from: Origin<'h>) -> Self {
         Self {
-            dir: dir.as_ref().into(),
+            from,
+            spool: Spool::default(),
             pids: Pids::default(),
             session: OuterSession::default(),
             validation: FileValidation::default(),
@@ -230,6 +267,12 @@ impl<'h> Restore<'h> {
             handlers: Handlers::default(),
             hooks: None,
         }
+    }
+
+    /// Where an image that comes as a stream is kept meanwhile: in memory unless this says otherwise.
+    pub fn spool(mut self, spool: Spool) -> Self {
+        self.spool = spool;
+        self
     }
 
     /// The pid namespace that the tree is restored into.
@@ -300,10 +343,10 @@ impl<'h> Restore<'h> {
     /// On every error no task is left: most are found before there is any. [`ErrorKind::Image`] for an image
     /// that is not whole, [`ErrorKind::Conflict`] for a pid that is taken or a file that has changed.
     pub fn run(mut self) -> Result<Restored> {
-        let span = info_span!("restore", image = %self.dir.display());
+        let span = info_span!("restore", image = ?self.from);
         let _entered = span.enter();
         let started = Instant::now();
-        let image = Image::open(&self.dir).in_phase(Phase::Read)?;
+        let image = self.open().in_phase(Phase::Read)?;
         let blueprint = Blueprint::load(&image, &self.pids, self.session).in_phase(Phase::Read)?;
         let inherited = std::mem::take(&mut self.inherited);
         let ready = Ready::plan(&blueprint, &image, &self, inherited).in_phase(Phase::Plan)?;
@@ -314,6 +357,14 @@ impl<'h> Restore<'h> {
         // The calling thread is the parent; the tracer ends with this call.
         let seed = self.plant(&blueprint, &ready).in_phase(Phase::Build)?;
         on_own_thread(move || self.build(&blueprint, ready, seed, (building, stats)))
+    }
+
+    fn open(&mut self) -> Result<Image> {
+        match &mut self.from {
+            Origin::Directory(dir) => Image::open(dir),
+            Origin::Stream(stream) => Image::from_stream(stream, &self.spool),
+            Origin::Source(source) => Image::from_source(source.clone()),
+        }
     }
 
     fn plant(&self, blueprint: &Blueprint, ready: &Ready<'_>) -> Result<Seed> {

@@ -92,7 +92,7 @@ fn case(kind: &Kind, options: &Options, homes: &Homes, criu: bool) -> Result<Vec
         for engine in engines.into_iter().flatten() {
             let row = Row::new(kind, place, engine.name());
             // Where an image goes makes no difference to what tasks cost.
-            if options.wants(&row.title()) && (kind.tasks().is_none() || place == "tmpfs") {
+            if options.wants(&row.title()) && (kind.count().is_none() || place == "tmpfs") {
                 lanes.push(Lane { place, images: home.join("image"), engine, row });
             }
         }

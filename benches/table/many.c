@@ -1,10 +1,21 @@
-/* Many tasks: `many THREADS PROCESSES`. A tree of processes, each with eight children as far as they go, in which each
-   has that many threads. Of four threads three wait for a futex and one sleeps. */
+/* Many tasks and files: `many THREADS PROCESSES FILES WATCHES SHARED`. A tree of processes, each with eight children as
+   far as they go, in which each has that many threads. Of four threads three wait for a futex and one sleeps. The first
+   process has that many open files, half of them event counters, and an epoll instance for that many of these; its
+   descendants have it all, too, or share its one table. */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -47,11 +58,30 @@ static void start_threads(long count)
 	pthread_barrier_wait(&started);
 }
 
+static void open_files(long files, long watches, const char *program)
+{
+	struct rlimit limit;
+	getrlimit(RLIMIT_NOFILE, &limit);
+	limit.rlim_cur = limit.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &limit);
+	int epoll = watches ? epoll_create1(0) : 0;
+	for (long i = 0; i < files || i < watches; i++) {
+		int counter = i % 2 == 0 || i < watches;
+		int fd = counter ? eventfd(i, EFD_NONBLOCK) : open(program, O_RDONLY);
+		struct epoll_event event = { EPOLLIN, { .u64 = i } };
+		if (fd < 0 || (i < watches && epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event)))
+			die("a file");
+		if (!counter)
+			lseek(fd, i, SEEK_SET);
+	}
+}
+
 int main(int argc, char **argv)
 {
-	if (argc != 3)
+	if (argc != 6)
 		return 2;
-	long threads = atol(argv[1]), processes = atol(argv[2]), own = 0;
+	long threads = atol(argv[1]), processes = atol(argv[2]), own = 0, shared = atol(argv[5]);
+	atomic_long *there = mmap(NULL, sizeof *there, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	setsid();
 	close_range(3, ~0u, 0);
 	for (uint64_t place = 0; place < 512; place++) {
@@ -60,8 +90,9 @@ int main(int argc, char **argv)
 	}
 	printf("%lu\n", (unsigned long)contents);
 	fflush(stdout);
+	open_files(atol(argv[3]), atol(argv[4]), argv[0]);
 	for (long child = own * CHILDREN + 1; child <= own * CHILDREN + CHILDREN && child < processes; child++) {
-		pid_t pid = fork();
+		pid_t pid = syscall(SYS_clone, SIGCHLD | (shared ? CLONE_FILES : 0), 0, 0, 0, 0);
 		if (pid < 0)
 			die("fork");
 		if (pid == 0) {
@@ -70,8 +101,13 @@ int main(int argc, char **argv)
 		}
 	}
 	start_threads(threads);
+	/* Those who share it let go of it together. */
+	atomic_fetch_add(there, 1);
+	while (shared && own == 0 && atomic_load(there) < processes)
+		usleep(1000);
 	/* When all have let go of the pipe, all are ready: but for their last step, for which there is no sign. */
-	dup2(0, 1);
+	if (!shared || own == 0)
+		dup2(0, 1);
 	for (;;)
 		pause();
 }

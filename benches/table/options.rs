@@ -14,7 +14,8 @@ cargo bench [-- OPTIONS]
                    N-th of their bytes; default 1: up to 1.6 GiB of memory, twice that of RAM for the copies beside it
   --rounds N       rounds of each case (default 5; 30 for the tiny processes)
   --only PATTERN   only cases whose title has this in it; titles are like `1 GiB tmpfs cryosleep`, `100 threads tmpfs
-                   cryosleep` or `100 processes tmpfs cryosleep`: `--only threads` shows what each thread costs
+                   cryosleep`, `100 processes tmpfs cryosleep` or `1800 files tmpfs cryosleep`: `--only threads` shows what
+                   each thread costs
   --tmpfs DIR      where the images on tmpfs go (default /dev/shm)
   --disk DIR       where those on disk go (default: the target directory)";
 
@@ -68,12 +69,18 @@ impl Options {
         let layouts = if self.tiny { Vec::new() } else { self.layouts() };
         let threads = tasks.clone().map(Kind::Threads);
         let processes = tasks.take(3).map(Kind::Processes);
+        // Most processes may have 20,000 files at most, and so may this one.
+        let files = [180, 1800, 18_000].into_iter().map(Kind::Files);
+        let watches = [500, 5000].into_iter().map(Kind::Watches);
+        let files = files.chain(watches).chain([100, 1000].into_iter().map(Kind::Sharers));
+        let files = files.filter(|_| !self.tiny);
         [Kind::StaticC, Kind::TinyRust]
             .into_iter()
             .chain(memory)
             .chain(layouts)
             .chain(threads)
             .chain(processes)
+            .chain(files)
             .collect()
     }
 

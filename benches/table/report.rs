@@ -17,7 +17,7 @@ pub(crate) struct Row {
     place: &'static str,
     engine: &'static str,
     /// How many, where that is what it is about.
-    tasks: Option<usize>,
+    count: Option<usize>,
     pub(crate) dump: Side,
     pub(crate) restore: Side,
 }
@@ -34,7 +34,7 @@ pub(crate) struct Side {
 impl Row {
     pub(crate) fn new(kind: &Kind, place: &'static str, engine: &'static str) -> Self {
         let (dump, restore) = (Side::default(), Side::default());
-        Self { subject: kind.name(), place, engine, tasks: kind.tasks(), dump, restore }
+        Self { subject: kind.name(), place, engine, count: kind.count(), dump, restore }
     }
 
     pub(crate) fn title(&self) -> String {
@@ -50,19 +50,19 @@ impl Row {
             spread(&[&dump.copies[..], &restore.copies].concat()),
             spread(&dump.times),
             spread(&dump.ratios),
-            self.per_task(dump),
+            self.per_each(dump),
             dump.stages(),
             spread(&restore.times),
             spread(&restore.ratios),
-            self.per_task(restore),
+            self.per_each(restore),
             restore.stages(),
         ]
     }
 }
 
 impl Row {
-    fn per_task(&self, side: &Side) -> String {
-        let each = self.tasks.zip(median(&side.times)).map(|(tasks, millis)| millis * 1e3 / tasks as f64);
+    fn per_each(&self, side: &Side) -> String {
+        let each = self.count.zip(median(&side.times)).map(|(count, millis)| millis * 1e3 / count as f64);
         each.map_or("-".into(), short)
     }
 }
@@ -127,11 +127,11 @@ const HEAD: [&str; COLUMNS] = [
     "memcpy",
     "dump",
     "dump / memcpy",
-    "us / task",
+    "us / each",
     "freezing / frozen / memory / other",
     "restore",
     "restore / memcpy",
-    "us / task",
+    "us / each",
     "reading / building / release / other",
 ];
 

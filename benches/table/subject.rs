@@ -19,6 +19,9 @@ const ROLE: &str = "CRYOSLEEP_BENCH_SUBJECT";
 /// The memory of the tiny ones: enough to show that it was restored.
 const TINY: usize = 4096;
 
+/// Open files in a table that many share.
+const SHARED_FILES: usize = 1000;
+
 /// In C: no dynamic linker, no runtime, the least that a process can be.
 struct StaticC {
     name: &'static str,
@@ -42,6 +45,12 @@ pub(crate) enum Kind {
     Threads(usize),
     /// A tree of that many of them.
     Processes(usize),
+    /// One with that many open files.
+    Files(usize),
+    /// One with an epoll instance that watches that many of them.
+    Watches(usize),
+    /// A tree of that many processes that share one table of files.
+    Sharers(usize),
     /// Memory in another shape, of that many bytes and so many of what that shape consists of.
     Layout(Layout, usize, usize),
 }
@@ -86,14 +95,21 @@ impl Kind {
             Kind::Layout(Layout::Forked, bytes, count) => format!("{count} x {} forked", size(*bytes)),
             Kind::Threads(count) => format!("{count} threads"),
             Kind::Processes(count) => format!("{count} processes"),
+            Kind::Files(count) => format!("{count} files"),
+            Kind::Watches(count) => format!("{count} watches"),
+            Kind::Sharers(count) => format!("{count} sharing files"),
         }
     }
 
-    /// How many tasks there are, where that is what it is about.
-    pub(crate) fn tasks(&self) -> Option<usize> {
+    /// How many there are of what it is about.
+    pub(crate) fn count(&self) -> Option<usize> {
         match self {
-            Kind::Threads(count) | Kind::Processes(count) => Some(*count),
-            _ => None,
+            Kind::Threads(count)
+            | Kind::Processes(count)
+            | Kind::Files(count)
+            | Kind::Watches(count)
+            | Kind::Sharers(count) => Some(*count),
+            Kind::StaticC | Kind::TinyRust | Kind::Memory(_) | Kind::Layout(..) => None,
         }
     }
 
@@ -101,17 +117,20 @@ impl Kind {
     pub(crate) fn prepare(&self, dir: &Path) -> Result<()> {
         match self {
             Kind::StaticC => ONE.build(dir),
-            Kind::Threads(_) | Kind::Processes(_) => MANY.build(dir),
             Kind::Layout(..) => LAYOUTS.build(dir),
             Kind::TinyRust | Kind::Memory(_) => Ok(()),
+            _ => MANY.build(dir),
         }
     }
 
     fn command(&self) -> Result<Command> {
         Ok(match self {
             Kind::StaticC => ONE.command::<usize>(&[])?,
-            Kind::Threads(count) => MANY.command(&[*count, 1])?,
-            Kind::Processes(count) => MANY.command(&[1, *count])?,
+            Kind::Threads(count) => MANY.command(&[*count, 1, 0, 0, 0])?,
+            Kind::Processes(count) => MANY.command(&[1, *count, 0, 0, 0])?,
+            Kind::Files(count) => MANY.command(&[1, 1, *count, 0, 0])?,
+            Kind::Watches(count) => MANY.command(&[1, 1, 0, *count, 0])?,
+            Kind::Sharers(count) => MANY.command(&[1, *count, SHARED_FILES, 0, 1])?,
             Kind::Layout(layout, bytes, count) => {
                 LAYOUTS.command(&[layout.word().to_owned(), bytes.to_string(), count.to_string()])?
             }
@@ -144,7 +163,8 @@ impl Kind {
     fn processes(&self) -> usize {
         match self {
             Kind::Layout(Layout::Processes | Layout::Forked, _, count) => *count,
-            _ => self.tasks().unwrap_or(1),
+            Kind::Threads(count) | Kind::Processes(count) | Kind::Sharers(count) => *count,
+            _ => 1,
         }
     }
 }

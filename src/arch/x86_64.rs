@@ -154,6 +154,8 @@ pub(crate) trait RegsExt {
     fn set_args(&mut self, args: [u64; 6]);
     /// Sets the registers up to run the entries from `table` to `end` by the loop in the code at `code`.
     fn enter_loop(&mut self, code: u64, table: u64, end: u64, stack: u64);
+    /// The entries that the loop in the code at `code`, which these registers are in, has yet to execute.
+    fn left_in_loop(&self, code: u64) -> std::ops::Range<u64>;
     /// From [`RegsExt::enter_loop`], but with a use of AMX tiles first, by the configuration at this address.
     fn enter_through_tiles(&mut self, configuration: u64);
     /// Sets the registers up to execute one system call by the instruction at `pc`.
@@ -208,6 +210,14 @@ impl RegsExt for Regs {
         self.rip = code + LOOP;
         // A target may have been stopped with the direction or trap flag set.
         self.eflags &= !0x500;
+    }
+
+    fn left_in_loop(&self, code: u64) -> std::ops::Range<u64> {
+        // The loop ends in `mov [rbx + 56], rax` and `add rbx, 64`, of 4 bytes each, and a jump of 2.
+        let end = code + self::code().len() as u64;
+        let called = (end - 10..end - 5).contains(&self.rip);
+        let next = if called { self.rbx.wrapping_add(ENTRY_WORDS as u64 * 8) } else { self.rbx };
+        next..self.r12
     }
 
     fn enter_through_tiles(&mut self, configuration: u64) {

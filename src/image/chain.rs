@@ -41,10 +41,10 @@ impl ParentLink {
         if ancestors(parent).count() >= MOST {
             let reason = format!("the chain of the parent has {MOST} images already");
             return Err(Error::new(ErrorKind::Refused, reason)
-                .about(parent.dir().subject())
+                .about(parent.dir()?.subject())
                 .with_hint("make one image of it: flatten()"));
         }
-        let dir = relative(&place(child)?, &place(parent.dir())?);
+        let dir = relative(&place(child)?, &place(parent.dir()?)?);
         let id = parent.manifest().id;
         Ok(Self { dir: dir.into_os_string().into_vec().into(), id, manifest_crc32 })
     }
@@ -76,7 +76,7 @@ impl ParentLink {
 pub(super) fn refuse_same_place(image: &Image, dir: &Dir) -> Result<()> {
     let own = fstat(dir).call("fstat").about(|| dir.subject())?;
     for image in ancestors(image) {
-        let stat = fstat(image.dir()).call("fstat").about(|| image.dir().subject())?;
+        let stat = fstat(image.dir()?).call("fstat")?;
         if (stat.st_dev, stat.st_ino) == (own.st_dev, own.st_ino) {
             let reason = "the image would replace one of those that it is made of, or a child of";
             return Err(Error::new(ErrorKind::Refused, reason).about(dir.subject()));
@@ -97,9 +97,9 @@ pub(super) fn with_parents(image: Image) -> Result<Image> {
     while let Some(image) = next {
         if !ids.insert(image.manifest().id) || chain.len() >= MOST {
             let reason = format!("a chain that is longer than {MOST} images, or leads back to itself");
-            return Err(Error::new(ErrorKind::Image, reason).about(image.dir().subject()));
+            return Err(Error::new(ErrorKind::Image, reason).about(image.dir()?.subject()));
         }
-        next = image.manifest().parent.as_ref().map(|link| link.open(image.dir())).transpose()?;
+        next = image.manifest().parent.as_ref().map(|link| link.open(image.dir()?)).transpose()?;
         chain.push(image);
     }
     let mut oldest_first = chain.into_iter().rev();
@@ -156,7 +156,7 @@ mod tests {
         if let Some(parent) = parent {
             writer = writer.child_of(&Image::open(parent)?)?;
         }
-        writer.segment()?.file().write_all_at(pages.as_bytes(), 0).unwrap();
+        writer.segment()?.file().unwrap().write_all_at(pages.as_bytes(), 0).unwrap();
         writer.finish(records(&["a"]), INFO()).map(drop)
     }
 

@@ -15,17 +15,18 @@ use nix::unistd::{UnlinkatFlags, fsync, geteuid, mkdir, unlinkat};
 use super::chain::{self, ParentLink};
 use super::manifest::Id;
 use super::sections::{has_magic, named};
-use super::segment::{Chunks, PageFormat, PageSegment, SegmentWriter};
+use super::segment::{Chunks, Out, PageFormat, PageSegment, SegmentWriter, Stored};
 use super::{
-    Content, Kind, ListedFile, Manifest, ManifestInfo, Owner, Record, Section, SectionWriter, Sections, Tag,
+    Content, ImageSink, Kind, ListedFile, Manifest, ManifestInfo, Owner, Record, Section, SectionWriter,
+    Sections, Tag,
 };
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 
 const MANIFEST: &str = "manifest";
 /// No manifest is longer: it has room for more segments than can be numbered.
-const MANIFEST_MAX: u64 = 16 << 20;
+pub(super) const MANIFEST_MAX: u64 = 16 << 20;
 /// No state file is longer, on either side: it is held in memory whole.
-const STATE_MAX: u64 = 1 << 30;
+pub(super) const STATE_MAX: u64 = 1 << 30;
 
 /// How often an image may be replaced while it is being opened.
 const REPLACED_MAX: u32 = 32;
@@ -147,6 +148,10 @@ impl Records {
         }
         Ok(())
     }
+
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.0.into_inner()
+    }
 }
 
 /// Writes an image into a directory. Dropped before [`ImageWriter::finish`], it leaves nothing behind
@@ -235,11 +240,6 @@ impl ImageWriter {
         self
     }
 
-    /// How pages are stored.
-    pub(crate) fn page_format(&self) -> PageFormat {
-        self.pages
-    }
-
     /// Creates the next page segment. They are counted from those of the oldest image of the chain. What
     /// becomes known of its chunks is to be among the records.
     pub(crate) fn segment(&mut self) -> Result<SegmentWriter> {
@@ -249,7 +249,7 @@ impl ImageWriter {
         }
         let file = self.create_file(self.id.file_name(usize::from(own) + 1))?;
         self.segments = own + 1;
-        Ok(SegmentWriter::new(own, file, self.pages).behind(self.inherited))
+        Ok(SegmentWriter::new(own, Out::File(file), self.pages).behind(self.inherited))
     }
 
     /// Writes the records, and makes this the directory's image: at once, by the name of its
@@ -292,7 +292,7 @@ impl ImageWriter {
     }
 
     fn write_state(&mut self, records: Records) -> Result<ListedFile> {
-        let bytes = records.0.into_inner();
+        let bytes = records.into_bytes();
         let name = self.id.file_name(0);
         self.write_file(name.clone(), &bytes)?;
         Ok(ListedFile { name, length: bytes.len() as u64, crc32: Some(crc32fast::hash(&bytes)) })
@@ -322,6 +322,20 @@ impl ImageWriter {
         for file in previous.iter().flat_map(|manifest| &manifest.files) {
             self.dir.remove(&file.name);
         }
+    }
+}
+
+impl ImageSink for ImageWriter {
+    fn segment(&mut self) -> Result<SegmentWriter> {
+        Self::segment(self)
+    }
+
+    fn lends_files(&self) -> bool {
+        self.pages.is_bare()
+    }
+
+    fn finish(self: Box<Self>, records: Records, info: ManifestInfo) -> Result<Written> {
+        Self::finish(*self, records, info)
     }
 }
 
@@ -376,7 +390,8 @@ fn refuse_foreign_manifest(dir: &Dir) -> Result<()> {
 /// An image that has been opened and verified, with all that it is a child of.
 #[derive(Debug)]
 pub(crate) struct Image {
-    dir: Arc<Dir>,
+    /// None: it comes from elsewhere.
+    dir: Option<Arc<Dir>>,
     manifest: Manifest,
     manifest_crc32: u32,
     state: Vec<u8>,
@@ -435,22 +450,26 @@ impl Image {
         let Some((listed, rest)) = manifest.files.split_first() else {
             return Err(bad_image("the manifest lists no state file").about(dir.file(MANIFEST)));
         };
-        let state = read_state(dir, listed)?;
-        let sections = Sections::parse(&state, Kind::State).about(|| dir.file(&listed.name))?;
-        let files = rest.iter().map(|listed| open_listed(dir, listed)).collect::<Result<Vec<_>>>()?;
-        let (dir_of_it, segments) = (dir.clone(), Vec::new());
-        let mut image = Self {
-            dir: dir_of_it,
-            manifest,
-            manifest_crc32,
-            state,
-            sections,
-            segments,
-            parent: None,
-            inherited: 0,
-        };
-        for (index, file) in (0..).zip(files) {
-            let segment = image.open_segment(dir, index, file)?;
+        let state =
+            read_state(dir, listed).and_then(|state| parse_state(state).about(|| dir.file(&listed.name)))?;
+        let open = |listed| Ok(Stored::File(open_listed(dir, listed)?, dir.path.join(&listed.name)));
+        let stored = rest.iter().map(open).collect::<Result<Vec<_>>>()?;
+        Self::of(Some(dir.clone()), (manifest, manifest_crc32), state, stored)
+    }
+
+    /// An image of its parts.
+    pub(super) fn of(
+        dir: Option<Arc<Dir>>,
+        (manifest, manifest_crc32): (Manifest, u32),
+        (state, sections): (Vec<u8>, Sections),
+        stored: Vec<Stored>,
+    ) -> Result<Self> {
+        let segments = Vec::new();
+        let mut image =
+            Self { dir, manifest, manifest_crc32, state, sections, segments, parent: None, inherited: 0 };
+        for (index, stored) in (0..).zip(stored) {
+            let listed = image.manifest.files.get(index as usize + 1).ok_or_else(|| no_segment(index))?;
+            let segment = PageSegment::new(stored, listed.length, image.get(Owner(index.into()))?)?;
             image.segments.push(segment);
         }
         if let Some(owner) = image.owners::<Chunks>().find(|owner| owner.0 as usize >= image.segments.len()) {
@@ -459,29 +478,23 @@ impl Image {
         Ok(image)
     }
 
-    fn open_segment(&self, dir: &Dir, index: u16, file: File) -> Result<PageSegment> {
-        let listed = self.manifest.files.get(usize::from(index) + 1).ok_or_else(|| no_segment(index))?;
-        let chunks = self.get(Owner(index.into()))?;
-        PageSegment::new(file, dir.path.join(&listed.name), listed.length, chunks)
-    }
-
     /// Puts one image of a chain before those that come after it.
     pub(super) fn adopted_by(mut self, parent: Option<Self>) -> Result<Self> {
         self.inherited = parent.as_ref().map_or(0, Self::segment_count);
         self.parent = parent.map(Box::new);
         match usize::from(self.inherited) + self.segments.len() <= usize::from(u16::MAX) {
             true => Ok(self),
-            false => Err(bad_image("its chain has too many page segments").about(self.dir.subject())),
+            false => Err(bad_image("its chain has too many page segments").about(self.dir()?.subject())),
         }
     }
 
-    /// Where it was found.
-    pub(crate) fn path(&self) -> &Path {
-        &self.dir.path
+    /// Where it was found: parents are in directories.
+    pub(crate) fn path(&self) -> Result<&Path> {
+        self.dir().map(|dir| dir.path.as_path())
     }
 
-    pub(super) fn dir(&self) -> &Dir {
-        &self.dir
+    pub(super) fn dir(&self) -> Result<&Dir> {
+        self.dir.as_deref().ok_or_else(|| bad_image("it is in no directory"))
     }
 
     /// It can be restored.
@@ -489,7 +502,7 @@ impl Image {
         match self.manifest.content {
             Content::Tree => Ok(()),
             Content::Pages => Err(bad_image("a pre-dump: it holds pages only, for another image")
-                .about(self.dir.subject())
+                .about(self.dir.as_ref().map_or(Subject::Path(MANIFEST.into()), |dir| dir.subject()))
                 .with_hint("restore an image that was made with this one as its parent")),
         }
     }
@@ -591,6 +604,11 @@ fn read_manifest(dir: &Dir) -> Result<(Manifest, u32)> {
         .about(|| dir.file(MANIFEST))
 }
 
+pub(super) fn parse_state(state: Vec<u8>) -> Result<(Vec<u8>, Sections)> {
+    let sections = Sections::parse(&state, Kind::State)?;
+    Ok((state, sections))
+}
+
 fn read_state(dir: &Dir, listed: &ListedFile) -> Result<Vec<u8>> {
     let file = open_listed(dir, listed)?;
     let bytes = read_whole(file, listed.length, STATE_MAX).about(|| dir.file(&listed.name))?;
@@ -653,7 +671,7 @@ pub(super) mod tests {
         let mut writer = ImageWriter::create(dir).unwrap();
         for content in ["first pages", "more"] {
             let segment = writer.segment().unwrap();
-            segment.file().write_all_at(content.as_bytes(), 0).unwrap();
+            segment.file().unwrap().write_all_at(content.as_bytes(), 0).unwrap();
         }
         writer.finish(records(&[name, "second"]), INFO()).unwrap()
     }

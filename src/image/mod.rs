@@ -22,6 +22,8 @@ mod dir;
 mod manifest;
 mod sections;
 mod segment;
+mod store;
+mod stream;
 
 use std::fmt;
 
@@ -31,11 +33,18 @@ pub(crate) use bytes::Bytes;
 pub(crate) use chain::ancestors;
 pub(crate) use codec::{Decode, Encode, decode, encode};
 pub use dir::Durability;
-pub(crate) use dir::{Image, ImageWriter, Records};
+pub(crate) use dir::{Image, ImageWriter, Records, Written};
 pub use manifest::Content;
 pub(crate) use manifest::{ListedFile, Manifest, ManifestInfo};
 pub(crate) use sections::{Kind, Section, SectionWriter, Sections};
 pub(crate) use segment::{Chunks, PageFormat, SegmentWriter};
+pub use store::{ImageSource, ImageStore, Part};
+pub(crate) use store::{StoreWriter, feed};
+pub use stream::Spool;
+pub(crate) use stream::StreamStore;
+#[cfg(any(test, fuzzing))]
+pub(crate) use stream::unpack;
+
 pub use segment::{Compression, PageChecksums};
 
 /// Four ASCII characters that say what a section of an image holds. A tag is never used for anything else
@@ -91,6 +100,18 @@ impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// What an image is written to: a directory, or a store.
+pub(crate) trait ImageSink {
+    /// The next page segment. What becomes known of its chunks is to be among the records.
+    fn segment(&mut self) -> Result<SegmentWriter>;
+
+    /// May others write to the files of page segments, past us?
+    fn lends_files(&self) -> bool;
+
+    /// Writes the records, and makes it an image.
+    fn finish(self: Box<Self>, records: Records, info: ManifestInfo) -> Result<Written>;
 }
 
 /// What one section holds.

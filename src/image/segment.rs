@@ -3,12 +3,15 @@
 //!
 //! Records lead to places in the *contents* of a segment: only this file knows where in the file a chunk is.
 
+use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::{Decode, Encode, Record, Tag};
+use super::store::Pipe;
+use super::{Decode, Encode, ImageSource, Part, Record, Tag};
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 
 /// Large enough that a checksum costs next to nothing, small enough that little is read in vain.
@@ -112,7 +115,7 @@ pub(crate) struct SegmentWriter {
     pub(crate) index: u16,
     /// Its number in its own image.
     pub(crate) own: u16,
-    file: File,
+    out: Out,
     format: PageFormat,
     /// Of the contents so far.
     length: u64,
@@ -124,15 +127,22 @@ pub(crate) struct SegmentWriter {
     sums: Vec<u32>,
     lengths: Vec<u32>,
     /// What is about to be written.
-    out: Vec<u8>,
+    ready: Vec<u8>,
+}
+
+/// Where a segment goes.
+#[derive(Debug)]
+pub(super) enum Out {
+    File(File),
+    Store(Pipe, Part),
 }
 
 impl SegmentWriter {
-    pub(super) fn new(own: u16, file: File, format: PageFormat) -> Self {
+    pub(super) fn new(own: u16, out: Out, format: PageFormat) -> Self {
         Self {
             index: own,
             own,
-            file,
+            out,
             format,
             length: 0,
             stored: 0,
@@ -140,7 +150,7 @@ impl SegmentWriter {
             begun: Vec::new(),
             sums: Vec::new(),
             lengths: Vec::new(),
-            out: Vec::new(),
+            ready: Vec::new(),
         }
     }
 
@@ -150,8 +160,12 @@ impl SegmentWriter {
         self
     }
 
-    pub(crate) fn file(&self) -> &File {
-        &self.file
+    /// Its file, for others to write to.
+    pub(crate) fn file(&self) -> Result<&File> {
+        match &self.out {
+            Out::File(file) => Ok(file),
+            Out::Store(..) => Err(Error::new(ErrorKind::Kernel, "a page segment without a file")),
+        }
     }
 
     /// Where the next page goes.
@@ -165,9 +179,9 @@ impl SegmentWriter {
         len: u64,
         allocate: impl FnOnce(&File, u64, u64) -> Result<()>,
     ) -> Result<()> {
-        match self.format.compression {
-            Compression::None => allocate(&self.file, self.stored, len),
-            Compression::Lz4 => Ok(()),
+        match (&self.out, self.format.compression) {
+            (Out::File(file), Compression::None) => allocate(file, self.stored, len),
+            _ => Ok(()),
         }
     }
 
@@ -184,7 +198,7 @@ impl SegmentWriter {
                 self.length += rest.len() as u64;
                 self.put(pages)
             }
-            Compression::Lz4 => self.put_out(),
+            Compression::Lz4 => self.put_ready(),
         }
     }
 
@@ -216,34 +230,37 @@ impl SegmentWriter {
     fn compress(&mut self) -> Result<()> {
         /// By what part it must become smaller, to make up for the time that it takes to be read.
         const WORTH: usize = 8;
-        let (start, len) = (self.out.len(), self.begun.len());
-        self.out.resize(start + lz4_flex::block::get_maximum_output_size(len), 0);
-        let room = self.out.get_mut(start..).unwrap_or_default();
+        let (start, len) = (self.ready.len(), self.begun.len());
+        self.ready.resize(start + lz4_flex::block::get_maximum_output_size(len), 0);
+        let room = self.ready.get_mut(start..).unwrap_or_default();
         let compressed = lz4_flex::block::compress_into(&self.begun, room);
         let compressed = compressed.map_err(|error| {
             Error::new(ErrorKind::Kernel, "pages cannot be compressed").with_source(error)
         })?;
         let stored = if compressed <= len - len / WORTH { compressed } else { len };
-        self.out.truncate(start + stored);
+        self.ready.truncate(start + stored);
         if stored == len {
-            self.out.truncate(start);
-            self.out.extend(&self.begun);
+            self.ready.truncate(start);
+            self.ready.extend(&self.begun);
         }
         self.lengths.push(stored as u32);
         self.begun.clear();
         Ok(())
     }
 
-    fn put_out(&mut self) -> Result<()> {
-        let mut out = std::mem::take(&mut self.out);
-        self.put(&out)?;
-        out.clear();
-        self.out = out;
+    fn put_ready(&mut self) -> Result<()> {
+        let mut ready = std::mem::take(&mut self.ready);
+        self.put(&ready)?;
+        ready.clear();
+        self.ready = ready;
         Ok(())
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all_at(bytes, self.stored).call("pwrite")?;
+        match &self.out {
+            Out::File(file) => file.write_all_at(bytes, self.stored).call("pwrite")?,
+            Out::Store(pipe, part) => pipe.append(*part, bytes)?,
+        }
         self.stored += bytes.len() as u64;
         Ok(())
     }
@@ -268,10 +285,12 @@ impl SegmentWriter {
         }
         if unfinished && compression == Compression::Lz4 {
             self.compress()?;
-            self.put_out()?;
+            self.put_ready()?;
         }
         // What was preallocated and is not needed goes back.
-        self.file.set_len(self.stored).call("ftruncate")?;
+        if let Out::File(file) = &self.out {
+            file.set_len(self.stored).call("ftruncate")?;
+        }
         Ok((!self.format.is_bare()).then_some(Chunks {
             length: self.length,
             sums: (checksums == PageChecksums::Crc32).then_some(self.sums),
@@ -283,23 +302,53 @@ impl SegmentWriter {
 /// A page segment of an image that is being read.
 #[derive(Debug)]
 pub(crate) struct PageSegment {
-    file: File,
-    path: PathBuf,
+    stored: Stored,
     length: u64,
     chunks: Option<Chunks>,
     /// Where each chunk of a compressed segment is in the file.
     places: Vec<u64>,
 }
 
+/// Where a segment is read from.
+pub(super) enum Stored {
+    /// And its path, for messages.
+    File(File, PathBuf),
+    Source(Arc<dyn ImageSource>, Part),
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.subject().fmt(f)
+    }
+}
+
+impl Stored {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        match self {
+            Stored::File(file, _) => file.read_exact_at(buffer, offset),
+            Stored::Source(source, part) => source.read_at(*part, offset, buffer),
+        }
+        .call("pread")
+        .about(|| self.subject())
+    }
+
+    fn subject(&self) -> Subject {
+        match self {
+            Stored::File(_, path) => Subject::Path(path.clone()),
+            Stored::Source(_, part) => Subject::Section(format!("{part:?}")),
+        }
+    }
+}
+
 impl PageSegment {
-    /// Of a file of this length.
-    pub(super) fn new(file: File, path: PathBuf, length: u64, chunks: Option<Chunks>) -> Result<Self> {
-        chunks.iter().try_for_each(|chunks| chunks.check(length)).about(|| Subject::Path(path.clone()))?;
+    /// Of what takes so much room.
+    pub(super) fn new(from: Stored, length: u64, chunks: Option<Chunks>) -> Result<Self> {
+        chunks.iter().try_for_each(|chunks| chunks.check(length)).about(|| from.subject())?;
         let stored = chunks.iter().flat_map(|chunks| &chunks.stored).flatten();
         let places = stored.scan(0, |end, stored| Some(std::mem::replace(end, *end + u64::from(*stored))));
         let places = places.collect();
         let length = chunks.as_ref().map_or(length, |chunks| chunks.length);
-        Ok(Self { file, path, length, chunks, places })
+        Ok(Self { stored: from, length, chunks, places })
     }
 
     /// Of its contents, in bytes.
@@ -323,7 +372,7 @@ impl PageSegment {
             None => (None, None),
         };
         match stored {
-            None => self.file.read_exact_at(contents, start).call("pread").about(|| self.subject())?,
+            None => self.stored.read_at(contents, start)?,
             Some(stored) => self.decompress(first, stored, contents)?,
         }
         let chunks = contents.chunks(CHUNK as usize).zip(sums.into_iter().flatten().skip(first));
@@ -350,7 +399,7 @@ impl PageSegment {
         let lengths = stored.iter().skip(first).take(count).map(|stored| *stored as usize);
         let mut bytes = vec![0; lengths.clone().sum()];
         let place = self.places.get(first).copied().unwrap_or_default();
-        self.file.read_exact_at(&mut bytes, place).call("pread").about(|| self.subject())?;
+        self.stored.read_at(&mut bytes, place)?;
         let mut rest = bytes.as_slice();
         for ((chunk, length), number) in contents.chunks_mut(CHUNK as usize).zip(lengths).zip(first as u64..)
         {
@@ -366,11 +415,7 @@ impl PageSegment {
     }
 
     fn damaged(&self, at: u64, why: &str) -> Error {
-        Error::new(ErrorKind::Image, format!("the pages from {at:#x} on: {why}")).about(self.subject())
-    }
-
-    fn subject(&self) -> Subject {
-        Subject::Path(self.path.clone())
+        Error::new(ErrorKind::Image, format!("the pages from {at:#x} on: {why}")).about(self.stored.subject())
     }
 }
 
@@ -381,7 +426,7 @@ mod tests {
     /// A segment with these pages, appended in pieces, as a reader finds it; and its file.
     fn written(pieces: &[usize], format: PageFormat) -> (PageSegment, File, Vec<u8>) {
         let file = memory();
-        let mut writer = SegmentWriter::new(0, file.try_clone().unwrap(), format);
+        let mut writer = SegmentWriter::new(0, Out::File(file.try_clone().unwrap()), format);
         let mut contents = Vec::new();
         for len in pieces {
             let piece: Vec<u8> = (contents.len()..contents.len() + len).map(byte).collect();
@@ -391,7 +436,7 @@ mod tests {
         }
         let chunks = writer.finish().unwrap();
         let length = file.metadata().unwrap().len();
-        let reader = PageSegment::new(file.try_clone().unwrap(), "pages".into(), length, chunks).unwrap();
+        let reader = PageSegment::new(stored(file.try_clone().unwrap()), length, chunks).unwrap();
         (reader, file, contents)
     }
 
@@ -401,6 +446,10 @@ mod tests {
             1 => ((at as u64).pow(3).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8,
             _ => (at / 97) as u8,
         }
+    }
+
+    fn stored(file: File) -> Stored {
+        Stored::File(file, "pages".into())
     }
 
     fn memory() -> File {
@@ -480,7 +529,7 @@ mod tests {
     fn chunks_that_do_not_add_up() {
         let summed = |length, count| Chunks { length, sums: Some(vec![0; count]), stored: None };
         let packed = |length, stored: &[u32]| Chunks { length, sums: None, stored: Some(stored.to_vec()) };
-        let new = |length, chunks| PageSegment::new(memory(), "pages".into(), length, Some(chunks));
+        let new = |length, chunks| PageSegment::new(stored(memory()), length, Some(chunks));
         new(CHUNK + 1, summed(CHUNK + 1, 2)).unwrap();
         new(11, packed(CHUNK + 1, &[10, 1])).unwrap();
         for (length, wrong) in [
@@ -501,9 +550,9 @@ mod tests {
 
     #[test]
     fn nobody_writes_past_the_checksums() {
-        let mut writer = SegmentWriter::new(0, memory(), SUMMED);
+        let mut writer = SegmentWriter::new(0, Out::File(memory()), SUMMED);
         writer.reserve(4096).unwrap_err();
-        let mut writer = SegmentWriter::new(0, memory(), BARE);
+        let mut writer = SegmentWriter::new(0, Out::File(memory()), BARE);
         assert_eq!((writer.reserve(4096).unwrap(), writer.reserve(4096).unwrap()), (0, 4096));
     }
 }

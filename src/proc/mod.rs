@@ -13,6 +13,7 @@ pub(crate) mod mountinfo;
 pub(crate) mod nameless;
 pub(crate) mod read;
 pub(crate) mod sched;
+pub(crate) mod shm;
 pub(crate) mod smaps;
 pub(crate) mod stat;
 pub(crate) mod status;
@@ -193,13 +194,14 @@ pub(crate) fn fuzz_all(data: &[u8]) {
         6 => drop(fdinfo::parse(text)),
         7 => drop(limits::parse(text)),
         8 => drop(mountinfo::parse(text)),
-        _ => nameless::fuzz(text),
+        9 => nameless::fuzz(text),
+        _ => drop(shm::parse(text)),
     }
 }
 
 /// How many parsers [`fuzz_all`] knows.
 #[cfg(any(test, fuzzing))]
-const FUZZ_PARSERS: u8 = 10;
+const FUZZ_PARSERS: u8 = 11;
 
 #[cfg(test)]
 mod tests {
@@ -244,6 +246,7 @@ mod tests {
             limits::tests::SAMPLE,
             mountinfo::tests::SAMPLE,
             nameless::tests::SAMPLE,
+            shm::tests::SAMPLE,
         ];
         fuzz_all(b"");
         for sample in samples {

@@ -77,6 +77,29 @@ pub(crate) fn is_taken(key: i32) -> bool {
     key != libc::IPC_PRIVATE && unsafe { libc::shmget(key, 0, 0) } >= 0
 }
 
+/// A segment that we have attached for reading, for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Attached(usize);
+
+impl Attached {
+    pub(crate) fn new(id: i32) -> nix::Result<Self> {
+        // SAFETY: at an address that the kernel chooses nothing of ours is touched.
+        let at = unsafe { libc::shmat(id, std::ptr::null(), libc::SHM_RDONLY) };
+        nix::errno::Errno::result(at as libc::c_long).map(|at| Self(at as usize))
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.0 as u64
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // SAFETY: it is attached there, and no reference into it was ever made.
+        let _ = unsafe { libc::shmdt(self.0 as *const libc::c_void) };
+    }
+}
+
 /// The device of memory that has no file: shared anonymous memory, memfds, System V segments.
 pub(crate) fn memory_device() -> nix::Result<libc::dev_t> {
     use nix::sys::memfd::{MFdFlags, memfd_create};

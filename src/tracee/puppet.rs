@@ -502,7 +502,8 @@ impl Springboard {
     }
 
     /// Brings a task home that a checkpoint left in the middle of a batch when it was killed: what it still had
-    /// to do is over, what is left is the way back. Its stack pointer leads to the signal frame all the time.
+    /// to do is over, what is left is that checkpoint's last will and the way back. Its stack pointer leads to the
+    /// signal frame all the time.
     pub(crate) fn bring_home(tracee: &Tracee, memory: &Memory, vdso: &Range<u64>) -> Result<Home> {
         let mut regs = tracee.regs()?;
         let at = vdso.end.saturating_sub(Self::ROOM);
@@ -510,11 +511,13 @@ impl Springboard {
             return Ok(Home::Program);
         }
         if !is_last_call(&regs, at) {
-            let stack = regs.stack_pointer();
-            regs.enter_loop(at, 0, 0, stack);
+            let (stack, will) = (regs.stack_pointer(), last_will(regs.left_in_loop(at), memory));
+            regs.enter_loop(at, will.start, will.end, stack);
             tracee.set_regs(&regs)?;
-            step_to_syscall(tracee)?;
-            step_to_syscall(tracee)?;
+            for _ in 0..=(will.end - will.start) / Sizes::ENTRY {
+                step_to_syscall(tracee)?;
+                step_to_syscall(tracee)?;
+            }
         }
         Ok(if is_last_call(&tracee.regs()?, at) { Home::End } else { Home::Program })
     }
@@ -593,6 +596,21 @@ pub(crate) enum Home {
 }
 
 /// Is this a hand, before its last call?
+/// Of the entries of a table, those behind the one that stops the task. (Others of that kind there are none.)
+fn last_will(left: Range<u64>, memory: &Memory) -> Range<u64> {
+    let len = left.end.saturating_sub(left.start);
+    let table = match len {
+        1..=Scratch::LEN if len.is_multiple_of(Sizes::ENTRY) => memory.read_vec(left.start, len as usize),
+        _ => return 0..0,
+    };
+    // Memory that is gone has no will in it.
+    let Ok(table) = table else { return 0..0 };
+    let stops = |entry: &[u8]| entry.starts_with(&sys::tgkill.number.to_ne_bytes());
+    let before =
+        table.chunks_exact(Sizes::ENTRY as usize).rposition(stops).map_or(0, |index| index as u64 + 1);
+    left.start + before * Sizes::ENTRY..left.end
+}
+
 fn is_last_call(regs: &Regs, code: u64) -> bool {
     regs.pc() == code && regs.result() == sys::exit.number
 }

@@ -139,6 +139,16 @@ impl Tracee {
         })
     }
 
+    /// The whole process is killed if we end before it does.
+    pub(crate) fn die_with_us(&self) -> Result<()> {
+        let options = libc::PTRACE_O_EXITKILL;
+        self.suspend_seccomp_beside(options).or_else(|_| {
+            ptrace::set_options(self.tid, (options | libc::PTRACE_O_TRACESYSGOOD) as u32)
+                .call("ptrace(SETOPTIONS)")
+                .map_err(|error| error.of(self.tid))
+        })
+    }
+
     pub(crate) fn interrupt(&self) -> Result<()> {
         ptrace::interrupt(self.tid).call("ptrace(INTERRUPT)").map_err(|error| error.of(self.tid))
     }

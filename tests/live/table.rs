@@ -106,7 +106,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("alternate_stack", Subject::new(C("signals"), &["altstack"])),
     ("posix_timers", Subject::new(C("timers"), &[]).only_original()),
     ("interval_timers", Subject::new(C("signals"), &["timers"])),
-    ("ticking_timer", Subject::new(C("signals"), &["ticking"])),
+    ("ticking_timer", Subject::new(C("signals"), &["ticking"]).churns()),
     ("sessions_and_groups", Subject::new(C("tasks"), &["sessions"])),
     ("orphans", Subject::new(C("families"), &["orphans"])),
     ("orphans_of_a_former_subreaper", Subject::new(C("families"), &["left"])),

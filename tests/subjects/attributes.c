@@ -44,6 +44,7 @@ static void ask(struct word *into)
 		note(into, #call, index, result, sizeof result); \
 		note(into, #call, index + 1000, &out, 128); \
 	} while (0)
+	ASK(0, sbrk(0));
 	ASK(0, getpid());
 	ASK(0, getppid());
 	ASK(0, gettid());

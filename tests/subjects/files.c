@@ -207,6 +207,13 @@ static int ghosts(void)
 	close(other);
 	int empty = must(open("empty", O_RDWR | O_CREAT, 0));
 	must(unlink("empty"));
+	// One file by two names, which have both gone.
+	int twins[2] = { must(open("twin", O_RDWR | O_CREAT, 0600)) };
+	must(link("twin", "other twin"));
+	twins[1] = must(open("other twin", O_RDONLY));
+	must(write(twins[0], "twins", 5));
+	must(unlink("twin"));
+	must(unlink("other twin"));
 
 	pid_t child = must(fork());
 	if (!child) {
@@ -256,6 +263,8 @@ static int ghosts(void)
 	expect(now_is.st_ino == times(heir).st_ino);
 	expect(pread(unnamed, got, 9, 0) == 7 && !memcmp(got, "unnamed", 7) && position(unnamed) == 7);
 	expect(pread(left, got, 9, 0) == 5 && !memcmp(got, "other", 5));
+	expect(times(twins[0]).st_ino == times(twins[1]).st_ino && read(twins[1], got, 9) == 5 && !memcmp(got, "twins", 5));
+	expect(strstr(link_of(twins[0]), "/twin (deleted)") && strstr(link_of(twins[1]), "/other twin (deleted)"), "%s", link_of(twins[1]));
 	expect(times(empty).st_size == 0 && (times(empty).st_mode & 0777) == 0);
 	// A file that never had a name can still get one.
 	snprintf(way, sizeof way, "/proc/self/fd/%d", unnamed);

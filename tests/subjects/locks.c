@@ -76,6 +76,7 @@ static int locks(void)
 	if (!keeper) {
 		wait_go();
 		expect(!flockable("inherited", LOCK_SH));
+		expect(holder("inherited", F_RDLCK, 3, 1) == -1 && holder("inherited", F_RDLCK, 4, 1) == 0, "the heir has set it");
 		must(flock(inherited, LOCK_UN));
 		expect(flockable("inherited", LOCK_SH));
 		expect(set(file("posix"), F_SETLK, F_WRLCK, 29, 1) == -1 && errno == EAGAIN);

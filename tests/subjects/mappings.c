@@ -1,6 +1,9 @@
 // Every kind of mapping that ordinary programs have, each with contents that are checked afterwards.
 #include "subject.h"
 #include <linux/mempolicy.h>
+#include <linux/perf_event.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 #include <sys/shm.h>
 
 static const size_t SIZE = 16 * PAGE;
@@ -92,6 +95,27 @@ static int private(void)
 	return passed();
 }
 
+// Can the kernel write to this memory in the name of this thread, and read it?
+static int kernel_writes(char *memory)
+{
+	static int zero = -1;
+	if (zero < 0)
+		zero = must(open("/dev/zero", O_RDONLY));
+	int can = read(zero, memory, 1) == 1;
+	expect(can || errno == EFAULT);
+	return can;
+}
+static int kernel_reads(char *memory)
+{
+	int fds[2];
+	must(pipe(fds));
+	int can = write(fds[1], memory, 1) == 1;
+	expect(can || errno == EFAULT);
+	close(fds[0]);
+	close(fds[1]);
+	return can;
+}
+
 static int files(void)
 {
 	int one = file_of("private", 1), two = file_of("shared", 2), three = file_of("short", 3);
@@ -100,7 +124,13 @@ static int files(void)
 	char *private = map(rw, MAP_PRIVATE, one, 0), *read_only = map(PROT_READ, MAP_PRIVATE, one, 0);
 	char *shared = map(rw, MAP_SHARED, two, 0), *reader = map(PROT_READ, MAP_SHARED, two, 0);
 	char *part = must(mmap(NULL, 3 * PAGE, rw, MAP_PRIVATE, one, 4 * PAGE));
-	char *partial = map(PROT_READ, MAP_PRIVATE, three, 0);
+	char *partial = map(PROT_READ, MAP_PRIVATE, three, 0), *beyond = map(rw, MAP_SHARED, three, 0);
+	char name[64];
+	snprintf(name, sizeof name, "/cryosleep-test-%lld", now(CLOCK_REALTIME));
+	int named = must(shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600));
+	must(ftruncate(named, SIZE));
+	char *posix = map(rw, MAP_SHARED, named, 0);
+	paint(posix, SIZE, 16);
 	paint(private + 3 * PAGE, PAGE, 11); // its own copy of one page
 	paint(part, PAGE, 12);
 	paint(shared + PAGE, PAGE, 13);
@@ -115,13 +145,20 @@ static int files(void)
 	expect_painted(part, PAGE, 12);
 	expect(!memcmp(part + PAGE, read_only + 5 * PAGE, PAGE));
 	expect_painted(shared + PAGE, PAGE, 13);
+	static char page[PAGE];
 	expect_painted(partial, 5 * PAGE, 3);
 	expect(partial[5 * PAGE + 200] == 0, "beyond the end of the file");
+	expect(!kernel_reads(partial + 6 * PAGE) && !kernel_reads(beyond + 6 * PAGE), "pages beyond the end of the file");
+	expect_painted(beyond, 5 * PAGE, 3);
+	expect_painted(posix, SIZE, 16);
+	paint(posix, PAGE, 17);
+	must(pread(named, page, PAGE, 0));
+	expect_painted(page, PAGE, 17);
+	must(shm_unlink(name));
 	// What is shared goes to the file and to the other mapping, what is private does not.
 	paint(shared + 2 * PAGE, PAGE, 14);
 	paint(private + 4 * PAGE, PAGE, 15);
 	expect_painted(reader + 2 * PAGE, PAGE, 14);
-	static char page[PAGE];
 	int fd = must(open("shared", O_RDONLY));
 	must(pread(fd, page, PAGE, 2 * PAGE));
 	expect_painted(page, PAGE, 14);
@@ -180,6 +217,8 @@ static int advice(void)
 		expect(errno == EINVAL);
 	for (size_t i = 0; i < COUNT(memory); i++)
 		paint(memory[i] + PAGE, SIZE, i);
+	// It leaves no mark, but on pages.
+	must(madvise(memory[COUNT(kinds) + 3] + PAGE, SIZE, MADV_COLD));
 	ready();
 	wait_go();
 	for (size_t i = 0; i < COUNT(memory); i++)
@@ -226,27 +265,6 @@ static int has_flag(void *memory, const char *flag)
 	fclose(smaps);
 	expect(found >= 0, "no mapping at %p", memory);
 	return found;
-}
-
-// Can the kernel write to this memory in the name of this thread, and read it?
-static int kernel_writes(char *memory)
-{
-	static int zero = -1;
-	if (zero < 0)
-		zero = must(open("/dev/zero", O_RDONLY));
-	int can = read(zero, memory, 1) == 1;
-	expect(can || errno == EFAULT);
-	return can;
-}
-static int kernel_reads(char *memory)
-{
-	int fds[2];
-	must(pipe(fds));
-	int can = write(fds[1], memory, 1) == 1;
-	expect(can || errno == EFAULT);
-	close(fds[0]);
-	close(fds[1]);
-	return can;
 }
 
 // What mlockall() has said of memory to come; memory that cannot be touched is locked too.
@@ -360,6 +378,10 @@ static int sysv(void)
 	char *one = must(shmat(lasting, NULL, 0)), *two = must(shmat(removed, NULL, 0));
 	char *again = must(shmat(lasting, NULL, SHM_RDONLY)), *code = must(shmat(removed, NULL, SHM_EXEC));
 	must(shmctl(removed, IPC_RMID, NULL));
+	int loose = must(shmget(0x5eef, SIZE, IPC_CREAT | IPC_EXCL | 0600));
+	char *three = must(shmat(loose, NULL, 0));
+	paint(three, SIZE, 6);
+	must(shmdt(three));
 	paint(one, SIZE - PAGE, 1);
 	paint(two, SIZE, 2);
 	pid_t child = must(fork());
@@ -385,6 +407,12 @@ static int sysv(void)
 	join_child(child);
 	expect_painted(code, PAGE, 2);
 	expect_painted(code + 4 * PAGE, PAGE, 4);
+	struct shmid_ds unattached = status_of(loose);
+	expect(unattached.shm_nattch == 0 && unattached.shm_segsz == SIZE);
+	three = must(shmat(loose, NULL, 0));
+	expect_painted(three, SIZE, 6);
+	must(shmdt(three));
+	must(shmctl(loose, IPC_RMID, NULL));
 	first.shm_nattch -= 3, second.shm_nattch -= 1;
 	expect_same(first, lasting);
 	expect_same(second, removed);
@@ -777,11 +805,49 @@ static int vdso(void)
 	return passed();
 }
 
+static char expected[1024];
+
+// Memory that must be named in these words, if this machine has such.
+static void hold(void *memory, const char *words)
+{
+	if (memory != MAP_FAILED)
+		snprintf(expected + strlen(expected), sizeof expected - strlen(expected), "%lx %s\n", (long)memory, words);
+}
+
+static void watch(void)
+{
+	int uffd = syscall(SYS_userfaultfd, UFFD_USER_MODE_ONLY);
+	struct uffdio_api api = { .api = UFFD_API };
+	char *watched = anonymous(0);
+	struct uffdio_register range = { { (unsigned long)watched, SIZE }, UFFDIO_REGISTER_MODE_MISSING, 0 };
+	if (uffd >= 0 && !ioctl(uffd, UFFDIO_API, &api) && !ioctl(uffd, UFFDIO_REGISTER, &range))
+		hold(watched, "userfaultfd");
+}
+
+static void odd_memory(void)
+{
+	char room[512] = { 0 };
+	int ring = syscall(SYS_io_uring_setup, 4, room);
+	hold(mmap(NULL, PAGE, PROT_READ, MAP_SHARED, ring, 0), "io_uring");
+	struct perf_event_attr counter = { .type = PERF_TYPE_SOFTWARE, .size = sizeof counter, .config = PERF_COUNT_SW_DUMMY };
+	int event = syscall(SYS_perf_event_open, &counter, 0, -1, -1, 0);
+	hold(mmap(NULL, 2 * PAGE, PROT_READ, MAP_SHARED, event, 0), "memory of");
+	int secret = syscall(SYS_memfd_secret, 0);
+	if (secret >= 0 && !ftruncate(secret, PAGE))
+		hold(mmap(NULL, PAGE, PROT_READ, MAP_SHARED, secret, 0), "memory of");
+	// The memory of a device, which nobody looks at.
+	hold(mmap(NULL, PAGE, PROT_READ, MAP_SHARED, open("/dev/mem", O_RDONLY), 0xa0000), "memory of a device");
+	hold(mmap(NULL, PAGE, PROT_READ, MAP_SHARED, open("/dev/kvm", O_RDWR), 0), "memory of");
+}
+
 // What cannot be restored, and must not suffer from that.
 static int refused(void)
 {
 	unsigned long context = 0;
 	must(syscall(SYS_io_setup, 4, &context));
+	watch();
+	odd_memory();
+	put_file("expected", expected);
 	int rw = PROT_READ | PROT_WRITE, fd = memfd("twice", MFD_ALLOW_SEALING, 1);
 	char *before = map_fd(rw, MAP_SHARED, fd);
 	must(fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE));

@@ -113,6 +113,13 @@ static void hold_odd(void)
 	hold(gone, "watch 1");
 	(void)file;
 	hold(must(syscall(SYS_pidfd_open, getppid(), 0)), "not part of the tree");
+	char path[32];
+	pid_t dead = must(fork());
+	if (!dead)
+		_exit(0);
+	snprintf(path, sizeof path, "/proc/%d/stat", dead);
+	hold(must(open(path, O_RDONLY)), "not part of the tree");
+	must(waitpid(dead, NULL, 0));
 	int owned = must(eventfd(0, 0));
 	must(fcntl(owned, F_SETOWN, getppid()));
 	hold(owned, "F_SETOWN");

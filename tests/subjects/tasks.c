@@ -257,6 +257,52 @@ static int threads(void)
 	return passed();
 }
 
+// Threads that are made and end all the time, by two that stay: none gets lost, and none comes back.
+static _Atomic long started, ended;
+static volatile int enough;
+
+static void *short_lived(void *number)
+{
+	long me = (long)number;
+	started++;
+	for (volatile int i = 0; i < 2000; i++)
+		;
+	ended++;
+	return (void *)(me * 3);
+}
+
+static void *make_threads(void *number)
+{
+	for (long i = (long)number; !enough; i += 2) {
+		pthread_t threads[3];
+		void *result;
+		for (int j = 0; j < 3; j++)
+			zero(pthread_create(&threads[j], NULL, short_lived, (void *)(i + j)));
+		for (int j = 0; j < 3; j++) {
+			zero(pthread_join(threads[j], &result));
+			expect((long)result == (i + j) * 3);
+		}
+	}
+	return number;
+}
+
+static int churn(void)
+{
+	pthread_t makers[2];
+	for (long i = 0; i < 2; i++)
+		zero(pthread_create(&makers[i], NULL, make_threads, (void *)i));
+	ready();
+	wait_go();
+	long before = started;
+	while (started < before + 20)
+		nap(MS);
+	enough = 1;
+	for (int i = 0; i < 2; i++)
+		zero(pthread_join(makers[i], NULL));
+	expect(started == ended, "%ld have started, %ld have ended", started, ended);
+	return passed();
+}
+
 // Who dies with a robust mutex tells the next one: a thread, and a process that shares it.
 static void *die_with(void *mutex)
 {
@@ -353,7 +399,7 @@ int main(int argc, char **argv)
 	begin();
 	static const struct { const char *name; int (*run)(void); } parts[] = {
 		{ "sessions", sessions }, { "zombies", zombies }, { "stopped", stopped }, { "vfork", vforked }, { "spawn", spawned },
-		{ "threads", threads }, { "robust", robust }, { "rseq", rseq },
+		{ "threads", threads }, { "churn", churn }, { "robust", robust }, { "rseq", rseq },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))

@@ -93,7 +93,7 @@ impl External {
     }
 
     /// Is it this description? Pipes are their own affair: it takes all of their ends to say what is outside.
-    pub(super) fn is(&self, probe: &Probe, mount: u32) -> bool {
+    pub(super) fn is(&self, probe: &Probe) -> bool {
         let stat = &probe.stat;
         match self {
             External::Pipe(_) | External::Name(_) => false,
@@ -102,7 +102,7 @@ impl External {
             External::Inode { major, minor, inode } => {
                 (stat.st_dev, stat.st_ino) == (makedev(*major, *minor), *inode)
             }
-            External::OfMount { mount: of, inode } => (mount, stat.st_ino) == (*of, *inode),
+            External::OfMount { mount: of, inode } => (probe.info.mnt_id, stat.st_ino) == (*of, *inode),
             External::Device { major: one, minor: two } => {
                 let device = matches!(probe.kind(), SFlag::S_IFCHR | SFlag::S_IFBLK);
                 device && (major(stat.st_rdev), minor(stat.st_rdev)) == (*one, *two)

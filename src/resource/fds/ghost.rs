@@ -7,34 +7,31 @@
 //! The name that /proc shows of it is that of the original if nobody has taken it meanwhile; otherwise the
 //! file is made by another name beside it, and that is what /proc shows.
 
+mod revive;
+
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{
-    AT_FDCWD, AtFlags, FcntlArg, OFlag, OpenHow, ResolveFlag, SealFlag, fcntl, open, openat, openat2,
-};
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::stat::{
-    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstat, fstatat, mkdirat, mknodat,
-    utimensat,
-};
+use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, open, openat2};
+use nix::sys::stat::{FileStat, Mode, SFlag};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, Whence, chown, ftruncate, geteuid, lseek, unlinkat};
+use nix::unistd::{Whence, lseek};
 
-use super::link::{self, LinkRemap, Links};
+pub(crate) use revive::Revived;
+
+use super::link::{LinkRemap, Links};
 use super::path::{Reason, TMPFILE};
 use super::{FilePolicy, FileRef, FileValidation};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
-use crate::image::{Bytes, Decode, Encode, Image, ImageWriter, Owner, Record, Records, Tag};
+use crate::image::{Bytes, Decode, Encode, Image, ImageSink, Owner, Record, Records, Tag};
 use crate::proc::fdinfo;
 use crate::resource::Report;
 use crate::resource::memory::{PageWriter, Paged, Run, Segments};
@@ -87,6 +84,8 @@ enum Birth {
     Huge(u8),
     /// It has other names somewhere; one that the checkpoint has made in the directory that it was in.
     Linked { name: Bytes, inode: u64 },
+    /// It is that file, by another name that it has had.
+    Again(u32),
 }
 
 /// Seconds and nanoseconds.
@@ -108,6 +107,8 @@ pub(crate) struct Ghosts {
     links: LinkRemap,
     build_ids: bool,
     known: BTreeMap<(u64, u64), Seen>,
+    /// Further names of these: the file, and the name with its number.
+    again: BTreeMap<(u32, Vec<u8>), (u32, Ghost)>,
 }
 
 #[derive(Debug)]
@@ -125,7 +126,7 @@ struct Seen {
 impl Ghosts {
     pub(super) fn new(policy: &FilePolicy) -> Self {
         let build_ids = policy.validation == FileValidation::BuildId;
-        Self { limit: policy.ghost_limit, links: policy.links, build_ids, known: BTreeMap::new() }
+        Self { limit: policy.ghost_limit, links: policy.links, build_ids, ..Self::default() }
     }
 
     /// Is this one of them, a deleted file or one that is to be linked?
@@ -151,10 +152,24 @@ impl Ghosts {
         stat: &FileStat,
         way: &str,
     ) -> Result<std::result::Result<u32, Reason>> {
+        let path = name.strip_suffix(DELETED).unwrap_or(name);
+        let number = (self.known.len() + self.again.len()) as u32 + 1;
         if let Some(seen) = self.known.get(&(stat.st_dev, stat.st_ino)) {
-            return Ok(Ok(seen.number));
+            let first = seen.number;
+            if *seen.ghost.path == *path {
+                return Ok(Ok(first));
+            }
+            if is_nameless(path, stat) || is_nameless(&seen.ghost.path, stat) {
+                return Ok(Err("it was made by O_TMPFILE, and has had a name since".into()));
+            }
+            return Ok(match birth(path, stat, way)? {
+                Err(reason) => Err(reason),
+                Ok(_) => {
+                    let again = || (number, Ghost::bare(path, Birth::Again(first), stat));
+                    Ok(self.again.entry((first, path.to_vec())).or_insert_with(again).0)
+                }
+            });
         }
-        let number = self.known.len() as u32 + 1;
         Ok(match Seen::look(number, name, stat, way, self.limit)? {
             Ok(seen) => {
                 self.known.insert((stat.st_dev, stat.st_ino), seen);
@@ -167,7 +182,7 @@ impl Ghosts {
     /// A description of the file has these flags.
     pub(super) fn note_flags(&mut self, stat: &FileStat, flags: OFlag) {
         let seen = self.known.get_mut(&(stat.st_dev, stat.st_ino));
-        let nameless = |seen: &&mut Seen| flags.contains(TMPFILE) && !seen.ghost.is_linked();
+        let nameless = |seen: &&mut Seen| flags.contains(TMPFILE) && !seen.ghost.is_there();
         if let Some(seen) = seen.filter(nameless) {
             seen.ghost.birth = Birth::Nameless { flags: Some(flags.bits()) };
         }
@@ -200,10 +215,11 @@ impl Ghosts {
     pub(crate) fn write(
         self,
         pages: &mut PageWriter<'_>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
         records: &mut Records,
     ) -> Result<Links> {
         let mut links = Links::default();
+        self.again.into_values().try_for_each(|(number, ghost)| records.put(Owner(number), &ghost))?;
         self.known.into_values().try_for_each(|Seen { number, mut ghost, linked, contents, .. }| {
             if let (Birth::Linked { name, .. }, Some(file)) = (&mut ghost.birth, linked) {
                 let subject = || Subject::Path(OsStr::from_bytes(&ghost.path).into());
@@ -307,8 +323,12 @@ fn birth(path: &[u8], stat: &FileStat, way: &str) -> Result<std::result::Result<
     if stat.st_nlink > 0 {
         return Ok(Ok(Birth::Linked { name: Bytes::default(), inode: stat.st_ino }));
     }
-    let nameless = path.ends_with(format!("/#{}", stat.st_ino).as_bytes());
-    Ok(Ok(if nameless { Birth::Nameless { flags: None } } else { Birth::Named }))
+    Ok(Ok(if is_nameless(path, stat) { Birth::Nameless { flags: None } } else { Birth::Named }))
+}
+
+/// O_TMPFILE gives its files names like that.
+fn is_nameless(path: &[u8], stat: &FileStat) -> bool {
+    path.ends_with(format!("/#{}", stat.st_ino).as_bytes())
 }
 
 /// The name of anonymous memory of huge pages in /proc.
@@ -428,8 +448,13 @@ impl Ghost {
         }
     }
 
-    fn is_linked(&self) -> bool {
-        matches!(self.birth, Birth::Linked { .. })
+    fn is_again(&self) -> bool {
+        matches!(self.birth, Birth::Again(_))
+    }
+
+    /// There is such a file already; only a name of it has to be made.
+    fn is_there(&self) -> bool {
+        matches!(self.birth, Birth::Linked { .. } | Birth::Again(_))
     }
 
     fn subject(&self) -> Subject {
@@ -441,7 +466,7 @@ impl Ghost {
     }
 
     /// An image is not trusted.
-    fn check(&self, image: &Image) -> Result<()> {
+    fn check(&self, own: u32, image: &Image) -> Result<()> {
         let bad = |why| Err(Error::new(ErrorKind::Image, why));
         if !KINDS.contains(&self.kind()) {
             return bad("an unlinked file of an impossible type");
@@ -468,290 +493,27 @@ impl Ghost {
             {
                 return bad("an unlinked file of an impossible origin");
             }
-            Birth::Linked { .. } if self.kind() == SFlag::S_IFDIR => {
+            Birth::Linked { .. } | Birth::Again(_) if self.kind() == SFlag::S_IFDIR => {
                 return bad("a directory with two names");
+            }
+            // One is made after the other.
+            Birth::Again(first) if *first >= own || image.require::<Self>(Owner(*first))?.is_again() => {
+                return bad("an unlinked file that is none of the others");
             }
             Birth::Linked { name, .. } if matches!(&**name, b"" | b"." | b"..") || name.contains(&b'/') => {
                 return bad("a name that is none");
             }
             Birth::Memory { .. } | Birth::Huge(_) => {}
-            Birth::Named | Birth::Nameless { .. } | Birth::Linked { .. } => drop(split(&self.path)?),
+            Birth::Named | Birth::Nameless { .. } | Birth::Linked { .. } | Birth::Again(_) => {
+                split(&self.path).map(|_| ())?;
+            }
         }
         Segments(image).check(&self.runs)
     }
-
-    /// Makes it, with a name where it has to have one for now.
-    fn make(self, image: &Image) -> Result<Made> {
-        let (file, entry) = match &self.birth {
-            Birth::Memory { seals, huge, .. } => (self.make_memory(*seals, *huge)?, None),
-            Birth::Huge(shift) => (make_huge(page(*shift)?, self.size)?, None),
-            Birth::Nameless { flags } => (self.make_nameless(&self.directory()?, *flags)?, None),
-            Birth::Named => {
-                let directory = self.directory()?;
-                let create = |name: &OsStr| self.create(&directory, name);
-                let (name, file) = make_entry(split(&self.path)?.1, create)?;
-                (file, Some((directory, name)))
-            }
-            Birth::Linked { name, inode } => {
-                let directory = self.directory()?;
-                let file = link::open(&directory, name, *inode)?;
-                let (name, ()) =
-                    make_entry(split(&self.path)?.1, |name| link::link(&file, &directory, name))?;
-                (file, Some((directory, name)))
-            }
-        };
-        let made = Made { entry, file, ghost: self };
-        made.fill(image)?;
-        Ok(made)
-    }
-
-    fn directory(&self) -> Result<OwnedFd> {
-        open_directory(split(&self.path)?.0)
-            .map_err(|error| error.with_kind(ErrorKind::Conflict))
-            .hint("the directory of a deleted file must be there, for the file to be made again")
-    }
-
-    fn make_memory(&self, seals: i32, huge: Option<u8>) -> Result<OwnedFd> {
-        const MFD_NOEXEC_SEAL: u32 = 8;
-        const MFD_EXEC: u32 = 16;
-        let name = c_string(self.path.strip_prefix(MEMFD).unwrap_or_default())?;
-        // Where vm.memfd_noexec asks for it; a kernel that does not know of it (before 6.3) has none of these flags.
-        let never_executable = seals & F_SEAL_EXEC != 0 && self.mode & 0o111 == 0;
-        let more = MFdFlags::from_bits_retain(if never_executable { MFD_NOEXEC_SEAL } else { MFD_EXEC });
-        let huge = huge.map(page).transpose()?.map_or(MFdFlags::empty(), PageShift::memfd_flags);
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | huge;
-        let made = match memfd_create(&*name, flags | more) {
-            Err(Errno::EINVAL) => memfd_create(&*name, flags),
-            made => made,
-        };
-        let made = made.call("memfd_create")?;
-        let way = format!("/proc/self/fd/{}", made.as_raw_fd());
-        open(way.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")
-    }
-
-    /// A handle of a new file: nobody who may write to the directory can make us take another for it.
-    fn create(&self, directory: &OwnedFd, name: &OsStr) -> Result<OwnedFd> {
-        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-        if self.kind() != SFlag::S_IFREG {
-            match self.kind() {
-                SFlag::S_IFDIR => mkdirat(directory, name, Mode::S_IRWXU).call("mkdirat")?,
-                kind => mknodat(directory, name, kind, mode, 0).call("mknodat")?,
-            }
-            let made = openat(directory, name, HANDLE, Mode::empty()).call("openat")?;
-            let stat = fstat(&made).call("fstat")?;
-            let own = stat.st_mode & SFlag::S_IFMT.bits() == self.kind().bits()
-                && stat.st_uid == geteuid().as_raw()
-                && (stat.st_nlink == 1 || self.kind() == SFlag::S_IFDIR);
-            return if own { Ok(made) } else { Err(taken()) };
-        }
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let made = openat(directory, name, flags, mode).call("openat")?;
-        let way = format!("/proc/self/fd/{}", made.as_raw_fd());
-        open(way.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")
-    }
-
-    /// The description of that call is that of the original, if there still was one.
-    fn make_nameless(&self, directory: &OwnedFd, flags: Option<i32>) -> Result<OwnedFd> {
-        let flags = OFlag::from_bits_retain(flags.unwrap_or(libc::O_RDWR));
-        let at_birth = OFlag::O_ACCMODE | OFlag::O_NOFOLLOW | OFlag::O_SYNC | OFlag::O_DSYNC;
-        let flags = flags & at_birth | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
-        openat(directory, ".", flags, Mode::S_IRUSR | Mode::S_IWUSR).call("openat(O_TMPFILE)")
-    }
 }
 
-fn page(shift: u8) -> Result<PageShift> {
-    PageShift::new(shift).ok_or_else(|| Error::new(ErrorKind::Image, "huge pages of an impossible size"))
-}
-
-fn make_huge(page: PageShift, size: u64) -> Result<OwnedFd> {
-    hugetlb::anonymous(page, size)
-        .call("mmap(MAP_HUGETLB)")
-        .hint("it takes CAP_CHECKPOINT_RESTORE in the initial user namespace, and huge pages of this size")
-}
-
-/// By its own name, or by one that nobody has.
-fn make_entry<T>(name: &OsStr, make: impl Fn(&OsStr) -> Result<T>) -> Result<(OsString, T)> {
-    const TRIES: u32 = 100;
-    let other = |number| OsString::from(format!(".cryosleep-{}-{number}", std::process::id()));
-    for name in std::iter::once(name.to_owned()).chain((0..TRIES).map(other)) {
-        match make(&name) {
-            Err(error) if error.raw_errno() == Some(Errno::EEXIST) => {}
-            made => return Ok((name, made?)),
-        }
-    }
-    Err(Error::new(ErrorKind::Conflict, "no name is free in the directory of a deleted file"))
-}
-
-fn taken() -> Error {
-    Error::new(ErrorKind::Conflict, "another file has taken its place meanwhile")
-}
-
-/// What is held of a file whose name is to go: no more than that it exists.
-const HANDLE: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
-
-/// An unlinked file that has been made again. Dropping it removes the name that it may still have.
-struct Made {
-    /// Its name for now, and the directory that it is in.
-    entry: Option<(OwnedFd, OsString)>,
-    file: OwnedFd,
-    ghost: Ghost,
-}
-
-impl Made {
-    fn way(&self) -> String {
-        format!("/proc/self/fd/{}", self.file.as_raw_fd())
-    }
-
-    fn fill(&self, image: &Image) -> Result<()> {
-        let ghost = &self.ghost;
-        if ghost.is_linked() {
-            return Ok(()); // it is the original
-        }
-        let way = self.way();
-        if ghost.kind() == SFlag::S_IFREG {
-            let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
-            let file = File::from(open(way.as_str(), flags, Mode::empty()).call("open")?);
-            let huge = hugetlb::page_of(&file).call("fstatfs")?;
-            ftruncate(&file, ghost.size as i64).call("ftruncate")?;
-            Segments(image).each(&ghost.runs, |pieces| {
-                pieces.iter().try_for_each(|(offset, bytes)| {
-                    let length = bytes.len().min(ghost.size.saturating_sub(*offset) as usize);
-                    let bytes = bytes.get(..length).unwrap_or_default();
-                    match huge {
-                        None => file.write_all_at(bytes, *offset).call("pwrite"),
-                        Some(page) => hugetlb::write(&file, page, bytes, *offset)
-                            .call("fallocate")
-                            .hint("huge pages: /proc/sys/vm/nr_hugepages, /sys/kernel/mm/hugepages"),
-                    }
-                })
-            })?;
-        }
-        let (user, group) = (Uid::from_raw(ghost.user), Gid::from_raw(ghost.group));
-        chown(way.as_str(), Some(user), Some(group)).call("chown")?;
-        let way = c_string(way.as_bytes())?;
-        ghost
-            .attributes
-            .iter()
-            .try_for_each(|(name, value)| xattr::set(&way, &c_string(name)?, value).call("setxattr"))
-    }
-
-    /// A description of it.
-    fn open(&self, flags: OFlag) -> Result<OwnedFd> {
-        if flags.contains(TMPFILE) {
-            let Birth::Nameless { flags: Some(_) } = self.ghost.birth else {
-                return Err(Error::new(ErrorKind::Image, "O_TMPFILE on a file that was not made by it"));
-            };
-            return self.file.try_clone().call("fcntl");
-        }
-        let flags = flags | OFlag::O_CLOEXEC;
-        let Some((directory, entry)) = &self.entry else {
-            return open(self.way().as_str(), flags, Mode::empty()).call("open");
-        };
-        let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
-        let opened = openat2(directory, entry.as_os_str(), how).call("openat2")?;
-        let (is, should) = (fstat(&opened).call("fstat")?, fstat(&self.file).call("fstat")?);
-        if (is.st_dev, is.st_ino) != (should.st_dev, should.st_ino) {
-            return Err(taken());
-        }
-        Ok(opened)
-    }
-
-    /// Nothing more will be opened: it becomes what it was.
-    fn finish(&mut self) -> Result<()> {
-        if self.ghost.is_linked() {
-            return self.unlink();
-        }
-        let way = self.way();
-        let follow = FchmodatFlags::FollowSymlink;
-        let mode = Mode::from_bits_truncate(self.ghost.mode);
-        fchmodat(AT_FDCWD, way.as_str(), mode, follow).call("fchmodat")?;
-        let (accessed, modified) = (self.ghost.accessed.into(), self.ghost.modified.into());
-        let follow = UtimensatFlags::FollowSymlink;
-        utimensat(AT_FDCWD, way.as_str(), &accessed, &modified, follow).call("utimensat")?;
-        match self.ghost.birth {
-            Birth::Memory { seals, mapped_first: false, .. } => self.seal(seals),
-            Birth::Memory { mapped_first: true, .. } | Birth::Huge(_) => Ok(()),
-            Birth::Named | Birth::Nameless { .. } | Birth::Linked { .. } => self.unlink(),
-        }
-    }
-
-    /// Everything is mapped that was mapped before it was sealed.
-    fn finish_mapped(&self) -> Result<()> {
-        match self.ghost.birth {
-            Birth::Memory { seals, mapped_first: true, .. } => self.seal(seals),
-            _ => Ok(()),
-        }
-    }
-
-    fn seal(&self, seals: i32) -> Result<()> {
-        let file = open(self.way().as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).call("open")?;
-        let seals = FcntlArg::F_ADD_SEALS(SealFlag::from_bits_retain(seals));
-        fcntl(file, seals).call("fcntl(F_ADD_SEALS)").map(drop)
-    }
-
-    fn unlink(&mut self) -> Result<()> {
-        let Some((directory, entry)) = self.entry.take() else { return Ok(()) };
-        let named = fstatat(&directory, entry.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW).call("fstatat")?;
-        let own = fstat(&self.file).call("fstat")?;
-        if (named.st_dev, named.st_ino) != (own.st_dev, own.st_ino) {
-            return Err(taken());
-        }
-        let how = match self.ghost.kind() {
-            SFlag::S_IFDIR => UnlinkatFlags::RemoveDir,
-            _ => UnlinkatFlags::NoRemoveDir,
-        };
-        unlinkat(&directory, entry.as_os_str(), how).call("unlinkat")
-    }
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        // On the way out of another error.
-        let _ = self.unlink();
-    }
-}
-
-/// Restore: all unlinked files, made again.
-#[derive(Default)]
-pub(crate) struct Revived(BTreeMap<u32, Made>);
-
-impl Revived {
-    pub(crate) fn make(image: &Image) -> Result<Self> {
-        let numbers = || image.owners::<Ghost>();
-        // All are checked before the first is made.
-        for owner in numbers() {
-            let ghost: Ghost = image.require(owner)?;
-            ghost.check(image).about(|| ghost.subject())?;
-        }
-        let mut made = BTreeMap::new();
-        for owner in numbers() {
-            let ghost: Ghost = image.require(owner)?;
-            let subject = ghost.subject();
-            made.insert(owner.0, ghost.make(image).about(|| subject)?);
-        }
-        Ok(Self(made))
-    }
-
-    pub(super) fn open(&self, number: u32, flags: OFlag) -> Result<OwnedFd> {
-        let made = self.0.get(&number);
-        let made = made.ok_or_else(|| {
-            Error::new(ErrorKind::Image, "a file that is missing").about(subject_of(number))
-        })?;
-        made.open(flags).about(|| made.ghost.subject())
-    }
-
-    /// All memory is mapped.
-    pub(super) fn finish_mapped(&self) -> Result<()> {
-        self.0.values().try_for_each(|made| made.finish_mapped().about(|| made.ghost.subject()))
-    }
-
-    /// Takes their names away: everything that was to be opened is open.
-    pub(crate) fn finish(&mut self) -> Result<()> {
-        self.0.values_mut().try_for_each(|made| {
-            let subject = made.ghost.subject();
-            made.finish().about(|| subject)
-        })
-    }
+fn missing(number: u32) -> Error {
+    Error::new(ErrorKind::Image, "a file that is missing").about(subject_of(number))
 }
 
 /// What errors call a file of which no more is known.
@@ -761,8 +523,12 @@ pub(super) fn subject_of(number: u32) -> Subject {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{FileExt, PermissionsExt};
 
+    use nix::sys::stat::fstat;
+    use nix::unistd::geteuid;
+
+    use super::super::link;
     use super::super::tests::{Scratch, make, probe, refused};
     use super::super::{Collector, FilePolicy, FileRef, Finder};
     use super::*;
@@ -816,6 +582,8 @@ mod tests {
             ("fifo", Ghost { mode: libc::S_IFIFO | 0o600, ..good() }),
             ("way out", Ghost { birth: linked(b"../file"), ..good() }),
             ("no name", Ghost { birth: linked(b""), ..good() }),
+            ("itself", Ghost { birth: Birth::Again(1), ..good() }),
+            ("none", Ghost { birth: Birth::Again(0), ..good() }),
         ] {
             let said = refused(&image(&scratch, &wrong), ErrorKind::Image);
             assert!(scratch.names().is_empty(), "{what}: {said}: {:?}", scratch.names());

@@ -94,8 +94,26 @@ pub(crate) struct Probe {
     /// What `/proc/PID/fd/N` says.
     pub(crate) name: Vec<u8>,
     pub(crate) flags: OFlag,
+    pub(crate) info: fdinfo::FdInfo,
     /// What the caller wants to be done about it.
     pub(crate) chosen: Chosen,
+}
+
+/// What every slot is asked, before it is known whether its description is a new one.
+struct Glance {
+    file: OwnedFd,
+    stat: FileStat,
+    flags: OFlag,
+    info: fdinfo::FdInfo,
+}
+
+impl Glance {
+    fn at(pid: Pid, fd: RawFd, file: OwnedFd) -> Result<Self> {
+        let stat = fstat(&file).call("fstat")?;
+        let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).call("fcntl")?);
+        let info = read::parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse)?;
+        Ok(Self { file, stat, flags, info })
+    }
 }
 
 /// What becomes of a description by the caller's choice.
@@ -110,11 +128,9 @@ pub(crate) enum Chosen {
 }
 
 impl Probe {
-    fn new(pid: Pid, fd: RawFd, file: OwnedFd) -> Result<Self> {
+    fn new(pid: Pid, fd: RawFd, Glance { file, stat, flags, info }: Glance) -> Result<Self> {
         let name = read::link(pid, &format!("fd/{fd}"))?;
-        let stat = fstat(&file).call("fstat")?;
-        let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).call("fcntl")?);
-        Ok(Self { pid, fd, file, stat, name, flags, chosen: Chosen::Nothing })
+        Ok(Self { pid, fd, file, stat, name, flags, info, chosen: Chosen::Nothing })
     }
 
     pub(crate) fn kind(&self) -> SFlag {
@@ -140,8 +156,13 @@ impl Probe {
         format!("/proc/self/fd/{}", self.file.as_raw_fd())
     }
 
-    fn fdinfo(&self) -> Result<fdinfo::FdInfo> {
-        read::parsed(self.pid, &format!("fdinfo/{}", self.fd), fdinfo::parse)
+    /// The same at this moment, for what changes though its tasks stand still.
+    fn now<T>(
+        &self,
+        parse: fn(&fdinfo::FdInfo) -> std::result::Result<T, crate::proc::Malformed>,
+    ) -> Result<T> {
+        let parse = |text: &[u8]| parse(&fdinfo::parse(text)?);
+        read::parsed(self.pid, &format!("fdinfo/{}", self.fd), parse)
     }
 
     /// What fdinfo says in the lines of its kind.
@@ -149,8 +170,9 @@ impl Probe {
         &self,
         parse: fn(&fdinfo::FdInfo) -> std::result::Result<T, crate::proc::Malformed>,
     ) -> Result<T> {
-        let parse = |text: &[u8]| parse(&fdinfo::parse(text)?);
-        read::parsed(self.pid, &format!("fdinfo/{}", self.fd), parse)
+        parse(&self.info).map_err(|malformed| {
+            Error::new(ErrorKind::Kernel, "unexpected contents").with_source(malformed).of(self.pid)
+        })
     }
 }
 

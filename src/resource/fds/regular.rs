@@ -42,7 +42,7 @@ impl FileKind for Regular {
             return Ok(Err(probe.refusal("what /proc shows of a task that is not part of the tree")));
         }
         let of_task = !tasks.is_empty();
-        let position = probe.fdinfo()?.pos;
+        let position = probe.info.pos;
         Ok(collector.file(probe)?.map(|file| Self { file, position, of_task }))
     }
 

@@ -10,8 +10,8 @@ use super::locks::{self, TableLock};
 use super::path::TMPFILE;
 use super::{
     Channel, Chosen, Description, DescriptionLocks, DevicePaths, External, FileOwner, FileRef,
-    FileValidation, Ghosts, Handlers, KINDS, KindRegistration, LinkRemap, OuterPipes, Polled, Probe, epoll,
-    external, handles, pipe, unsupported,
+    FileValidation, Ghosts, Glance, Handlers, KINDS, KindRegistration, LinkRemap, OuterPipes, Polled, Probe,
+    epoll, external, handles, pipe, unsupported,
 };
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
@@ -159,7 +159,7 @@ impl Collector {
         self.ghosts.note_flags(&probe.stat, probe.flags);
         if let Ok(file) = &mut file
             && self.policy.validation == FileValidation::BuildId
-            && !probe.fdinfo()?.locks.iter().any(|lock| lock.kind == fdinfo::LockKind::Lease)
+            && !probe.info.locks.iter().any(|lock| lock.kind == fdinfo::LockKind::Lease)
         {
             self.ghosts.note_build_id(file, &way)?;
         }
@@ -218,34 +218,35 @@ impl Collector {
         records: &mut Records,
     ) -> Result<(Slot, Vec<TableLock>)> {
         let file = sys::pidfd::get_fd(pidfd.as_fd(), fd).call("pidfd_getfd")?;
-        let mut probe = Probe::new(pid, fd, file)?;
-        let info = read::parsed(pid, &format!("fdinfo/{fd}"), fdinfo::parse)?;
-        let close_on_exec = info.flags & libc::O_CLOEXEC as u32 != 0;
+        let glance = Glance::at(pid, fd, file)?;
+        let close_on_exec = glance.info.flags & libc::O_CLOEXEC as u32 != 0;
+        let locks = TableLock::describe(fd, process.pid, &glance.info.locks);
         let table = process.owner_for(pid).0;
         let place = Place { table, pid, is_leader: pid == process.pid, fd };
-        let stat = &probe.stat;
-        let key = (stat.st_dev, stat.st_ino, stat.st_rdev, probe.flags.bits());
+        let stat = &glance.stat;
+        let key = (stat.st_dev, stat.st_ino, stat.st_rdev, glance.flags.bits());
         let order = |other: Place| sys::kcmp_file((other.pid, other.fd), (pid, fd));
         let description = match self.find(key, order).call("kcmp")? {
             Ok(number) => number,
             Err(index) => {
-                let external = self.policy.external.iter().find(|(file, _)| file.is(&probe, info.mnt_id));
+                let mut probe = Probe::new(pid, fd, glance)?;
+                let external = self.policy.external.iter().find(|(file, _)| file.is(&probe));
                 probe.chosen = external.map_or(Chosen::Nothing, |(_, key)| Chosen::External(key.clone()));
                 self.found.push(Found { place, polled: Polled::Anything });
                 let number = self.found.len() as u32;
                 self.sorted.entry(key).or_default().insert(index, number);
                 let leased = |lock: &fdinfo::Lock| lock.kind == fdinfo::LockKind::Lease && lock.exclusive;
-                if probe.stat.st_nlink == 0 && info.locks.iter().any(leased) {
+                if probe.stat.st_nlink == 0 && probe.info.locks.iter().any(leased) {
                     // Its contents cannot be read without breaking the lease.
                     report.refuse(probe.refusal("a deleted file under a write lease is not supported"));
                 } else {
                     self.describe(Owner(number), &mut probe, (process, table), report, records)?;
                 }
-                if info.locks.iter().any(|lock| lock.kind == fdinfo::LockKind::Lease) {
+                if probe.info.locks.iter().any(|lock| lock.kind == fdinfo::LockKind::Lease) {
                     let reason = "its lease was taken by a process that does not have the file any more";
                     self.leases.insert(number, probe.refusal(reason));
                 }
-                match DescriptionLocks::describe(&probe, &info.locks) {
+                match DescriptionLocks::describe(&probe, &probe.info.locks) {
                     Ok(Some(locks)) => records.put(Owner(number), &locks)?,
                     Ok(None) => {}
                     Err(refusal) => report.refuse(refusal),
@@ -254,7 +255,6 @@ impl Collector {
             }
         };
         self.slots.insert((pid, fd), description);
-        let locks = TableLock::describe(fd, process.pid, &info.locks);
         Ok((Slot { fd, close_on_exec, description }, locks))
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::table::Slot;
-use super::{Builder, Description, FdTable, FileRef, FileValidation, Finder, Inherited, Probe};
+use super::{Builder, Description, FdTable, FileRef, FileValidation, Finder, Glance, Inherited, Probe};
 use crate::Pid;
 use crate::error::{ErrorKind, Result};
 use crate::image::{Image, ImageWriter, ManifestInfo, Owner, Record, Records};
@@ -47,7 +47,7 @@ impl Scratch {
     /// An image with these records and one page segment of 4096 bytes.
     pub(super) fn image(&self, put: impl FnOnce(&mut Records)) -> Image {
         let mut writer = ImageWriter::create(&self.path("image")).unwrap();
-        writer.segment().unwrap().file().set_len(4096).unwrap();
+        writer.segment().unwrap().file().unwrap().set_len(4096).unwrap();
         let mut records = Records::new().unwrap();
         put(&mut records);
         writer.finish(records, ManifestInfo { root: Pid::from(1) }).unwrap();
@@ -89,7 +89,8 @@ pub(super) fn refused(image: &Image, kind: ErrorKind) -> String {
 /// One slot of our own, as if it were of a task.
 pub(super) fn probe(file: &fs::File) -> Probe {
     use std::os::fd::AsRawFd;
-    Probe::new(Pid::from(std::process::id()), file.as_raw_fd(), file.try_clone().unwrap().into()).unwrap()
+    let (own, fd) = (Pid::from(std::process::id()), file.as_raw_fd());
+    Probe::new(own, fd, Glance::at(own, fd, file.try_clone().unwrap().into()).unwrap()).unwrap()
 }
 
 #[test]

@@ -45,7 +45,7 @@ impl FileKind for TimerFd {
     fn describe(probe: &Probe, _: &mut Collector) -> Result<std::result::Result<Self, Refusal>> {
         let clock = probe.tells(nameless::timer)?.clock;
         let look = good_look(probe.file.as_fd(), clock)?;
-        let timer = look.record(&probe.tells(nameless::timer)?);
+        let timer = look.record(&probe.now(nameless::timer)?);
         if timer.may_be_cancelled() {
             let refusal = probe.refusal("it may have been cancelled by a change of the clock (ECANCELED)");
             return Ok(Err(refusal.hint("try again when its expirations have been read")));

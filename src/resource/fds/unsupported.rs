@@ -112,9 +112,10 @@ mod tests {
         let probe = |name: &str, kind: u32, device| {
             let mut stat = fstat(&file).unwrap();
             (stat.st_mode, stat.st_rdev) = (kind, device);
+            let info = crate::proc::fdinfo::parse(b"pos:\t0\nflags:\t02\nmnt_id:\t1\n").unwrap();
             let (name, flags) = (name.as_bytes().to_vec(), OFlag::empty());
             let file = file.try_clone().unwrap();
-            Probe { pid: Pid::from(1), fd: 7, file, stat, name, flags, chosen: Chosen::Nothing }
+            Probe { pid: Pid::from(1), fd: 7, file, stat, name, flags, info, chosen: Chosen::Nothing }
         };
         let called = |name, kind, device| refusal(&probe(name, kind, device)).reason.into_owned();
         for (name, words) in NAMELESS {

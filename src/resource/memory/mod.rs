@@ -2,6 +2,7 @@
 //! environment, auxiliary vector), its executable, and which pages hold what.
 
 mod build;
+mod discard;
 pub(crate) mod inside;
 mod keys;
 mod kin;
@@ -37,6 +38,7 @@ use locks::FutureLocks;
 use policy::RangePolicy;
 
 pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared, seal};
+pub(crate) use discard::discard;
 pub(crate) use kin::{Inheritance, Kin, Relatives, overlap, without};
 pub(crate) use layout::Layout;
 pub(crate) use pages::{Counts, FromInside, Own, PageWriter, Populated, Run, Segments, Span, Whose};

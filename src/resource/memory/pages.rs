@@ -20,7 +20,7 @@ use super::tracking::{Stock, pagemap_of};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::hooks::Progress;
-use crate::image::{Decode, Encode, Image, ImageWriter, Owner, Records, SegmentWriter};
+use crate::image::{Decode, Encode, Image, ImageSink, Owner, Records, SegmentWriter};
 use crate::sys::PAGE;
 use crate::sys::pagemap::{Page, Query, scan};
 use crate::tracee::Memory;
@@ -45,7 +45,7 @@ pub(super) const BUFFER: usize = 512 * 1024;
 pub(crate) const LARGE: u64 = 4 * 1024 * 1024;
 
 /// Another writer pays from this size on.
-const SHARE: u64 = 16 * 1024 * 1024;
+const SHARE: u64 = 4 * 1024 * 1024;
 
 /// How many pages were looked at and stored.
 #[derive(Clone, Copy, Debug, Default)]
@@ -143,7 +143,7 @@ impl<'h> PageWriter<'h> {
         Whose { pid, number, relatives, stock }: Whose<'_>,
         memory: &Memory,
         inside: FromInside<'_>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<()> {
         let Populated { data, swapped, guards } = Populated::scan(&space.spans(), pid)?;
         space.guards = guards.iter().map(|range| (range.start, range.end)).collect();
@@ -174,7 +174,7 @@ impl<'h> PageWriter<'h> {
         source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,
         sparse: impl Fn(u64) -> bool + Sync,
         inside: Option<FromInside<'_>>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let known = self.parent.map_or_else(Known::default, |parent| parent.space(own.number));
         let (quiet, doubtful) = match known.by_parent {
@@ -187,7 +187,7 @@ impl<'h> PageWriter<'h> {
         kept.extend(quiet);
         kept.sort_unstable_by_key(|run| run.addr);
         let ranges = kin::without(&own.data, kept.iter().map(Run::range));
-        let large = size(&ranges) >= LARGE && image.page_format().is_bare();
+        let large = size(&ranges) >= LARGE && image.lends_files();
         let written = match inside.filter(|inside| large && (inside.is_possible)()) {
             Some(inside) => self.write_inside(&ranges, inside.write, image)?,
             None => self.write_ranges(&ranges, source, sparse, image)?,
@@ -201,7 +201,7 @@ impl<'h> PageWriter<'h> {
         &mut self,
         ranges: &[Range<u64>],
         write: &mut dyn FnMut(&[Share<'_>]) -> Result<()>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let total = size(ranges);
         let parts = self.parts(ranges, image)?;
@@ -222,14 +222,14 @@ impl<'h> PageWriter<'h> {
         }
         let lanes = self.lanes.iter().zip(starts).zip(parts);
         let shares =
-            lanes.map(|((lane, offset), ranges)| Share { file: lane.segment.file(), offset, ranges });
-        write(&shares.collect::<Vec<_>>())?;
+            lanes.map(|((lane, offset), ranges)| Ok(Share { file: lane.segment.file()?, offset, ranges }));
+        write(&shares.collect::<Result<Vec<_>>>()?)?;
         account(total, &mut self.counts, self.progress)?;
         Ok(runs)
     }
 
     /// What each writer gets of this work: each has a lane then, with room for it.
-    fn parts(&mut self, ranges: &[Range<u64>], image: &mut ImageWriter) -> Result<Vec<Vec<Range<u64>>>> {
+    fn parts(&mut self, ranges: &[Range<u64>], image: &mut dyn ImageSink) -> Result<Vec<Vec<Range<u64>>>> {
         let most = self.writers.min(inside::MOST) as u64;
         let parts = divide(ranges, (size(ranges) / SHARE).clamp(1, most));
         while self.lanes.len() < parts.len() {
@@ -250,7 +250,7 @@ impl<'h> PageWriter<'h> {
         file: &File,
         ranges: &[Range<u64>],
         known: &[Run],
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let source = |ranges: &[Range<u64>], mut buffer: &mut [u8]| {
             for range in ranges {
@@ -270,7 +270,7 @@ impl<'h> PageWriter<'h> {
         data: &[Range<u64>],
         zeroes: bool,
         known: &[Run],
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let mut pages: Vec<Range<u64>> = Vec::new();
         for range in data {
@@ -297,7 +297,7 @@ impl<'h> PageWriter<'h> {
         memory: &Memory,
         range: Range<u64>,
         known: &[Run],
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let source = |ranges: &[Range<u64>], buffer: &mut [u8]| memory.read_ranges(ranges, buffer);
         self.write_changed(&[range], source, |_| true, known, image)
@@ -310,7 +310,7 @@ impl<'h> PageWriter<'h> {
         source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,
         sparse: impl Fn(u64) -> bool + Sync,
         known: &[Run],
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let (same, ranges) = self.unchanged(known, ranges, &source)?;
         let mut runs = self.write_ranges(&ranges, source, sparse, image)?;
@@ -325,7 +325,7 @@ impl<'h> PageWriter<'h> {
         ranges: &[Range<u64>],
         source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,
         sparse: impl Fn(u64) -> bool + Sync,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         if ranges.is_empty() {
             return Ok(Vec::new());
@@ -366,19 +366,39 @@ struct Lane {
 }
 
 /// What has become of some ranges.
-struct Copied {
+struct Copied<'r> {
+    ranges: &'r [Range<u64>],
+    /// How many of them have been begun.
+    begun: usize,
     runs: Vec<Run>,
     /// Pages that were left out.
     zero: u64,
 }
 
+impl Copied<'_> {
+    /// Joins pages into runs. A run does not go beyond the range that its pages came from: where one ends, a mapping
+    /// does.
+    fn add(&mut self, page: Run) {
+        let before = self.begun;
+        while self.ranges.get(self.begun).is_some_and(|range| range.start <= page.addr) {
+            self.begun += 1;
+        }
+        match self.runs.last_mut().filter(|_| before == self.begun) {
+            Some(run) if run.addr + run.len == page.addr && run.offset + run.len == page.offset => {
+                run.len += page.len;
+            }
+            _ => self.runs.push(page),
+        }
+    }
+}
+
 /// Each lane has a thread, which copies its part. Who cannot tell any more what it has done gives up.
-fn copy_together(
+fn copy_together<'r>(
     lanes: &mut [Lane],
-    parts: &[Vec<Range<u64>>],
+    parts: &'r [Vec<Range<u64>>],
     from: Source<'_>,
     tell: &mut dyn FnMut(u64) -> Result<()>,
-) -> Result<Vec<Copied>> {
+) -> Result<Vec<Copied<'r>>> {
     let ended = |why| Error::new(ErrorKind::Kernel, why);
     std::thread::scope(|scope| {
         let (done, told) = mpsc::channel();
@@ -403,13 +423,13 @@ fn copy_together(
 }
 
 impl Lane {
-    fn copy(
+    fn copy<'r>(
         &mut self,
-        ranges: &[Range<u64>],
+        ranges: &'r [Range<u64>],
         from: Source<'_>,
         tell: &mut dyn FnMut(u64) -> Result<()>,
-    ) -> Result<Copied> {
-        let mut copied = Copied { runs: Vec::new(), zero: 0 };
+    ) -> Result<Copied<'r>> {
+        let mut copied = Copied { ranges, begun: 0, runs: Vec::new(), zero: 0 };
         let mut pieces = ranges.iter().flat_map(|range| split(range.clone(), BUFFER as u64)).peekable();
         while pieces.peek().is_some() {
             let (mut group, mut len) = (Vec::new(), 0);
@@ -425,12 +445,16 @@ impl Lane {
                 tell(kept as u64)?;
             }
         }
-        copied.runs = join(copied.runs, ranges);
         Ok(copied)
     }
 
     /// Squeezes the zero pages out of the buffer, and notes where the others go. Says how many bytes these are.
-    fn squeeze(&mut self, group: &[Range<u64>], sparse: &dyn Fn(u64) -> bool, copied: &mut Copied) -> usize {
+    fn squeeze(
+        &mut self,
+        group: &[Range<u64>],
+        sparse: &dyn Fn(u64) -> bool,
+        copied: &mut Copied<'_>,
+    ) -> usize {
         let (start, segment) = (self.segment.end(), self.segment.index);
         let (mut kept, mut taken) = (0, 0);
         for addr in group.iter().flat_map(|range| range.clone().step_by(PAGE as usize)) {
@@ -443,7 +467,7 @@ impl Lane {
             if page.start != kept {
                 self.buffer.copy_within(page, kept);
             }
-            copied.runs.push(Run { addr, len: PAGE, segment, offset: start + kept as u64 });
+            copied.add(Run { addr, len: PAGE, segment, offset: start + kept as u64 });
             kept += PAGE as usize;
         }
         kept
@@ -484,28 +508,8 @@ fn preallocate(file: &File, start: u64, len: u64) -> Result<()> {
     }
 }
 
-/// Joins pages into runs. A run does not go beyond the range that its pages came from: where one ends, a
-/// mapping does.
-fn join(pages: Vec<Run>, ranges: &[Range<u64>]) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
-    let mut starts = ranges.iter().map(|range| range.start).peekable();
-    for page in pages {
-        let mut fresh = false;
-        while starts.next_if(|start| *start <= page.addr).is_some() {
-            fresh = true;
-        }
-        match runs.last_mut() {
-            Some(run) if !fresh && run.addr + run.len == page.addr && run.offset + run.len == page.offset => {
-                run.len += page.len;
-            }
-            _ => runs.push(page),
-        }
-    }
-    runs
-}
-
 /// Divides ranges into at most so many parts of about the same size.
-fn divide(ranges: &[Range<u64>], parts: u64) -> Vec<Vec<Range<u64>>> {
+pub(super) fn divide(ranges: &[Range<u64>], parts: u64) -> Vec<Vec<Range<u64>>> {
     let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
     let most = total.div_ceil(parts.max(1)).next_multiple_of(PAGE);
     let mut divided = vec![Vec::new()];

@@ -169,7 +169,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("cryosleep-parent-{name}-{}", std::process::id()));
         let mut writer = ImageWriter::create(&dir).unwrap();
         let pages: Vec<u8> = (0..8).flat_map(|byte| [byte; PAGE as usize]).collect();
-        writer.segment().unwrap().file().write_all_at(&pages, 0).unwrap();
+        writer.segment().unwrap().file().unwrap().write_all_at(&pages, 0).unwrap();
         writer.finish(Records::new().unwrap(), ManifestInfo { root: Pid::from(1) }).unwrap();
         let parent = Parent::open(&dir).unwrap();
         std::fs::remove_dir_all(dir).unwrap();

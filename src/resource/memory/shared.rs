@@ -8,16 +8,20 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
 use nix::sys::stat::{major, minor};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Whence, lseek};
 
 use super::kin::overlap;
 use super::sysv::Segment;
 use super::{PageWriter, Paged, Run};
 use crate::Pid;
-use crate::error::{NameCall, Result};
-use crate::image::{Decode, Encode, ImageWriter, Owner, Record, Records, Tag};
+use crate::error::{Error, ErrorKind, NameCall, Refusal, Result, Subject};
+use crate::freeze::{Frozen, Process};
+use crate::image::{Decode, Encode, ImageSink, Owner, Record, Records, Tag};
 use crate::proc::Device;
+use crate::proc::shm::{self, Shm};
 use crate::proc::smaps::{Mapping, VmFlags};
+use crate::resource::Report;
 use crate::sys::{PAGE, sysv};
 use crate::tracee::Memory;
 
@@ -55,6 +59,8 @@ impl Paged for SharedObject {
 pub(crate) struct SharedObjects {
     device: Device,
     seen: BTreeMap<u64, Seen>,
+    /// By ourselves, because nobody else has.
+    attached: Vec<sysv::Attached>,
 }
 
 struct Seen {
@@ -68,7 +74,7 @@ impl SharedObjects {
     pub(crate) fn new() -> Result<Self> {
         let device = sysv::memory_device().call("memfd_create")?;
         let device = Device { major: major(device) as u32, minor: minor(device) as u32 };
-        Ok(Self { device, seen: BTreeMap::new() })
+        Ok(Self { device, seen: BTreeMap::new(), attached: Vec::new() })
     }
 
     /// Is it memory without a file, whatever it is called?
@@ -94,12 +100,49 @@ impl SharedObjects {
         Ok(seen.number)
     }
 
+    /// System V segments that the tree's processes have made and that nobody has attached: nobody else would save them.
+    pub(crate) fn note_unattached(&mut self, frozen: &Frozen, report: &mut Report) -> Result<()> {
+        let text = match std::fs::read("/proc/sysvipc/shm") {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            text => text.call("read")?,
+        };
+        let all =
+            shm::parse(&text).map_err(|error| Error::new(ErrorKind::Kernel, "shm").with_source(error))?;
+        for one in all.into_iter().filter(|one| one.attached == 0) {
+            let maker = frozen.processes.iter().find(|process| process.pid.get() == one.maker);
+            // Another process may have had its number before.
+            if let Some(maker) = maker.filter(|maker| is_older(maker, one.changed))
+                && let Err(reason) = self.attach(one)?
+            {
+                let name = format!("System V segment {} (key {:#x})", one.id, one.key);
+                report.refuse(Refusal::new(maker.pid, Subject::Path(name.into()), reason));
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, shm: Shm) -> Result<std::result::Result<(), &'static str>> {
+        let Ok(attached) = sysv::Attached::new(shm.id) else {
+            return Ok(Err("this user may not read it, and nobody has it attached"));
+        };
+        let (own, start) = (Pid::from(std::process::id()), attached.address());
+        let mappings = super::places(own)?;
+        let mapping = mappings.iter().find(|mapping| mapping.start == start);
+        Ok(match mapping.filter(|mapping| self.has_no_file(mapping)) {
+            Some(mapping) => {
+                self.attached.push(attached);
+                self.number(own, mapping).map(drop)
+            }
+            None => Err("System V segments of huge pages (SHM_HUGETLB) are not supported"),
+        })
+    }
+
     /// Writes every object once, however many processes map it.
     pub(crate) fn write(
         &self,
         memory: impl Fn(Pid) -> Result<Memory>,
         pages: &mut PageWriter<'_>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
         records: &mut Records,
     ) -> Result<()> {
         for seen in self.seen.values() {
@@ -110,12 +153,20 @@ impl SharedObjects {
     }
 }
 
+/// Did this process start before that second of the real-time clock?
+fn is_older(process: &Process, second: u64) -> bool {
+    const TICKS: u64 = 100; // of /proc, on every machine
+    let now = |clock| clock_gettime(clock).map_or(0, |now| now.tv_sec() as u64);
+    let booted = now(ClockId::CLOCK_REALTIME).saturating_sub(now(ClockId::CLOCK_BOOTTIME));
+    booted + process.stat.starttime / TICKS <= second + 1
+}
+
 impl Seen {
     fn write(
         &self,
         memory: impl Fn(Pid) -> Result<Memory>,
         pages: &mut PageWriter<'_>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<SharedObject> {
         let mapped = self.places.iter().map(|place| place.2.end).max().unwrap_or(0);
         // Following the link needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE in the initial user namespace.
@@ -142,7 +193,7 @@ impl Seen {
         memory: impl Fn(Pid) -> Result<Memory>,
         known: &[Run],
         pages: &mut PageWriter<'_>,
-        image: &mut ImageWriter,
+        image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let mut places: Vec<_> = self.places.iter().collect();
         places.sort_by_key(|(.., range)| range.start);

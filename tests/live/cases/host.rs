@@ -10,9 +10,9 @@ use std::time::Duration;
 use cryosleep::{AfterDump, Checkpoint, Restore};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 
-use super::{Case, ensure};
+use super::{Case, ensure, helper_by, status_field};
 use crate::Outcome;
-use crate::program::{Program, Target};
+use crate::program::{Program, Target, reap};
 
 const COUNTER: Program = Program::StaticC("counter");
 const REFUSED: Program = Program::C("refused");
@@ -20,6 +20,7 @@ const TASKS: Program = Program::C("tasks");
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "host_with_busy_threads", test: busy, programs: &[TASKS, COUNTER] },
+    Case { name: "host_needs_little_memory", test: needs_little, programs: &[COUNTER] },
     Case { name: "host_keeps_nothing", test: keeps_nothing, programs: &[TASKS, REFUSED] },
 ];
 
@@ -81,14 +82,28 @@ fn busy() -> Outcome {
     })
 }
 
+/// How much it needs depends on nothing of the target's.
+fn needs_little() -> Outcome {
+    const MOST: u64 = 32 * 1024;
+    let target = Target::start(COUNTER, &["256"])?;
+    for role in ["killing_dump", "restore"] {
+        let file = target.dir().join(role);
+        let mut helper = helper_by(&[], role, target.pid, target.image())?;
+        let done = helper.arg(&file).status().map_err(|error| error.to_string())?;
+        ensure(done.success(), || format!("{role}: {done}"))?;
+        let grown: u64 = target.file(role).and_then(|text| text.parse().ok()).ok_or("it does not say")?;
+        ensure((1..MOST).contains(&grown), || format!("{role}: its memory grew by {grown} kB"))?;
+        if role == "killing_dump" {
+            reap(target.pid());
+        }
+    }
+    target.go()?;
+    target.verdict()
+}
+
 /// What this process holds, by kind.
 fn holdings() -> BTreeMap<&'static str, u64> {
     let entries = |dir: &str| fs::read_dir(dir).into_iter().flatten().count() as u64;
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-        line.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0)
-    };
     BTreeMap::from([
         ("descriptors", entries("/proc/self/fd")),
         ("threads", entries("/proc/self/task")),
@@ -98,7 +113,7 @@ fn holdings() -> BTreeMap<&'static str, u64> {
             fs::read_to_string("/proc/thread-self/children").unwrap_or_default().split_whitespace().count()
                 as u64,
         ),
-        ("kilobytes of memory", field("VmRSS:")),
+        ("kilobytes of memory", status_field("VmRSS:")),
     ])
 }
 

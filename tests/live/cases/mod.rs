@@ -83,14 +83,21 @@ pub(crate) fn help() -> Option<ExitCode> {
     let pid: u32 = arguments.get(1)?.parse().ok()?;
     let image = arguments.get(2)?;
     let hooks = &mut Herald;
+    // The highest that its memory has been at, from here on.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+    let before = status_field("VmHWM:");
     let done = match role.as_str() {
         "dump" => Checkpoint::of(pid).after(AfterDump::Resume).hooks(hooks).write_to(image).map(drop),
         "bare_dump" => {
             bare(Checkpoint::of(pid)).after(AfterDump::Resume).hooks(hooks).write_to(image).map(drop)
         }
+        "killing_dump" => Checkpoint::of(pid).write_to(image).map(drop),
         "clone" => Restore::from(image).pids(Pids::NewNamespace).hooks(hooks).run().map(drop),
         _ => Restore::from(image).hooks(hooks).run().map(drop),
     };
+    if let Some(file) = arguments.get(3) {
+        let _ = std::fs::write(file, (status_field("VmHWM:") - before).to_string());
+    }
     Some(match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -98,6 +105,13 @@ pub(crate) fn help() -> Option<ExitCode> {
             ExitCode::from(if error.kind() == cryosleep::ErrorKind::Refused { 2 } else { 1 })
         }
     })
+}
+
+/// The number that /proc/self/status has there; 0: it has none.
+fn status_field(name: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    line.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0)
 }
 
 /// The smallest sufficient source of randomness.

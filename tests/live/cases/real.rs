@@ -1,4 +1,4 @@
-//! Programs that were not written for us, busy all the time: ten checkpoints, each in the middle of something.
+//! Programs that are busy all the time, most of them not written for us: ten checkpoints, each in the middle of something.
 
 use std::time::Duration;
 
@@ -17,10 +17,13 @@ const NODE: Program = Program::Node("work");
 const GO: Program = Program::Go("work");
 const ASYNCIO: Program = Program::Python("loop");
 
+const THREADS: Program = Program::C("tasks");
+
 pub(super) const CASES: &[Case] = &[
     // G1 is what a JVM takes by itself on a machine with more than one processor and enough memory.
     Case { name: "java_serial", test: || java("-XX:+UseSerialGC"), programs: &[JAVA] },
     Case { name: "java_g1", test: || java("-XX:+UseG1GC"), programs: &[JAVA] },
+    Case { name: "threads_that_come_and_go", test: || rounds(THREADS, &["churn"]), programs: &[THREADS] },
     Case { name: "python_with_children", test: || rounds(PYTHON, &[]), programs: &[PYTHON] },
     Case { name: "sqlite_wal", test: || rounds(SQLITE, &[]), programs: &[SQLITE] },
     Case { name: "make_j4", test: || rounds(MAKE, &[]), programs: &[MAKE] },

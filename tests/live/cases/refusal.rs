@@ -150,7 +150,24 @@ fn seccomp_listener() -> Outcome {
 }
 
 fn mappings() -> Outcome {
-    is_refused(MAPPINGS, "refused", &["AIO ring", "before and after it was sealed", "/memfd:twice"])
+    let words = ["AIO ring", "before and after it was sealed", "/memfd:twice"];
+    let target = Target::start(MAPPINGS, &["refused"])?;
+    let error = match Checkpoint::of(target.pid).write_to(target.image()) {
+        Ok(_) => return Err("it was dumped".into()),
+        Err(error) => error,
+    };
+    let text = error.to_string();
+    ensure(words.iter().all(|word| text.contains(word)), || text.clone())?;
+    // ADDRESS WORDS
+    let expected = target.file("expected").unwrap_or_default();
+    for (address, words) in expected.lines().filter_map(|line| line.split_once(' ')) {
+        let said = error.refusals().iter().map(ToString::to_string);
+        let named =
+            said.into_iter().any(|said| said.contains(&format!("{address}-")) && said.contains(words));
+        ensure(named, || format!("{address} is not named as {words} in: {text}"))?;
+    }
+    target.go()?;
+    target.verdict()
 }
 
 fn mapping_policy() -> Outcome {

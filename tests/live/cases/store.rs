@@ -2,11 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use cryosleep::inspect::{Inspection, Segment};
-use cryosleep::{AfterDump, Checkpoint, Error, ErrorKind, Hooks, Phase, Progress, Restore};
+use cryosleep::{
+    AfterDump, Checkpoint, Dumped, Error, ErrorKind, Hooks, ImageStore, Part, Phase, Progress, Restore,
+    Spool, Subject,
+};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
@@ -22,6 +26,9 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "store_vetoed_in_the_middle", test: vetoed, programs: &[COUNTER] },
     Case { name: "store_damaged_pages", test: damaged, programs: &[COUNTER] },
     Case { name: "store_packed_is_smaller", test: smaller, programs: &[TASKS] },
+    Case { name: "store_through_a_pipe", test: through_a_pipe, programs: &[COUNTER] },
+    Case { name: "store_that_fails", test: failing, programs: &[COUNTER] },
+    Case { name: "store_torn_streams", test: torn_streams, programs: &[TASKS] },
 ];
 
 /// All ways in which pages are stored.
@@ -151,6 +158,115 @@ fn smaller() -> Outcome {
         ensure(contents > 40 * 4096 && len < contents / 2, || format!("{len} bytes of {contents}"))?;
     }
     target.dump_and_restore()?;
+    target.go()?;
+    target.verdict()
+}
+
+/// From a checkpoint to a restore, without a file in between; and by way of a directory without names.
+fn through_a_pipe() -> Outcome {
+    let spools = [Spool::Memory, Spool::Directory(crate::cell::lab()), Spool::Memory];
+    for ((way, options), spool) in WAYS.into_iter().zip(spools) {
+        let target = Target::start(COUNTER, &["40"])?;
+        let (reader, writer) = std::io::pipe().map_err(text)?;
+        let pid = target.pid;
+        let restored = std::thread::scope(|scope| {
+            let dumper = scope.spawn(move || {
+                let dumped = options(Checkpoint::of(pid)).write_to_stream(writer);
+                // Only when it is gone is its number free.
+                dumped.inspect(|_| reap(nix::unistd::Pid::from_raw(pid as i32)))
+            });
+            let restored = Restore::from_reader(reader).spool(spool).run();
+            match (dumper.join().map_err(|_| "a panic")?, restored) {
+                (Ok(_), Ok(restored)) => Ok(restored.pid().get()),
+                (dumped, restored) => Err(format!("{way}: {dumped:?}, {restored:?}")),
+            }
+        })?;
+        ensure(restored == pid, || way.into())?;
+        target.go()?;
+        target.verdict()?;
+        fs::remove_dir_all(crate::cell::lab().join("subject")).map_err(text)?;
+    }
+    Ok(())
+}
+
+/// Takes so many pieces.
+struct Patience(u32);
+
+impl ImageStore for Patience {
+    fn append(&mut self, _: Part, _: &[u8]) -> std::io::Result<()> {
+        self.0 = self.0.checked_sub(1).ok_or_else(|| std::io::Error::other("no more patience"))?;
+        Ok(())
+    }
+
+    fn finish(&mut self) -> std::io::Result<()> {
+        self.append(Part::Manifest, &[])
+    }
+}
+
+/// A store has failed.
+fn by_store(written: cryosleep::Result<Dumped>) -> Result<Error, String> {
+    let error = written.err().ok_or("it was dumped")?;
+    let place = (error.phase(), error.subject());
+    let expected = (Some(Phase::Write), Some(&Subject::Attribute("image store")));
+    ensure(place == expected, || error.to_string()).map(|()| error)
+}
+
+/// A store that fails at any moment, a full device, a reader that has gone: the target runs on.
+fn failing() -> Outcome {
+    let target = Target::start(COUNTER, &["40"])?;
+    let checkpoint = || Checkpoint::of(target.pid);
+    // 40 MiB, 512 KiB each, and some pieces more: the last one that fails is the end.
+    let mut failed = 0;
+    for pieces in [0, 1, 40].into_iter().chain(80..100) {
+        match checkpoint().after(AfterDump::Resume).write_to_store(&mut Patience(pieces)) {
+            Ok(_) => break,
+            written => {
+                let error = by_store(written)?;
+                ensure(error.to_string().contains("no more patience"), || error.to_string())?;
+                failed = pieces;
+            }
+        }
+    }
+    ensure((82..99).contains(&failed), || format!("{failed} pieces"))?;
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").map_err(text)?;
+    let error = by_store(checkpoint().write_to_stream(full))?;
+    ensure(error.errno() == Some(Errno::ENOSPC as i32), || error.to_string())?;
+    let (reader, writer) = std::io::pipe().map_err(text)?;
+    std::thread::scope(|scope| {
+        scope.spawn(move || std::io::copy(&mut reader.take(1 << 20), &mut std::io::sink()));
+        let error = by_store(checkpoint().write_to_stream(writer))?;
+        ensure(error.errno() == Some(Errno::EPIPE as i32), || error.to_string())
+    })?;
+    target.go()?;
+    target.verdict()
+}
+
+/// A stream that ends too early, late, or somewhere else than it should: nothing comes of it.
+fn torn_streams() -> Outcome {
+    let target = Target::start(TASKS, &["threads"])?;
+    let mut stream = Vec::new();
+    let dumped = Checkpoint::of(target.pid).write_to_stream(&mut stream);
+    let written = dumped.map_err(|error| error.to_string())?.stats.bytes_written;
+    ensure(written > 0 && stream.len() as u64 > written, || format!("{written} of {}", stream.len()))?;
+    reap(target.pid());
+    nothing_left()?;
+    let refused = |what: &str, stream: &[u8]| match Restore::from_reader(stream).run() {
+        Ok(_) => Err(format!("{what}: it was restored")),
+        Err(error) => ensure(error.kind() == ErrorKind::Image && error.phase() == Some(Phase::Read), || {
+            format!("{what}: {error}")
+        }),
+    };
+    for at in (0..stream.len()).step_by(stream.len() / 60) {
+        refused("cut off", &stream[..at])?;
+        stream[at] ^= 1;
+        refused("a bit", &stream)?;
+        stream[at] ^= 1;
+    }
+    refused("longer", &[&stream[..], b"0"].concat())?;
+    refused("twice", &stream.repeat(2))?;
+    refused("another thing", &fs::read("/proc/self/exe").map_err(text)?)?;
+    nothing_left()?;
+    Restore::from_reader(&stream[..]).run().map_err(|error| error.to_string())?;
     target.go()?;
     target.verdict()
 }
