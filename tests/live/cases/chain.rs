@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "chain_random", test: || random(1, false), programs: &[WRITER] },
     Case { name: "chain_random_tracked", test: || random(2, true), programs: &[WRITER] },
     Case { name: "chain_tracker", test: tracker, programs: &[WRITER] },
+    Case { name: "chain_by_criu", test: by_criu, programs: &[WRITER] },
     Case { name: "chain_broken", test: broken, programs: &[WRITER] },
 ];
 
@@ -286,6 +287,34 @@ fn tracker() -> Outcome {
     let marked = smaps.lines().filter(|line| line.starts_with("VmFlags:") && line.contains(" uw"));
     ensure(marked.count() == 0, || smaps.clone())?;
     ensure(descriptors(pid)? == before, || format!("{:?} instead of {before:?}", descriptors(pid)))?;
+    writer.target.go()?;
+    writer.target.verdict()
+}
+
+/// As a driver would: each command is a process of its own.
+fn by_criu() -> Outcome {
+    let criu = super::criu::criu()?;
+    let mut writer = Writer::start(6)?;
+    let pid = writer.target.pid.to_string();
+    let run = |command: &str, index: usize, more: &[&str]| {
+        fs::DirBuilder::new().mode(0o700).recursive(true).create(image(index)).map_err(text)?;
+        let log = image(index).join("log");
+        let mut line = std::process::Command::new(&criu);
+        line.arg(command).arg("-D").arg(image(index)).args(["-o", "log", "-v3"]).args(more);
+        let status = line.stdin(std::process::Stdio::null()).status().map_err(text)?;
+        ensure(status.success(), || format!("{line:?}: {}", fs::read_to_string(log).unwrap_or_default()))
+    };
+    run("pre-dump", 0, &["-t", &pid, "--track-mem"])?;
+    writer.change()?;
+    run("pre-dump", 1, &["-t", &pid, "--track-mem", "--prev-images-dir", "../chain.0"])?;
+    writer.change()?;
+    let model = writer.model()?;
+    run("dump", 2, &["-t", &pid, "--track-mem", "--prev-images-dir", "../chain.1"])?;
+    nothing_left()?;
+    let inspected = cryosleep::inspect::Inspection::open(image(2)).map_err(|error| error.to_string())?;
+    ensure(inspected.parents().len() == 2, || format!("{:?}", inspected.parents()))?;
+    run("restore", 2, &["-d"])?;
+    model.compare(writer.target.pid)?;
     writer.target.go()?;
     writer.target.verdict()
 }
