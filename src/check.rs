@@ -31,6 +31,7 @@ use nix::sys::inotify::{InitFlags, Inotify};
 
 use crate::Pid;
 use crate::proc::status;
+use crate::resource::sockets::unix_diag;
 use crate::sys::{self, file, pagemap, pidfd, probe, ptrace};
 use crate::tracee::{CloneArgs, Dummy, Tracee};
 
@@ -333,6 +334,13 @@ features! {
             let inotify = OwnedFd::from(Inotify::init(InitFlags::IN_CLOEXEC)?);
             Ok(file::set_next_watch(inotify.as_fd(), 7)?)
         },
+    }
+    /// What a unix socket is connected to (sock_diag(7)).
+    UnixDiag {
+        name: "unix_diag", criu: None, since: (3, 3), need: Optional,
+        source: "sock_diag(7)",
+        hint: "without it (CONFIG_UNIX_DIAG) a target with pairs of unix sockets is refused",
+        ask: |_| Ok(unix_diag()?),
     }
     /// A descriptor that refers to a process (pidfd_open(2)).
     Pidfd {

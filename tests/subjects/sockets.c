@@ -204,8 +204,36 @@ static void check_options(void)
 	expect(recv(set.a, got, 3, MSG_PEEK) == 3 && !memcmp(got, "cde", 3), "%.3s", got);
 }
 
-// Made by a child, by another user, by somebody else's thread; held by several.
+// A message with a descriptor, which the sender has no more.
+union rights {
+	struct cmsghdr head;
+	char bytes[CMSG_SPACE(sizeof(int))];
+};
+#define MESSAGE(rights) \
+	{ .msg_iov = &(struct iovec){ (char[1]){ 0 }, 1 }, .msg_iovlen = 1, .msg_control = rights, .msg_controllen = sizeof *rights }
+
+static void lend(int by, int what)
+{
+	union rights rights = { { CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
+	memcpy(CMSG_DATA(&rights.head), &what, sizeof what);
+	struct msghdr message = MESSAGE(&rights);
+	must(sendmsg(by, &message, 0));
+	must(close(what));
+}
+
+static int borrow(int from)
+{
+	union rights rights;
+	struct msghdr message = MESSAGE(&rights);
+	must(recvmsg(from, &message, 0));
+	int what;
+	memcpy(&what, CMSG_DATA(&rights.head), sizeof what);
+	return what;
+}
+
+// Made by a child and lent to its parent, made by another user, held by several.
 static struct pair of_user, inherited;
+static int lent;
 static struct who creator, other_user = { 0, 65534, 12345 };
 static pid_t child;
 
@@ -227,20 +255,19 @@ static void make_owned(void)
 	if (!child) {
 		struct pair own = pair(SOCK_SEQPACKET);
 		must(close(inherited.a));
-		put_file("child", "");
+		lend(inherited.b, own.a);
 		char byte;
 		// It sleeps in this call all the time.
 		expect(recv(inherited.b, &byte, 1, 0) == 1 && byte == 'x', "%s", strerror(errno));
-		struct who who = peer(inherited.b), mine = peer(own.a);
+		struct who who = peer(inherited.b), mine = peer(own.b);
 		expect(who.pid == getppid(), "%d", who.pid);
 		expect(mine.pid == getpid() && mine.user == creator.user, "%d %d", mine.pid, mine.user);
 		must(send(inherited.b, "y", 1, 0));
+		must(send(own.b, "lent", 4, 0));
 		_exit(0);
 	}
 	must(close(inherited.b));
-	char nothing[2];
-	while (!get_file("child", nothing, sizeof nothing))
-		nap(MS);
+	lent = borrow(inherited.a);
 }
 
 static void check_owned(void)
@@ -257,7 +284,11 @@ static void check_owned(void)
 	expect(stat_.st_uid == other_user.user && stat_.st_gid == other_user.group);
 	must(send(inherited.a, "x", 1, 0));
 	expect_bytes(inherited.a, "y", 1);
+	struct who maker = peer(lent);
+	expect(maker.pid == child, "%d", maker.pid);
+	expect_bytes(lent, "lent", 4);
 	join_child(child);
+	expect_end(lent, 0, 0);
 	expect_end(inherited.a, 0, 0);
 }
 

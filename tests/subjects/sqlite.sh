@@ -1,4 +1,5 @@
-# A database in WAL mode: one process writes, two read, each an sqlite3(1) that a shell talks to by pipes.
+# A database in WAL mode: one process writes and one reads, each an sqlite3(1) that a shell talks to by pipes; others come
+# and go. Whoever goes and finds that nobody else has the locks of a connection removes the log, with what is in it.
 #
 # Every transaction leaves the sum of all rows at zero, so whoever reads must see zero, whatever the moment; and more
 # rows than before. Small checkpoints of the log happen all the time.
@@ -46,35 +47,53 @@ write() {
     ) | sql > answers
 }
 
-# A snapshot within one transaction, then the next.
+# The answers of one snapshot, after those before.
+compare() {
+    [ "$2 $3" = "0.0 0.0" ] || fail "the $1 sees sums of $2 and $3"
+    [ "$4" -ge "$5" ] || fail "the $1 sees $4 transactions after $5"
+}
+
+# One snapshot after the other.
 read_all() {
-    mkfifo answers.$1
+    mkfifo answers.reader
     (
-        exec 3< answers.$1
-        before=0
+        exec 3< answers.reader
+        n=0
         while [ ! -e stop ]; do
+            before=$n
             echo "$question"
             read sum <&3 && read again n <&3 || exit 1
-            [ "$sum $again" = "0.0 0.0" ] || fail "reader $1: sums of $sum and $again"
-            [ "$n" -ge $before ] || fail "reader $1: $n transactions after $before"
-            before=$n
-            [ -e reads.$1 ] || : > reads.$1
+            compare reader "$sum" "$again" "$n" $before
+            : > reads.reader
         done
-    ) | sql > answers.$1
+    ) | sql > answers.reader
+}
+
+# A new connection for each.
+visit() {
+    n=0
+    while [ ! -e stop ]; do
+        before=$n
+        said=$(echo "$question" | sql) || fail "a visitor failed: $said"
+        set -- $said
+        n=$3
+        compare visitor "$1" "$2" "$n" $before
+        : > reads.visitor
+    done
 }
 
 write & writer=$!
-read_all 1 & first=$!
-read_all 2 & second=$!
-while [ ! -e transactions ] || [ ! -e reads.1 ] || [ ! -e reads.2 ]; do sleep 0.01; done
+read_all & reader=$!
+visit & visitor=$!
+while [ ! -e transactions ] || [ ! -e reads.reader ] || [ ! -e reads.visitor ]; do sleep 0.01; done
 : > ready
 while [ ! -e go ]; do sleep 0.02; done
 before=$(cat transactions)
 while [ $(cat transactions) -lt $((before + 3)) ] && [ ! -e result ]; do sleep 0.02; done
 : > stop
 wait $writer || fail "the writer failed"
-wait $first || fail "the first reader failed"
-wait $second || fail "the second reader failed"
+wait $reader || fail "the reader failed"
+wait $visitor || fail "a visitor failed"
 [ ! -e result ] || exit 1
 said=$(echo "PRAGMA integrity_check; SELECT sum(value), (SELECT transactions FROM written) FROM rows;" | sql)
 [ "$said" = "ok

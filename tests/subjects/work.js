@@ -71,7 +71,7 @@ function watch() {
         if (name !== expected || event !== 'rename') return;
         expected = null;
         fs.unlinkSync(`watched/${name}`);
-        if (stop) watcher.close(); else setTimeout(create, 20);
+        if (stop) watcher.close(); else setTimeout(create, 80);
     });
     const create = () => {
         expected = `file.${++progress.watch}`;

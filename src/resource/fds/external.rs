@@ -137,7 +137,7 @@ pub(super) const HINT: &str =
     "leave it out by Checkpoint::external(External::File(..)), and supply it by Restore::inherit()";
 
 /// The same for one that has no path.
-pub(super) const NAMELESS_HINT: &str = "leave it out by Checkpoint::external(External::Fd { .. }), and supply it by \
+pub(crate) const NAMELESS_HINT: &str = "leave it out by Checkpoint::external(External::Fd { .. }), and supply it by \
      Restore::inherit(); or bring a FileHandler for its kind";
 
 /// A description that the caller supplies.

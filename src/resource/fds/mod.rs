@@ -27,7 +27,7 @@ mod regular;
 mod signalfd;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod timerfd;
 mod unsupported;
 
@@ -48,8 +48,8 @@ use crate::resource::{RecordKind, Report, sockets};
 pub(crate) use channel::Channel;
 pub use device::DevicePaths;
 pub(crate) use epoll::Watches;
-pub(crate) use external::Inherited;
 pub use external::{External, OuterPipes};
+pub(crate) use external::{Inherited, NAMELESS_HINT};
 pub(crate) use fanotify::refuse_askers;
 pub(crate) use ghost::{Ghost, Ghosts};
 pub(crate) use handler::Handlers;

@@ -11,10 +11,10 @@ use crate::error::{ErrorKind, Result};
 use crate::image::{Image, ImageWriter, ManifestInfo, Owner, Record, Records};
 
 /// A directory for one test, gone with it.
-pub(super) struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("cryosleep-fds-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         // No symbolic link leads to it.
@@ -45,7 +45,7 @@ impl Scratch {
     }
 
     /// An image with these records and one page segment of 4096 bytes.
-    pub(super) fn image(&self, put: impl FnOnce(&mut Records)) -> Image {
+    pub(crate) fn image(&self, put: impl FnOnce(&mut Records)) -> Image {
         let mut writer = ImageWriter::create(&self.path("image")).unwrap();
         writer.segment().unwrap().file().unwrap().set_len(4096).unwrap();
         let mut records = Records::new().unwrap();

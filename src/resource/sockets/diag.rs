@@ -1,9 +1,13 @@
 //! What the kernel knows of a unix socket and tells nobody who has it: sock_diag(7).
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket, socketpair,
+};
+use nix::sys::stat::fstat;
 
 use crate::error::{Error, ErrorKind, NameCall, Result};
 use crate::sys::socket::option;
@@ -20,33 +24,61 @@ pub(super) struct Entry {
     pub(super) shutdown: u8,
 }
 
-/// A netlink socket in our own network namespace.
-pub(super) struct Diag(OwnedFd);
+/// All unix sockets of our own network namespace, as they were when it was made.
+pub(super) struct Diag {
+    netlink: OwnedFd,
+    all: BTreeMap<u32, Entry>,
+}
 
 impl Diag {
     pub(super) fn open() -> Result<Self> {
         let (kind, flags) = (SockType::Raw, SockFlag::SOCK_CLOEXEC);
         let netlink = socket(AddressFamily::Netlink, kind, flags, SockProtocol::NetlinkSockDiag);
-        netlink.map(Self).call("socket")
+        let mut diag = Self { netlink: netlink.call("socket")?, all: BTreeMap::new() };
+        diag.all = diag.ask(None)?;
+        Ok(diag)
     }
 
     /// Is that socket in the namespace that we ask in?
     pub(super) fn is_beside(&self, other: &impl AsFd) -> Result<bool> {
         let cookie = |socket| option(socket, SO_NETNS_COOKIE, 8).call("getsockopt(SO_NETNS_COOKIE)");
-        Ok(cookie(self.0.as_fd())? == cookie(other.as_fd())?)
+        Ok(cookie(self.netlink.as_fd())? == cookie(other.as_fd())?)
     }
 
-    /// The unix socket with this inode number; `None` if there is none, or if the kernel cannot tell.
-    pub(super) fn ask(&self, inode: u32) -> Result<Option<Entry>> {
-        send(self.0.as_raw_fd(), &request(inode), MsgFlags::empty()).call("send")?;
-        let mut answer = vec![0; 8192];
-        let length = recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty()).call("recv")?;
-        match parse(answer.get(..length).unwrap_or_default(), inode) {
-            Some(Ok(entry)) => Ok(Some(entry)),
-            Some(Err(Errno::ENOENT)) => Ok(None),
-            Some(Err(errno)) => Err(Error::call("sock_diag", errno)),
-            None => Err(Error::new(ErrorKind::Kernel, "sock_diag gives an answer that cannot be understood")),
+    /// The socket with this inode number; `None` if there is none, or if the kernel cannot tell.
+    pub(super) fn entry(&self, inode: u32) -> Result<Option<Entry>> {
+        match self.all.get(&inode) {
+            Some(entry) => Ok(Some(*entry)),
+            // The list has been made in pieces: others that came or went meanwhile may have hidden it.
+            None => Ok(self.ask(Some(inode))?.remove(&inode)),
         }
+    }
+
+    /// One of them, for which the kernel has to search among all, or all.
+    fn ask(&self, inode: Option<u32>) -> Result<BTreeMap<u32, Entry>> {
+        send(self.netlink.as_raw_fd(), &request(inode), MsgFlags::empty()).call("send")?;
+        let mut found = BTreeMap::new();
+        let mut answer = vec![0; 32 << 10];
+        loop {
+            let length = recv(self.netlink.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT).call("recv")?;
+            let told = parse(answer.get(..length).unwrap_or_default(), &mut found);
+            match told.ok_or_else(|| Error::new(ErrorKind::Kernel, "sock_diag cannot be understood"))? {
+                Told::More if inode.is_none() => {}
+                Told::More | Told::All | Told::Failed(Errno::ENOENT) => return Ok(found),
+                Told::Failed(errno) => return Err(Error::call("sock_diag", errno)),
+            }
+        }
+    }
+}
+
+/// Does this kernel tell?
+pub(crate) fn is_there() -> nix::Result<()> {
+    let (one, _other) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
+    let inode = fstat(&one)?.st_ino as u32;
+    match Diag::open().and_then(|diag| diag.entry(inode)) {
+        Ok(Some(Entry { peer: Some(_), .. })) => Ok(()),
+        Ok(_) => Err(Errno::ENOENT),
+        Err(error) => Err(error.raw_errno().unwrap_or(Errno::EIO)),
     }
 }
 
@@ -57,34 +89,55 @@ const MESSAGE: usize = 16;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 
 /// linux/unix_diag.h `struct unix_diag_req`, behind its header.
-fn request(inode: u32) -> Vec<u8> {
+fn request(inode: Option<u32>) -> Vec<u8> {
     const NLM_F_REQUEST: u16 = 1;
+    const NLM_F_DUMP: u16 = 0x300;
     const LENGTH: u32 = HEADER as u32 + 24;
     const UDIAG_SHOW_NAME: u32 = 1;
     const UDIAG_SHOW_PEER: u32 = 4;
     let mut bytes = Vec::with_capacity(LENGTH as usize);
     bytes.extend(LENGTH.to_ne_bytes());
     bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    bytes.extend(NLM_F_REQUEST.to_ne_bytes());
+    let flags = if inode.is_some() { NLM_F_REQUEST } else { NLM_F_REQUEST | NLM_F_DUMP };
+    bytes.extend(flags.to_ne_bytes());
     bytes.extend([0; 8]); // sequence number, port
     bytes.extend([libc::AF_UNIX as u8, 0, 0, 0]);
-    // All states, this inode, what to show; no cookie.
-    for word in [u32::MAX, inode, UDIAG_SHOW_NAME | UDIAG_SHOW_PEER, u32::MAX, u32::MAX] {
+    // All states, which inode, what to show; no cookie.
+    for word in [u32::MAX, inode.unwrap_or(0), UDIAG_SHOW_NAME | UDIAG_SHOW_PEER, u32::MAX, u32::MAX] {
         bytes.extend(word.to_ne_bytes());
     }
     bytes
 }
 
-/// `None`: this is no answer to the question.
-fn parse(answer: &[u8], inode: u32) -> Option<std::result::Result<Entry, Errno>> {
+/// How an answer ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    More,
+    All,
+    Failed(Errno),
+}
+
+/// Takes all sockets out of an answer. `None`: it is none.
+fn parse(mut rest: &[u8], found: &mut BTreeMap<u32, Entry>) -> Option<Told> {
     const NLMSG_ERROR: u16 = 2;
-    match short(answer.get(4..)?)? {
-        NLMSG_ERROR => Some(Err(Errno::from_raw((word(answer.get(HEADER..)?)? as i32).wrapping_neg()))),
-        SOCK_DIAG_BY_FAMILY if word(answer.get(HEADER + 4..)?)? == inode => {
-            attributes(answer.get(HEADER + MESSAGE..)?).map(Ok)
+    const NLMSG_DONE: u16 = 3;
+    while !rest.is_empty() {
+        let length = usize::try_from(word(rest)?).ok().filter(|length| *length >= HEADER)?;
+        let payload = rest.get(HEADER..length)?;
+        match short(rest.get(4..)?)? {
+            NLMSG_DONE => return Some(Told::All),
+            NLMSG_ERROR => {
+                return Some(Told::Failed(Errno::from_raw((word(payload)? as i32).wrapping_neg())));
+            }
+            SOCK_DIAG_BY_FAMILY => {
+                let inode = word(payload.get(4..)?)?;
+                found.insert(inode, attributes(payload.get(MESSAGE..)?)?);
+            }
+            _ => return None,
         }
-        _ => None,
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
+    Some(Told::More)
 }
 
 fn attributes(mut rest: &[u8]) -> Option<Entry> {
@@ -118,8 +171,6 @@ fn word(bytes: &[u8]) -> Option<u32> {
 mod tests {
     use std::os::unix::net::UnixStream;
 
-    use nix::sys::stat::fstat;
-
     use super::*;
 
     fn inode(socket: &UnixStream) -> u32 {
@@ -128,20 +179,32 @@ mod tests {
 
     #[test]
     fn both_ends_of_a_pair() {
-        let diag = Diag::open().unwrap();
+        let entry = |inode| Diag::open().unwrap().entry(inode).unwrap();
         let (one, other) = UnixStream::pair().unwrap();
-        assert!(diag.is_beside(&one).unwrap());
         let number = inode(&one);
         let expected = Entry { peer: Some(inode(&other)), ..Entry::default() };
-        assert_eq!(diag.ask(number).unwrap(), Some(expected));
+        let diag = Diag::open().unwrap();
+        assert!(diag.is_beside(&one).unwrap());
+        assert_eq!(diag.entry(number).unwrap(), Some(expected));
         one.shutdown(std::net::Shutdown::Write).unwrap();
-        assert_eq!(diag.ask(number).unwrap(), Some(Entry { shutdown: 2, ..expected }));
-        assert_eq!(diag.ask(inode(&other)).unwrap().unwrap().shutdown, 1);
+        assert_eq!(entry(number), Some(Entry { shutdown: 2, ..expected }));
+        assert_eq!(entry(inode(&other)).unwrap().shutdown, 1);
         drop(other);
-        let alone = Entry { peer: Some(0), shutdown: 3, has_name: false };
-        assert_eq!(diag.ask(number).unwrap(), Some(alone));
+        assert_eq!(entry(number), Some(Entry { peer: Some(0), shutdown: 3, has_name: false }));
+        // One that is not on the list is asked for.
+        let (late, _other) = UnixStream::pair().unwrap();
+        assert!(!diag.all.contains_key(&inode(&late)) && diag.entry(inode(&late)).unwrap().is_some());
         drop(one);
-        assert_eq!(diag.ask(number).unwrap(), None);
+        assert_eq!(entry(number), None);
+    }
+
+    #[test]
+    fn more_sockets_than_one_answer_has_room_for() {
+        let many: Vec<_> = (0..400).map(|_| UnixStream::pair().unwrap()).collect();
+        let diag = Diag::open().unwrap();
+        for (one, other) in &many {
+            assert_eq!(diag.entry(inode(one)).unwrap().unwrap().peer, Some(inode(other)));
+        }
     }
 
     #[test]
@@ -150,14 +213,22 @@ mod tests {
         answer[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
         answer[20..24].copy_from_slice(&7u32.to_ne_bytes());
         answer.extend([8, 0, 2, 0, 9, 0, 0, 0]);
-        let whole = Entry { peer: Some(9), ..Entry::default() };
-        assert_eq!(parse(&answer, 7), Some(Ok(whole)));
-        assert_eq!(parse(&answer, 8), None);
-        for length in (0..answer.len()).filter(|length| *length != HEADER + MESSAGE) {
-            assert_eq!(parse(&answer[..length], 7), None, "{length}");
+        answer[..4].copy_from_slice(&40u32.to_ne_bytes());
+        let read = |answer: &[u8]| {
+            let mut found = BTreeMap::new();
+            parse(answer, &mut found).map(|told| (told, found))
+        };
+        let whole = BTreeMap::from([(7, Entry { peer: Some(9), ..Entry::default() })]);
+        assert_eq!(read(&answer), Some((Told::More, whole.clone())));
+        for length in 1..answer.len() {
+            assert_eq!(read(&answer[..length]), None, "{length}");
         }
-        // An attribute that is shorter than its own head.
+        let done: Vec<u8> = [20, 0, 0, 0, 3, 0].into_iter().chain([0; 14]).collect();
+        assert_eq!(read(&[&answer[..], &done].concat()), Some((Told::All, whole)));
+        // An attribute, and a message, that is shorter than its own head.
         answer[32] = 3;
-        assert_eq!(parse(&answer, 7), None);
+        assert_eq!(read(&answer), None);
+        answer[0] = 15;
+        assert_eq!(read(&answer), None);
     }
 }

@@ -5,4 +5,5 @@ mod options;
 mod queue;
 mod unix;
 
+pub(crate) use diag::is_there as unix_diag;
 pub(crate) use unix::{Pairs, Sockets, UnixPair, UnixSocket};

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -22,7 +22,7 @@ use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject
 use crate::image::{Decode, Encode, Image, Owner, Record, Records, Tag};
 use crate::proc::{fdinfo, nameless, read};
 use crate::resource::Report;
-use crate::resource::fds::{Builder, Collector, Description, FileKind, Probe};
+use crate::resource::fds::{Builder, Collector, Description, FileKind, NAMELESS_HINT, Probe};
 use crate::sys;
 use crate::sys::socket::{has_filter, is_at_mark, option, unread_of_peer};
 use crate::tracee::{Batch, Puppet, sys as call};
@@ -118,7 +118,7 @@ impl FileKind for UnixSocket {
                 let pair = seen.pair;
                 (Some(seen), Ok(Self { pair }))
             }
-            Err(reason) => (None, Err(probe.refusal(reason))),
+            Err(reason) => (None, Err(probe.refusal(reason).hint(NAMELESS_HINT))),
         };
         collector.sockets.seen.insert(inode, seen);
         Ok(outcome)
@@ -146,7 +146,7 @@ fn look(probe: &Probe, collector: &mut Collector) -> Result<std::result::Result<
         return Ok(Err("sockets of another network namespace: not supported".into()));
     }
     let inode = probe.stat.st_ino as u32;
-    let Some(entry) = diag.ask(inode)? else {
+    let Some(entry) = diag.entry(inode)? else {
         return Ok(Err("sockets that sock_diag(7) does not show: not supported".into()));
     };
     let Some(kind) = Kind::of(socket)? else {
@@ -207,7 +207,7 @@ fn look(probe: &Probe, collector: &mut Collector) -> Result<std::result::Result<
         creator,
         sent: unread_of_peer(socket).call("ioctl(SIOCOUTQ)")?,
         end: End { description: collector.newest_number(), options, queue, shutdown: entry.shutdown, reset },
-        lonely: probe.refusal("the other end of this socket is outside the tree"),
+        lonely: probe.refusal("the other end of this socket is outside the tree").hint(NAMELESS_HINT),
         unseen: probe.refusal(
             "messages wait at its other end that cannot be found: an empty one is seen by the first MSG_PEEK only",
         ),
@@ -231,9 +231,6 @@ fn ready(probe: &Probe) -> Result<PollFlags> {
 
 /// Whoever it is must be there on a restore.
 fn creator(probe: &Probe, collector: &Collector) -> Result<std::result::Result<Creator, Reason>> {
-    const SO_PEERGROUPS: i32 = 59;
-    /// NGROUPS_MAX times four.
-    const MOST: usize = 4 * 65536;
     let socket = probe.file.as_fd();
     let gone = "the process that has made this socket is gone, or outside the tree";
     let pidfd = match sys::socket::peer(socket) {
@@ -252,10 +249,21 @@ fn creator(probe: &Probe, collector: &Collector) -> Result<std::result::Result<C
     };
     // struct ucred
     let who = words(option(socket, libc::SO_PEERCRED, 12).call("getsockopt(SO_PEERCRED)")?);
-    let groups = words(option(socket, SO_PEERGROUPS, MOST).call("getsockopt(SO_PEERGROUPS)")?);
+    let groups = words(groups(socket).call("getsockopt(SO_PEERGROUPS)")?);
     match who[..] {
         [_, user, group] => Ok(Ok(Creator { process, user, group, groups })),
         _ => Err(Error::new(ErrorKind::Kernel, "SO_PEERCRED cannot be understood")),
+    }
+}
+
+fn groups(socket: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
+    const SO_PEERGROUPS: i32 = 59;
+    const FEW: usize = 4 * 32;
+    /// NGROUPS_MAX.
+    const MOST: usize = 4 * 65536;
+    match option(socket, SO_PEERGROUPS, FEW) {
+        Err(Errno::ERANGE) => option(socket, SO_PEERGROUPS, MOST),
+        other => other,
     }
 }
 
@@ -339,13 +347,15 @@ impl Pairs {
 impl UnixPair {
     fn can_be(&self) -> bool {
         let mirrored = |shutdown: u8| (shutdown & RECEIVES_NO_MORE) << 1 | (shutdown & SENDS_NO_MORE) >> 1;
-        let each = self.ends.iter().all(|end| end.shutdown <= BOTH && end.options.are_known());
+        let resets = self.kind == Kind::Stream && self.ends.len() == 1;
+        let possible = |end: &End| end.shutdown <= BOTH && end.options.are_known() && (resets || !end.reset);
+        let each = self.ends.iter().all(possible);
         let together = match &self.ends[..] {
             [one] if self.kind.is_connected() => one.shutdown == BOTH,
             [_] => true,
             [one, other] => {
                 let agree = !self.kind.is_connected() || mirrored(one.shutdown) == other.shutdown;
-                agree && one.description != other.description && !one.reset && !other.reset
+                agree && one.description != other.description
             }
             _ => false,
         };
@@ -439,4 +449,72 @@ fn set_groups(groups: &[u32], batch: &mut Batch) {
     let bytes: Vec<u8> = groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
     let list = batch.input(&bytes);
     batch.call(call::setgroups, &[groups.len() as u64, list]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::fds::tests::Scratch;
+
+    fn end(description: u32, shutdown: u8) -> End {
+        End { description, shutdown, options: Options::default(), queue: Queue::default(), reset: false }
+    }
+
+    fn pair(kind: Kind, ends: Vec<End>) -> UnixPair {
+        UnixPair { kind, creator: Creator { process: 7, user: 0, group: 0, groups: Vec::new() }, ends }
+    }
+
+    #[test]
+    fn how_two_ends_can_be() {
+        let can = |kind, ends: Vec<End>| pair(kind, ends).can_be();
+        for (kind, one, other) in
+            [(Kind::Stream, 0, 0), (Kind::Packets, 1, 2), (Kind::Stream, 3, 3), (Kind::Datagram, 1, 0)]
+        {
+            assert!(can(kind, vec![end(1, one), end(2, other)]), "{kind:?} {one} {other}");
+        }
+        for (kind, one, other) in [(Kind::Stream, 1, 0), (Kind::Packets, 1, 1), (Kind::Datagram, 4, 0)] {
+            assert!(!can(kind, vec![end(1, one), end(2, other)]), "{kind:?} {one} {other}");
+        }
+        assert!(can(Kind::Stream, vec![end(1, 3)]) && can(Kind::Datagram, vec![end(1, 0)]));
+        assert!(!can(Kind::Stream, vec![end(1, 0)]));
+        assert!(!can(Kind::Stream, vec![]) && !can(Kind::Datagram, vec![end(1, 0), end(2, 0), end(3, 0)]));
+        assert!(!can(Kind::Datagram, vec![end(1, 0), end(1, 0)]));
+        let reset = |ends: u32| (1..=ends).map(|number| End { reset: true, ..end(number, 3) }).collect();
+        assert!(
+            can(Kind::Stream, reset(1)) && !can(Kind::Stream, reset(2)) && !can(Kind::Datagram, reset(1))
+        );
+    }
+
+    #[test]
+    fn pairs_that_contradict_the_image() {
+        let load = |pairs: Vec<(u32, UnixPair)>, sockets: &[(u32, u32)]| {
+            let scratch = Scratch::new();
+            let image = scratch.image(|records| {
+                for (description, pair) in sockets {
+                    records.put(Owner(*description), &UnixSocket { pair: *pair }).unwrap();
+                }
+                for (number, pair) in &pairs {
+                    records.put(Owner(*number), pair).unwrap();
+                }
+            });
+            let outcome = Pairs::load(&image, |number| number == 7);
+            outcome.map(|pairs| pairs.0.len()).map_err(|error| error.kind())
+        };
+        let good = || pair(Kind::Stream, vec![end(1, 0), end(2, 0)]);
+        let stranger = || {
+            let Creator { user, group, groups, .. } = good().creator;
+            UnixPair { creator: Creator { process: 8, user, group, groups }, ..good() }
+        };
+        assert_eq!(load(vec![(5, good())], &[(1, 5), (2, 5)]), Ok(1));
+        for (pairs, sockets) in [
+            (vec![(5, good())], &[(1, 5)][..]),
+            (vec![(5, good())], &[(1, 5), (2, 6)]),
+            (vec![(5, good())], &[(1, 5), (2, 5), (3, 5)]),
+            (vec![(5, stranger())], &[(1, 5), (2, 5)]),
+            (vec![(5, good()), (6, good())], &[(1, 5), (2, 5)]),
+            (vec![], &[(1, 5)]),
+        ] {
+            assert_eq!(load(pairs, sockets), Err(ErrorKind::Image), "{sockets:?}");
+        }
+    }
 }

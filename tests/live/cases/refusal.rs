@@ -14,6 +14,7 @@ const COUNTER: Program = Program::StaticC("counter");
 const NUMA: Program = Program::C("numa");
 const MAPPINGS: Program = Program::C("mappings");
 const SECCOMP: Program = Program::C("seccomp");
+const SOCKETS: Program = Program::C("sockets");
 const LOCKS: Program = Program::C("locks");
 const TASKS: Program = Program::C("tasks");
 const COMPAT: Program = Program::C32("compat");
@@ -24,6 +25,7 @@ const SHARING: Program = Program::C("sharing");
 pub(super) const CASES: &[Case] = &[
     Case { name: "refusal_names_all", test: names_all, programs: &[REFUSED] },
     Case { name: "refusal_of_relatives", test: relatives, programs: &[COUNTER] },
+    Case { name: "refusal_of_outer_sockets", test: outer_sockets, programs: &[SOCKETS] },
     Case { name: "refusal_of_what_is_no_process", test: no_process, programs: &[TASKS] },
     Case { name: "refusal_of_vfork_parent", test: vfork_parent, programs: &[TASKS] },
     Case { name: "refusal_of_seccomp_listener", test: seccomp_listener, programs: &[SECCOMP] },
@@ -100,6 +102,19 @@ fn relatives() -> Outcome {
     ensure(own == ErrorKind::Refused, || format!("itself: {own:?}"))?;
     let child = helper("dump", std::process::id(), &cell::lab().join("never"))?.wait();
     ensure(child.as_ref().is_ok_and(|status| status.code() == Some(2)), || format!("its parent: {child:?}"))
+}
+
+/// A child alone, with its end of a pair that it has made, and with both ends of those that its parent has made.
+fn outer_sockets() -> Outcome {
+    let target = Target::start(SOCKETS, &[])?;
+    let child = view::tree(target.pid).into_iter().find(|pid| *pid != target.pid).unwrap_or(0);
+    let report = Checkpoint::of(child).preflight().map_err(|e| e.to_string())?;
+    for reason in ["the other end of this socket is outside the tree", "is gone, or outside the tree"] {
+        let named = report.refusals().iter().any(|refusal| refusal.to_string().contains(reason));
+        ensure(named, || format!("{reason:?} is not in {report:?}"))?;
+    }
+    target.go()?;
+    target.verdict()
 }
 
 fn no_process() -> Outcome {
