@@ -45,7 +45,6 @@ fn round(kind: &Kind, bytes: usize, home: &Path) -> Result<Round> {
     let dirty = |subject: &Subject| dirty(subject, bytes);
     // Two images, the second a child of the first.
     let mut tracker = Tracker::new();
-    let of = |subject: &Subject| Checkpoint::of(subject.pid());
     let first = of(&subject).after(AfterDump::Resume).tracker(&mut tracker).write_to(image(0))?.stats;
     dirty(&subject)?;
     let child = of(&subject).after(AfterDump::Resume).tracker(&mut tracker).parent(image(0));
@@ -67,6 +66,10 @@ fn round(kind: &Kind, bytes: usize, home: &Path) -> Result<Round> {
     let size = |stats: CheckpointStats| stats.bytes_written as f64;
     let freeze = last.frozen.as_secs_f64() / whole.as_secs_f64();
     Ok(Round { size: size(second) / size(first), freeze, whole, last: last.frozen })
+}
+
+fn of<'t>(subject: &Subject) -> Checkpoint<'t> {
+    Checkpoint::of(subject.pid())
 }
 
 fn dirty(subject: &Subject, bytes: usize) -> Result<()> {
