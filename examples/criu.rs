@@ -1,7 +1,7 @@
 //! The command line that the field drives checkpoint engines by, in front of this library: a thin consumer,
 //! one table from options to settings and one function from settings to a builder.
 //!
-//! `criu dump -t PID -D DIR`, `criu restore -D DIR`, `criu check`. What it does not know, or what the library
+//! `criu dump -t PID -D DIR`, `criu pre-dump -t PID -D DIR`, `criu restore -D DIR`, `criu check`. What it does not know, or what the library
 //! cannot do yet, is an error that names the option.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it is a program, not a library
 
@@ -51,6 +51,8 @@ fn main() -> ExitCode {
 struct Settings {
     command: Option<Action>,
     images: Option<PathBuf>,
+    /// Of the image that this one is to be a child of, seen from its own directory.
+    previous: Option<PathBuf>,
     work: Option<PathBuf>,
     log: Option<PathBuf>,
     verbosity: Verbosity,
@@ -74,6 +76,7 @@ struct Settings {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Action {
     Dump,
+    PreDump,
     Restore,
     Check,
     Version,
@@ -113,9 +116,9 @@ enum Does {
 /// An option: the commands that it is for, its short name (or a blank), its long name, what it does.
 struct Opt(&'static [Action], char, &'static str, Does);
 
-const ALL: &[Action] = &[Action::Dump, Action::Restore, Action::Check];
-const BOTH: &[Action] = &[Action::Dump, Action::Restore];
-const DUMP: &[Action] = &[Action::Dump];
+const ALL: &[Action] = &[Action::Dump, Action::PreDump, Action::Restore, Action::Check];
+const BOTH: &[Action] = &[Action::Dump, Action::PreDump, Action::Restore];
+const DUMP: &[Action] = &[Action::Dump, Action::PreDump];
 const RESTORE: &[Action] = &[Action::Restore];
 const CHECK: &[Action] = &[Action::Check];
 
@@ -155,8 +158,9 @@ const OPTIONS: &[Opt] = &[
     Opt(DUMP, ' ', "freeze-cgroup", NotYet),
     Opt(DUMP, ' ', "skip-in-flight", NotYet),
     Opt(DUMP, ' ', "network-lock", NotYet),
-    Opt(DUMP, ' ', "track-mem", NotYet),
-    Opt(DUMP, ' ', "prev-images-dir", NotYet),
+    // Each command is a process of its own, which knows of no writes before: the pages are compared.
+    Opt(DUMP, ' ', "track-mem", Flag(|_| Ok(()))),
+    Opt(DUMP, ' ', "prev-images-dir", Takes(|s, v| set(&mut s.previous, v.into()))),
     Opt(DUMP, ' ', "auto-dedup", NotYet),
     Opt(DUMP, ' ', "page-server", NotYet),
     Opt(DUMP, ' ', "address", NotYet),
@@ -296,7 +300,7 @@ impl Settings {
         match commands.as_slice() {
             [one] => self.command = Some(*one),
             [] if args.iter().any(|word| word == "-V" || word == "--version") => {}
-            [] => return Err("no command; there are dump, restore and check".into()),
+            [] => return Err("no command; there are dump, pre-dump, restore and check".into()),
             _ => return Err("more than one command".into()),
         }
         Ok(())
@@ -405,7 +409,7 @@ impl Settings {
 
     fn act(&self) -> Result<ExitCode> {
         match self.command {
-            Some(Action::Dump) => self.dump(),
+            Some(Action::Dump | Action::PreDump) => self.dump(),
             Some(Action::Restore) => self.restore(),
             Some(Action::Check) => self.check(),
             Some(Action::Version) | None => version(),
@@ -438,7 +442,13 @@ impl Settings {
             };
         }
         checkpoint = checkpoint.file_validation(self.validation.unwrap_or_default());
-        let dumped = checkpoint.write_to(&images)?;
+        if let Some(previous) = &self.previous {
+            checkpoint = checkpoint.parent(images.join(previous));
+        }
+        let dumped = match self.command {
+            Some(Action::PreDump) => checkpoint.pre_dump(&images)?,
+            _ => checkpoint.write_to(&images)?,
+        };
         info!(stats = ?dumped.stats, "dumped");
         self.tell_status()?;
         Ok(ExitCode::SUCCESS)
@@ -499,6 +509,7 @@ impl Settings {
 fn command(word: &str) -> Option<Action> {
     match word {
         "dump" => Some(Action::Dump),
+        "pre-dump" => Some(Action::PreDump),
         "restore" => Some(Action::Restore),
         "check" => Some(Action::Check),
         _ => None,

@@ -537,7 +537,7 @@ fn look_first(frozen: &Frozen, report: &mut Report) -> Result<Option<Shares>> {
     Ok(may_go_on.then_some(shares))
 }
 
-fn default_writers() -> NonZeroUsize {
+pub(crate) fn default_writers() -> NonZeroUsize {
     const MOST: NonZeroUsize = NonZeroUsize::MIN.saturating_add(3);
     std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).min(MOST)
 }

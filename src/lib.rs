@@ -63,6 +63,7 @@ pub mod check;
 mod checkpoint;
 mod error;
 mod family;
+mod flatten;
 mod freeze;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -81,6 +82,7 @@ mod vfork;
 
 pub use checkpoint::{AfterDump, Checkpoint, CheckpointStats, Dumped, Preflight};
 pub use error::{Error, ErrorKind, Phase, Refusal, Result, Subject};
+pub use flatten::flatten;
 pub use hooks::{Event, Hooks, Progress};
 pub use image::{Compression, Durability, ImageSource, ImageStore, PageChecksums, Part, Spool};
 pub use pid::Pid;

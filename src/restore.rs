@@ -36,7 +36,7 @@ use crate::resource::tasks::plan::Plan;
 use crate::resource::tasks::registers::Registers;
 use crate::resource::tasks::sharing::{Kind, Shares, Sharing};
 use crate::resource::tasks::tree::{Life, Tree};
-use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage};
+use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage, refuse_unknown};
 use crate::sys::wait::Ended;
 use crate::tracee::{Batch, Birthplace, Puppet, Scratch, Seed, Tracee, call_at, run_together, sys};
 use crate::{Pid, sys as system};
@@ -596,16 +596,6 @@ fn lowest_unused<'t>(tables: impl Iterator<Item = &'t &'t FdTable>, watches: &BT
     let open = tables.flat_map(|table| table.slots.iter().map(|slot| slot.fd));
     let used: BTreeSet<i32> = open.chain(watches.values().flat_map(Watches::numbers)).collect();
     (0..i32::MAX).find(|number| !used.contains(number)).unwrap_or(0)
-}
-
-fn refuse_unknown(image: &Image) -> Result<()> {
-    let known: Vec<_> = crate::resource::all_records().map(|kind| kind.tag).collect();
-    match image.unknown(&known).next() {
-        None => Ok(()),
-        Some(section) => Err(Error::new(ErrorKind::Image, "this library does not know this kind of record")
-            .about(Subject::Section(section.tag.to_string()))
-            .with_hint("the image was written by a newer version")),
-    }
 }
 
 fn load_states(image: &Image, scope: Scope, owner: Pid) -> Result<StatesOf> {

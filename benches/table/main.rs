@@ -9,6 +9,7 @@
 //! `cargo bench -- --help` says what can be chosen.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it is a program, not a library
 
+mod chain;
 mod engine;
 mod options;
 mod report;
@@ -67,7 +68,18 @@ fn bench(options: &Options) -> Result<ExitCode> {
             Err(error) => failed.push(format!("{}: {error}", kind.name())),
         }
     }
+    let mut chains = String::new();
+    for kind in options.kinds() {
+        let Kind::Memory(bytes) = kind else { continue };
+        if options.wants(&format!("{} chain", kind.name())) {
+            match chain::row(&kind, bytes, options.rounds(&kind), &homes.tmpfs) {
+                Ok(row) => chains += &row,
+                Err(error) => failed.push(format!("chain, {}: {error}", kind.name())),
+            }
+        }
+    }
     print!("{}", report::table(&rows));
+    print!("{chains}");
     println!("{}", report::LEGEND);
     println!(
         "Images on tmpfs: {}; on disk: {}, in the page cache.",

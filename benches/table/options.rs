@@ -13,7 +13,7 @@ cargo bench [-- OPTIONS]
   --shrink N       the other shapes of memory (many mappings, sparse, huge pages, many processes, forked ones) with an
                    N-th of their bytes; default 1: up to 1.6 GiB of memory, twice that of RAM for the copies beside it
   --rounds N       rounds of each case (default 5; 30 for the tiny processes)
-  --only PATTERN   only cases whose title has this in it; titles are like `1 GiB tmpfs cryosleep`, `100 threads tmpfs
+  --only PATTERN   only cases whose title has this in it; titles are like `1 GiB tmpfs cryosleep`, `1 GiB chain`, `100 threads tmpfs
                    cryosleep`, `100 processes tmpfs cryosleep` or `1800 files tmpfs cryosleep`: `--only threads` shows what
                    each thread costs
   --tmpfs DIR      where the images on tmpfs go (default /dev/shm)

@@ -169,7 +169,7 @@ impl Kind {
     }
 }
 
-const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 /// What each process of [`Layout::Forked`] has for itself.
 const CHANGED: usize = MIB;
 
@@ -319,6 +319,10 @@ impl Drop for Subject {
 }
 
 impl Contents {
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+
     /// Reads all of it out of the process, and counts the tasks of its tree.
     pub(crate) fn verify(&self, pid: u32) -> Result<()> {
         let root = nix::unistd::Pid::from_raw(i32::try_from(pid)?);

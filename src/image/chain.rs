@@ -37,19 +37,12 @@ pub(crate) struct ParentLink {
 impl ParentLink {
     /// For a child that is to be written into this directory.
     pub(super) fn to(parent: &Image, manifest_crc32: u32, child: &Dir) -> Result<Self> {
-        let own = fstat(child).call("fstat").about(|| child.subject())?;
-        for (image, depth) in ancestors(parent).zip(1..) {
-            let stat = fstat(image.dir()?).call("fstat")?;
-            if (stat.st_dev, stat.st_ino) == (own.st_dev, own.st_ino) {
-                let reason = "the image would replace one that it is to be a child of";
-                return Err(Error::new(ErrorKind::Refused, reason).about(child.subject()));
-            }
-            if depth >= MOST {
-                let reason = format!("the chain of the parent has {MOST} images already");
-                return Err(Error::new(ErrorKind::Refused, reason)
-                    .about(parent.dir()?.subject())
-                    .with_hint("make one image of it: flatten()"));
-            }
+        refuse_same_place(parent, child)?;
+        if ancestors(parent).count() >= MOST {
+            let reason = format!("the chain of the parent has {MOST} images already");
+            return Err(Error::new(ErrorKind::Refused, reason)
+                .about(parent.dir()?.subject())
+                .with_hint("make one image of it: flatten()"));
         }
         let dir = relative(&place(child)?, &place(parent.dir()?)?);
         let id = parent.manifest().id;
@@ -77,6 +70,19 @@ impl ParentLink {
             Error::new(ErrorKind::Image, reason).about(child.subject()).with_hint(HINT)
         })
     }
+}
+
+/// No image takes the place of one that it is made of.
+pub(super) fn refuse_same_place(image: &Image, dir: &Dir) -> Result<()> {
+    let own = fstat(dir).call("fstat").about(|| dir.subject())?;
+    for image in ancestors(image) {
+        let stat = fstat(image.dir()?).call("fstat")?;
+        if (stat.st_dev, stat.st_ino) == (own.st_dev, own.st_ino) {
+            let reason = "the image would replace one of those that it is made of, or a child of";
+            return Err(Error::new(ErrorKind::Refused, reason).about(dir.subject()));
+        }
+    }
+    Ok(())
 }
 
 /// The image and those that it is a child of, the youngest first.

@@ -136,6 +136,11 @@ impl Records {
         SectionWriter::new(Vec::new(), Kind::State).map(Self)
     }
 
+    /// Adds one of another image, as it is.
+    pub(crate) fn copy(&mut self, section: Section<'_>) -> Result<()> {
+        self.0.put(section)
+    }
+
     /// Adds one.
     pub(crate) fn put<R: Record>(&mut self, owner: Owner, record: &R) -> Result<()> {
         self.0.put_record(owner, record)?;
@@ -159,6 +164,8 @@ pub(crate) struct ImageWriter {
     id: Id,
     durability: Durability,
     content: Content,
+    /// When and by which kernel, if not now and here.
+    origin: Option<((u64, u32), String)>,
     /// What it only holds the changes of, and how many page segments that has, with its own parents.
     parent: Option<ParentLink>,
     inherited: u16,
@@ -194,6 +201,7 @@ impl ImageWriter {
             id: Id::random(),
             durability: Durability::default(),
             content: Content::default(),
+            origin: None,
             parent: None,
             inherited: 0,
             pages: PageFormat::default(),
@@ -205,6 +213,15 @@ impl ImageWriter {
     pub(crate) fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
         self
+    }
+
+    /// Makes it what another image is, in another directory.
+    pub(crate) fn instead_of(mut self, image: &Image) -> Result<Self> {
+        chain::refuse_same_place(image, &self.dir)?;
+        let Manifest { content, created, ref kernel, .. } = image.manifest;
+        self.content = content;
+        self.origin = Some((created, kernel.clone()));
+        Ok(self)
     }
 
     /// Makes it a pre-dump.
@@ -247,7 +264,10 @@ impl ImageWriter {
         for index in 0..self.segments {
             files.push(self.list_segment(index)?);
         }
-        let manifest = Manifest::new(self.id, info, (self.content, self.parent.clone()), files)?;
+        let mut manifest = Manifest::new(self.id, info, (self.content, self.parent.clone()), files)?;
+        if let Some((created, kernel)) = self.origin.take() {
+            (manifest.created, manifest.kernel) = (created, kernel);
+        }
         let bytes = manifest.to_bytes()?;
         let previous = read_manifest(&self.dir).ok().map(|(manifest, _)| manifest);
         self.publish(&bytes)?;

@@ -45,6 +45,15 @@ pub(crate) struct Section<'a> {
 }
 
 impl Section<'_> {
+    /// Does it say something of the image's own page segments?
+    pub(crate) fn is_of_segments(&self) -> bool {
+        self.tag == super::segment::Chunks::TAG
+    }
+
+    pub(crate) fn subject(&self) -> Subject {
+        subject(self.tag, self.owner)
+    }
+
     /// Decodes the payload, which the caller knows to carry the tag of `R`.
     pub(crate) fn record<R: Record>(&self) -> Result<R> {
         match self.version {

@@ -13,10 +13,11 @@ pub(crate) mod tasks;
 use std::fmt::Debug;
 
 use crate::Pid;
-use crate::error::{Refusal, Result, Subject};
+use crate::error::{Error, ErrorKind, Refusal, Result, Subject};
 use crate::freeze::{Process, Thread};
-use crate::image::{Image, Owner, Record, Records, Tag};
+use crate::image::{Image, Owner, Record, Records, Section, Tag};
 use crate::proc::status::Status;
+use crate::resource::memory::{Moved, Paged, Run};
 use crate::tracee::{Answers, Batch, Saved, Tracee};
 
 /// Whose state it is.
@@ -187,7 +188,7 @@ pub(crate) struct RecordKind {
     pub(crate) tag: Tag,
     pub(crate) name: &'static str,
     /// Decodes a payload and says what is in it.
-    pub(crate) show: fn(&crate::image::Section<'_>) -> Result<String>,
+    pub(crate) show: fn(&Section<'_>) -> Result<String>,
     #[cfg(any(test, fuzzing))]
     pub(crate) fuzz: fn(&[u8]),
 }
@@ -280,6 +281,48 @@ const OBJECTS: &[RecordKind] = &[
     RecordKind::of::<memory::Vdso>(),
     RecordKind::of::<sockets::UnixPair>(),
 ];
+
+/// A kind of record that says where pages are, without its type.
+pub(crate) struct PagedKind {
+    pub(crate) tag: Tag,
+    pub(crate) runs: fn(&Section<'_>) -> Result<Vec<Run>>,
+    /// Puts it among the records of another image, which has the pages elsewhere.
+    pub(crate) put: fn(&Section<'_>, &Moved<'_>, &mut Records) -> Result<()>,
+}
+
+impl PagedKind {
+    const fn of<R: Paged>() -> Self {
+        Self {
+            tag: R::TAG,
+            runs: |section| Ok(std::mem::take(section.record::<R>()?.runs())),
+            put: |section, moved, records| {
+                let mut record = section.record::<R>()?;
+                let there = record.runs().iter().map(|run| moved.run(run)).collect::<Result<Vec<_>>>()?;
+                *record.runs() = there.into_iter().flatten().collect();
+                records.put(section.owner, &record)
+            },
+        }
+    }
+}
+
+/// All of them.
+pub(crate) const PAGED: &[PagedKind] = &[
+    PagedKind::of::<memory::AddressSpace>(),
+    PagedKind::of::<memory::SharedObject>(),
+    PagedKind::of::<memory::PreDumped>(),
+    PagedKind::of::<fds::Ghost>(),
+];
+
+/// An image must not be used without what a newer version has put into it.
+pub(crate) fn refuse_unknown(image: &Image) -> Result<()> {
+    let known: Vec<_> = all_records().map(|kind| kind.tag).collect();
+    match image.unknown(&known).next() {
+        None => Ok(()),
+        Some(section) => Err(Error::new(ErrorKind::Image, "this library does not know this kind of record")
+            .about(Subject::Section(section.tag.to_string()))
+            .with_hint("the image was written by a newer version")),
+    }
+}
 
 /// Every kind of record that an image can hold.
 pub(crate) fn all_records() -> impl Iterator<Item = RecordKind> {

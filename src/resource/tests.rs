@@ -63,6 +63,7 @@ fn every_kind_is_registered() {
     assert_eq!(names("FileKind"), kinds);
     let all: BTreeSet<String> = [&states, &kinds, &objects].into_iter().flatten().cloned().collect();
     assert_eq!(names("Record"), all);
+    assert_eq!(names("Paged"), registered("mod.rs", "PAGED"));
 }
 
 #[test]

@@ -321,7 +321,7 @@ impl<'h> PageWriter<'h> {
     }
 
     /// Copies through buffers; leaves pages of zeroes out where `sparse` allows it.
-    fn write_ranges(
+    pub(super) fn write_ranges(
         &mut self,
         ranges: &[Range<u64>],
         source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "chain_random", test: || random(1, false), programs: &[WRITER] },
     Case { name: "chain_random_tracked", test: || random(2, true), programs: &[WRITER] },
     Case { name: "chain_tracker", test: tracker, programs: &[WRITER] },
+    Case { name: "chain_by_criu", test: by_criu, programs: &[WRITER] },
     Case { name: "chain_broken", test: broken, programs: &[WRITER] },
 ];
 
@@ -231,6 +232,13 @@ fn random(seed: u64, tracked: bool) -> Outcome {
             },
         }
         let last = models.pop().flatten().ok_or("no model")?;
+        if chain % 2 == 0 {
+            cryosleep::flatten(image(depth - 1), image(depth)).map_err(|error| failed(error.to_string()))?;
+            (0..depth).try_for_each(|index| fs::remove_dir_all(image(index)).map_err(text))?;
+            writer.restore(depth, &last).map_err(failed)?;
+            fs::remove_dir_all(image(depth)).map_err(text)?;
+            continue;
+        }
         writer.restore(depth - 1, &last).map_err(failed)?;
         (0..depth).try_for_each(|index| fs::remove_dir_all(image(index)).map_err(|e| e.to_string()))?;
     }
@@ -283,6 +291,34 @@ fn tracker() -> Outcome {
     writer.target.verdict()
 }
 
+/// As a driver would: each command is a process of its own.
+fn by_criu() -> Outcome {
+    let criu = super::criu::criu()?;
+    let mut writer = Writer::start(6)?;
+    let pid = writer.target.pid.to_string();
+    let run = |command: &str, index: usize, more: &[&str]| {
+        fs::DirBuilder::new().mode(0o700).recursive(true).create(image(index)).map_err(text)?;
+        let log = image(index).join("log");
+        let mut line = std::process::Command::new(&criu);
+        line.arg(command).arg("-D").arg(image(index)).args(["-o", "log", "-v3"]).args(more);
+        let status = line.stdin(std::process::Stdio::null()).status().map_err(text)?;
+        ensure(status.success(), || format!("{line:?}: {}", fs::read_to_string(log).unwrap_or_default()))
+    };
+    run("pre-dump", 0, &["-t", &pid, "--track-mem"])?;
+    writer.change()?;
+    run("pre-dump", 1, &["-t", &pid, "--track-mem", "--prev-images-dir", "../chain.0"])?;
+    writer.change()?;
+    let model = writer.model()?;
+    run("dump", 2, &["-t", &pid, "--track-mem", "--prev-images-dir", "../chain.1"])?;
+    nothing_left()?;
+    let inspected = cryosleep::inspect::Inspection::open(image(2)).map_err(|error| error.to_string())?;
+    ensure(inspected.parents().len() == 2, || format!("{:?}", inspected.parents()))?;
+    run("restore", 2, &["-d"])?;
+    model.compare(writer.target.pid)?;
+    writer.target.go()?;
+    writer.target.verdict()
+}
+
 fn descriptors(pid: u32) -> Result<usize, String> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd")).map_err(text)?.count())
 }
@@ -326,13 +362,20 @@ fn damaged(says: &str) -> Result<Error, String> {
     nothing_left()?;
     let good = error.kind() == ErrorKind::Image && error.to_string().contains(says);
     ensure(good, || format!("instead of {says:?}: {:?}: {error}", error.kind()))?;
-    Ok(error)
+    match cryosleep::flatten(image(2), cell::lab().join("flat")) {
+        Err(error) if error.kind() == ErrorKind::Image => Ok(error),
+        other => Err(format!("flattened: {other:?}")),
+    }
 }
 
 /// An image cannot take the place of one of its parents.
 fn same_place(writer: &Writer) -> Outcome {
     writer.target_of(Path::new("sleep"), |pid| {
         for index in [0, 2] {
+            match cryosleep::flatten(image(2), image(index)) {
+                Err(error) if error.kind() == ErrorKind::Refused => {}
+                other => return Err(format!("{other:?}")),
+            }
             match Checkpoint::of(pid).parent(image(2)).after(AfterDump::Resume).write_to(image(index)) {
                 Err(error) if error.kind() == ErrorKind::Refused => {}
                 other => return Err(format!("{other:?}")),
