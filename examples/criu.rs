@@ -1,8 +1,8 @@
 //! The command line that the field drives checkpoint engines by, in front of this library: a thin consumer,
 //! one table from options to settings and one function from settings to a builder.
 //!
-//! `criu dump -t PID -D DIR`, `criu pre-dump -t PID -D DIR`, `criu restore -D DIR`, `criu check`. What it does not know, or what the library
-//! cannot do yet, is an error that names the option.
+//! `criu dump -t PID -D DIR`, `criu pre-dump -t PID -D DIR`, `criu restore -D DIR`, `criu check`. What it does not
+//! know, or what the library cannot do yet, is an error that names the option.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it is a program, not a library
 
 use std::error::Error;
@@ -251,8 +251,8 @@ fn external(text: &str) -> Result<(External, Option<String>)> {
     }
 }
 
-/// `fd[N]:KEY`, where the key is `pipe:[INODE]`, `socket:[INODE]`, `file[MNT_ID:INODE]`, the name of something external, or
-/// a path (which drivers write without the slash at its start): the one or the other.
+/// `fd[N]:KEY`, where the key is `pipe:[INODE]`, `socket:[INODE]`, `file[MNT_ID:INODE]`, the name of something
+/// external, or a path (which drivers write without the slash at its start): the one or the other.
 fn inherited(text: &str) -> Result<(Vec<External>, RawFd)> {
     let (number, key) =
         text.strip_prefix("fd[").and_then(|rest| rest.split_once("]:")).ok_or("not fd[N]:KEY")?;

@@ -8,9 +8,10 @@ use crate::resource::memory::{PageWriter, Places, Segments};
 use crate::resource::{PAGED, refuse_unknown};
 use crate::{Pid, checkpoint};
 
-/// Makes an image that needs no other one of an image and its parents ([`Checkpoint::parent`](crate::Checkpoint::parent)),
-/// in another directory: the parents can then be removed, if nothing else is a child of theirs. All pages that the image
-/// has of any of them are read, verified, and written anew. Pages that processes share are there once, as before.
+/// Makes an image that needs no other one of an image and its parents
+/// ([`Checkpoint::parent`](crate::Checkpoint::parent)), in another directory: the parents can then be removed, if
+/// nothing else is a child of theirs. All pages that the image has of any of them are read, verified, and written anew.
+/// Pages that processes share are there once, as before.
 ///
 /// ```no_run
 /// cryosleep::flatten("/var/lib/images/24", "/var/lib/images/day")?;

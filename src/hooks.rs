@@ -76,8 +76,8 @@ pub struct Progress {
 /// struct Budget(u64);
 ///
 /// impl Hooks for Budget {
-///     fn progress(&mut self, Progress { bytes, .. }: Progress) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-///         if bytes > self.0 { Err("it is larger than expected".into()) } else { Ok(()) }
+///     fn progress(&mut self, Progress { bytes, .. }: Progress) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+/// {         if bytes > self.0 { Err("it is larger than expected".into()) } else { Ok(()) }
 ///     }
 /// }
 ///

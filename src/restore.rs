@@ -1,6 +1,9 @@
 //! Restore: read, plan, build, release.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod blueprint;
+mod turns;
+
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -8,6 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info_span};
+
+use blueprint::{Blueprint, ProcessPlan, ThreadPlan, tables};
+use turns::{TURNS, Turn, take_turn};
 
 use crate::arch::{Regs, RegsExt};
 use crate::checkpoint::{on_own_thread, sleep_precisely};
@@ -18,27 +24,17 @@ use crate::image::{Image, ImageSource, Owner, Spool};
 use crate::proc::status::{self, Status};
 use crate::proc::{read, stat};
 use crate::resource::fds::{
-    Builder, Channel, Description, External, FdTable, FileHandler, FileOwner, FileValidation, Finder,
-    Handlers, Inherited, Places, Room, Watches,
+    Builder, Channel, External, FileHandler, FileValidation, Finder, Handlers, Inherited, Places, Room,
 };
-use crate::resource::memory::{self, AddressSpace, Inheritance, MmBuilder, Opened, SharedPlan, Workshop};
-use crate::resource::signals::pending::ProcessPending;
-use crate::resource::sockets::Pairs;
-use crate::resource::tasks::births;
-use crate::resource::tasks::blocked::Blocked;
-use crate::resource::tasks::cgroup::{Cgroups, Membership};
+use crate::resource::memory::{self, AddressSpace, Inheritance, MmBuilder, Opened, Workshop};
+use crate::resource::tasks::cgroup::Cgroups;
 use crate::resource::tasks::cpu::{CpuCheck, Processor};
-use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::JobStop;
-use crate::resource::tasks::login::LoginUser;
 use crate::resource::tasks::pids::Pids;
 use crate::resource::tasks::plan::Plan;
-use crate::resource::tasks::registers::Registers;
-use crate::resource::tasks::sharing::{Kind, Shares, Sharing};
-use crate::resource::tasks::tree::{Life, Tree};
-use crate::resource::{Rebuild, Rebuilt, STATES, Scope, Stage, refuse_unknown};
+use crate::resource::{Rebuilt, Stage};
 use crate::sys::wait::Ended;
-use crate::tracee::{Batch, Birthplace, Puppet, Scratch, Seed, Tracee, call_at, run_together, sys};
+use crate::tracee::{Batch, Birthplace, Scratch, Seed, Tracee, call_at, sys};
 use crate::{Pid, sys as system};
 
 /// What a tree that was part of a session without leading it is restored into.
@@ -196,8 +192,8 @@ impl Restored {
         self.pidfd.as_fd()
     }
 
-    /// Waits for the root to end, like waitpid(2): with an [`init`](Self::init), for both. Before Linux 6.15 a signal that
-    /// has ended the root shows there as the code 128 and its number.
+    /// Waits for the root to end, like waitpid(2): with an [`init`](Self::init), for both. Before Linux 6.15 a signal
+    /// that has ended the root shows there as the code 128 and its number.
     ///
     /// # Errors
     /// [`ErrorKind::TaskGone`] when somebody else in this process has waited for it already and the kernel
@@ -228,8 +224,8 @@ impl Restored {
         })
     }
 
-    /// Leaves it to itself; the pid and the pidfd of the root remain. Where there is an [`init`](Self::init), that is the
-    /// child to be waited for.
+    /// Leaves it to itself; the pid and the pidfd of the root remain. Where there is an [`init`](Self::init), that is
+    /// the child to be waited for.
     pub fn detach(self) -> (Pid, OwnedFd) {
         (self.pid, self.pidfd)
     }
@@ -242,8 +238,8 @@ impl<'h> Restore<'h> {
     }
 
     /// A restore of the image that comes as a stream
-    /// ([`Checkpoint::write_to_stream`](crate::Checkpoint::write_to_stream)). It is read to its end, and verified, before
-    /// there is any task; [`Restore::spool`] says where it is kept.
+    /// ([`Checkpoint::write_to_stream`](crate::Checkpoint::write_to_stream)). It is read to its end, and verified,
+    /// before there is any task; [`Restore::spool`] says where it is kept.
     pub fn from_reader(stream: impl Read + Send + 'h) -> Self {
         Self::of(Origin::Stream(Box::new(stream)))
     }
@@ -306,8 +302,8 @@ impl<'h> Restore<'h> {
     }
 
     /// Supplies an open file that the image does not contain: one that was external at the checkpoint
-    /// ([`Checkpoint::external`](crate::Checkpoint::external)), or any that is open by this path. The tasks get the very
-    /// description that `file` is of; a second description of that file is opened anew.
+    /// ([`Checkpoint::external`](crate::Checkpoint::external)), or any that is open by this path. The tasks get the
+    /// very description that `file` is of; a second description of that file is opened anew.
     pub fn inherit(mut self, key: External, file: impl Into<OwnedFd>) -> Self {
         self.inherited.add(&key, file.into());
         self
@@ -336,8 +332,9 @@ impl<'h> Restore<'h> {
         self
     }
 
-    /// Makes the restore: the tree runs when this returns. Its root is a child of the calling process ([`Pids`] has the exception); a parent-death
-    /// signal (PR_SET_PDEATHSIG(2const)) that the root has asked for comes when the calling thread ends.
+    /// Makes the restore: the tree runs when this returns. Its root is a child of the calling process ([`Pids`] has the
+    /// exception); a parent-death signal (PR_SET_PDEATHSIG(2const)) that the root has asked for comes when the calling
+    /// thread ends.
     ///
     /// # Errors
     /// On every error no task is left: most are found before there is any. [`ErrorKind::Image`] for an image
@@ -416,258 +413,6 @@ impl<'h> Restore<'h> {
 
     fn tell(&mut self, event: Event) -> Result<()> {
         self.hooks.as_mut().map_or(Ok(()), |hooks| vetoed(hooks.event(event)))
-    }
-}
-
-/// One process, decoded and checked.
-struct ProcessPlan {
-    /// The first process that has its address space.
-    memory: u32,
-    /// Unless it is that of another process.
-    space: Option<AddressSpace>,
-    /// Of the leader, and of the threads that have something of their own.
-    seats: BTreeMap<u32, Seat>,
-    states: StatesOf,
-    cgroups: Membership,
-    login: Option<LoginUser>,
-    continues: Option<ProcessPending>,
-    /// The leader, if it has ended, and what it does all the same until then.
-    dead_leader: Option<(DeadLeader, StatesOf)>,
-    /// Unless its parent is outside of the tree.
-    stop: Option<JobStop>,
-    threads: BTreeMap<u32, ThreadPlan>,
-}
-
-/// What a task may have for itself, or share; None: it is in the records of another one.
-struct Seat {
-    places: Option<Places>,
-    table: Option<FdTable>,
-}
-
-/// The states of one task, in the order of the registration list.
-type StatesOf = Vec<(Stage, Box<dyn Rebuild>)>;
-
-struct ThreadPlan {
-    states: StatesOf,
-    registers: Registers,
-    blocked: Option<Blocked>,
-}
-
-/// The whole image, decoded and checked: nothing in it is looked up again.
-struct Blueprint {
-    /// With the process 1 that has to be made for it, if one has to be.
-    tree: Tree,
-    /// The number of the image's own root.
-    root: u32,
-    plan: Plan,
-    processes: BTreeMap<u32, ProcessPlan>,
-    shared: SharedPlan,
-    lineage: Lineage,
-    /// By the open file description of the epoll instance.
-    watches: BTreeMap<u32, Watches>,
-    file_owners: Vec<FileOwner>,
-    pairs: Pairs,
-    workshop: Workshop,
-    channel_number: i32,
-}
-
-/// Who keeps what of the memory that it is born with.
-struct Lineage {
-    inheritances: BTreeMap<u32, Inheritance>,
-    /// Those who pass it on, and so need it before they have children.
-    donors: BTreeSet<u32>,
-}
-
-impl Lineage {
-    fn of(plan: &Plan, tree: &Tree, processes: &BTreeMap<u32, ProcessPlan>, shares: &Shares) -> Self {
-        let (mut inheritances, mut donors) = (BTreeMap::new(), BTreeSet::new());
-        let space = |pid| processes.get(&pid).and_then(|process| process.space.as_ref());
-        for (child, donor) in plan.donors(tree, |pid| shares.process(pid).get(Kind::Memory)) {
-            let (Some(of_child), Some(of_donor)) = (space(child), space(donor)) else { continue };
-            let inheritance = Inheritance::of(of_child, of_donor);
-            if !inheritance.is_empty() {
-                inheritances.insert(child, inheritance);
-                donors.insert(donor);
-            }
-        }
-        Self { inheritances, donors }
-    }
-}
-
-impl Blueprint {
-    fn load(image: &Image, pids: &Pids, session: OuterSession) -> Result<Self> {
-        image.require_tree()?;
-        refuse_unknown(image)?;
-        let mut tree: Tree = image.require(Owner::IMAGE)?;
-        let root = tree.root()?.pid;
-        if matches!(pids, Pids::NewNamespace) && root != 1 {
-            tree.below_init(session == OuterSession::Inherit);
-        }
-        let mut plan = tree.plan()?;
-        let shares = Shares::load(image, &tree)?;
-        births::arrange(&tree, &mut plan, &shares).map_err(|error| error.with_kind(ErrorKind::Image))?;
-        let mut processes = BTreeMap::new();
-        for record in tree
-            .processes
-            .iter()
-            .filter(|record| record.life != Life::Zombie(0) && !record.threads().is_empty())
-            .skip(usize::from(tree.root()?.pid != root))
-        {
-            let process =
-                ProcessPlan::load(image, record.pid(), record.threads(), &shares).of(record.pid())?;
-            processes.insert(record.pid, process);
-        }
-        let mut shared = SharedPlan::load(image)?;
-        let spaces = || processes.values().filter_map(|process: &ProcessPlan| process.space.as_ref());
-        let workshop = Workshop::find(spaces(), shared.len)?;
-        spaces().try_for_each(|space| shared.check(space, &workshop))?;
-        let tables: BTreeMap<u32, &FdTable> = tables(&processes).collect();
-        let descriptions = image.owners::<Description>().map(|owner| owner.0).collect();
-        tables.values().try_for_each(|table| table.check_references(&descriptions))?;
-        let slot = |table: u32, fd| tables.get(&table)?.slot(fd).map(|slot| slot.description);
-        let watches = Watches::load(image, slot)?;
-        let file_owners = FileOwner::load(image, &tree, slot)?;
-        let pairs = Pairs::load(image, |number| processes.contains_key(&number))?;
-        let channel_number = lowest_unused(tables.values(), &watches);
-        let lineage = Lineage::of(&plan, &tree, &processes, &shares);
-        Ok(Self {
-            tree,
-            root,
-            plan,
-            processes,
-            shared,
-            lineage,
-            watches,
-            file_owners,
-            pairs,
-            workshop,
-            channel_number,
-        })
-    }
-}
-
-impl Blueprint {
-    /// Bytes of memory that are put in place.
-    fn bytes(&self) -> u64 {
-        let spaces = self.processes.values().filter_map(|process| process.space.as_ref());
-        let private = spaces.flat_map(|space| &space.runs).map(|run| run.len);
-        let inherited: u64 = self.lineage.inheritances.values().map(Inheritance::bytes).sum();
-        private.sum::<u64>() - inherited + self.shared.bytes()
-    }
-}
-
-impl Blueprint {
-    /// The highest that a table ever needs.
-    fn highest_number(&self, number: u32, table: &FdTable) -> RawFd {
-        let watches = self.watches.values().filter(|watches| watches.table() == number);
-        let numbers = watches.flat_map(Watches::numbers).chain(table.highest());
-        numbers.chain([self.channel_number]).max().unwrap_or(0)
-    }
-
-    /// The address space of a process, whoever has its record.
-    fn space(&self, process: &ProcessPlan) -> Result<&AddressSpace> {
-        let owner = self.processes.get(&process.memory);
-        let space = owner.and_then(|owner| owner.space.as_ref());
-        space.ok_or_else(|| Error::new(ErrorKind::Image, "its memory is not there"))
-    }
-
-    fn suspends_seccomp(&self) -> bool {
-        let of_threads = |process: &ProcessPlan| {
-            process
-                .threads
-                .values()
-                .flat_map(|thread| &thread.states)
-                .any(|(_, state)| state.suspends_seccomp())
-        };
-        self.processes.values().any(|process| {
-            of_threads(process) || process.states.iter().any(|(_, state)| state.suspends_seccomp())
-        })
-    }
-}
-
-/// All fd tables, by the first task that has them.
-fn tables(processes: &BTreeMap<u32, ProcessPlan>) -> impl Iterator<Item = (u32, &FdTable)> {
-    let seats = processes.values().flat_map(|process| &process.seats);
-    seats.filter_map(|(number, seat)| Some((*number, seat.table.as_ref()?)))
-}
-
-/// A number that no process uses, so that the way in does not stand in the way.
-fn lowest_unused<'t>(tables: impl Iterator<Item = &'t &'t FdTable>, watches: &BTreeMap<u32, Watches>) -> i32 {
-    let open = tables.flat_map(|table| table.slots.iter().map(|slot| slot.fd));
-    let used: BTreeSet<i32> = open.chain(watches.values().flat_map(Watches::numbers)).collect();
-    (0..i32::MAX).find(|number| !used.contains(number)).unwrap_or(0)
-}
-
-fn load_states(image: &Image, scope: Scope, owner: Pid) -> Result<StatesOf> {
-    let mut states = Vec::new();
-    for registration in STATES.iter().filter(|registration| registration.scope == scope) {
-        if let Some(state) = (registration.load)(image, Owner(owner.get()))? {
-            states.push((registration.stage, state));
-        }
-    }
-    Ok(states)
-}
-
-impl ProcessPlan {
-    fn load(image: &Image, pid: Pid, tids: &[u32], shares: &Shares) -> Result<Self> {
-        let owner = Owner(pid.get());
-        let sharing = shares.process(pid.get());
-        let mut seats = BTreeMap::new();
-        for (number, sharing) in std::iter::once((pid.get(), sharing)).chain(shares.threads(pid.get())) {
-            seats.insert(number, Seat::load(image, number, sharing).of(Pid::from(number))?);
-        }
-        let memory = sharing.get(Kind::Memory);
-        let stop: Option<JobStop> = image.get(owner)?;
-        stop.map_or(Ok(()), JobStop::check)?;
-        let mut threads = BTreeMap::new();
-        for tid in tids {
-            threads.insert(*tid, ThreadPlan::load(image, Pid::from(*tid)).of(Pid::from(*tid))?);
-        }
-        Ok(Self {
-            memory,
-            space: (memory == pid.get()).then(|| memory::load(image, pid)).transpose()?,
-            seats,
-            states: load_states(image, Scope::Process, pid)?,
-            cgroups: image.require(owner)?,
-            login: image.get(owner)?,
-            continues: image.get(owner)?,
-            dead_leader: dead_leader(image, pid, tids)?,
-            stop,
-            threads,
-        })
-    }
-}
-
-impl Seat {
-    fn load(image: &Image, number: u32, sharing: Sharing) -> Result<Self> {
-        let owner = |kind| (sharing.get(kind) == number).then_some(Owner(number));
-        let table: Option<FdTable> = owner(Kind::Files).map(|owner| image.require(owner)).transpose()?;
-        table.iter().try_for_each(FdTable::check)?;
-        let places = owner(Kind::Places).map(|owner| image.require(owner)).transpose()?;
-        Ok(Self { places, table })
-    }
-}
-
-/// It has the identity of the others: all that still shows of it.
-fn dead_leader(image: &Image, pid: Pid, tids: &[u32]) -> Result<Option<(DeadLeader, StatesOf)>> {
-    match tids.first() {
-        Some(first) if *first != pid.get() => {
-            let mut states = load_states(image, Scope::Thread, Pid::from(*first))?;
-            states.retain(|(stage, _)| *stage == Stage::Identity);
-            Ok(Some((image.require(Owner(pid.get()))?, states)))
-        }
-        _ => Ok(None),
-    }
-}
-
-impl ThreadPlan {
-    fn load(image: &Image, tid: Pid) -> Result<Self> {
-        let owner = Owner(tid.get());
-        Ok(Self {
-            states: load_states(image, Scope::Thread, tid)?,
-            registers: image.require(owner)?,
-            blocked: image.get(owner)?,
-        })
     }
 }
 
@@ -959,118 +704,6 @@ fn wait_until_free(tid: Pid, patience: &mut Duration) -> Result<()> {
             }
         }
     }
-}
-
-/// Which threads of each process.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Turn {
-    /// The leaders, whose batches carry the states of their processes.
-    Leaders,
-    Others,
-    All,
-}
-
-/// The stages, and whose turn it is. What restricts a process, or tells who may look at it, waits for the identity of
-/// all threads; the other threads do all but the last in one batch.
-const TURNS: [(Turn, &[Stage]); 5] = [
-    (Turn::Leaders, &[Stage::Plain]),
-    (Turn::Others, &[Stage::Plain, Stage::Identity, Stage::Seal]),
-    (Turn::Leaders, &[Stage::Identity]),
-    (Turn::Leaders, &[Stage::Seal]),
-    (Turn::All, &[Stage::Pending]),
-];
-
-fn take_turn(
-    member: &Member,
-    process: &ProcessPlan,
-    fresh: &Status,
-    turn: Turn,
-    stages: &[Stage],
-) -> Result<()> {
-    let taken = |index: &usize| match turn {
-        Turn::Leaders => *index == 0,
-        Turn::Others => *index > 0,
-        Turn::All => true,
-    };
-    let work = (0..member.threads.len()).filter(taken).filter_map(|thread| {
-        let task =
-            Rebuilt { pid: member.pid, process: member.number, tracee: member.threads.get(thread)?, fresh };
-        let own = match (process.threads.get(&task.tracee.number()), &process.dead_leader) {
-            (Some(thread), _) => thread.states.as_slice(),
-            (None, Some((_, states))) => states.as_slice(),
-            (None, None) => &[],
-        };
-        let shared = if thread == 0 { process.states.as_slice() } else { &[] };
-        let at = |stage: Stage| {
-            // Timers of the process are set while no signal waits for a thread.
-            let (first, second) = if stage == Stage::Pending { (shared, own) } else { (own, shared) };
-            first.iter().chain(second).filter(move |(at, _)| *at == stage)
-        };
-        let states: Vec<_> = stages.iter().copied().flat_map(at).map(|(_, state)| &**state).collect();
-        (!states.is_empty()).then_some(Work { member, thread, task, states })
-    });
-    let work: Vec<_> = work.collect();
-    match turn {
-        Turn::Leaders | Turn::All => work.iter().try_for_each(|work| work.alone().of(work.task.tid())),
-        Turn::Others => work.chunks(Scratch::PARTS).try_for_each(at_once),
-    }
-}
-
-/// What one thread has to build.
-struct Work<'b> {
-    member: &'b Member,
-    thread: usize,
-    task: Rebuilt<'b>,
-    states: Vec<&'b dyn Rebuild>,
-}
-
-impl<'b> Work<'b> {
-    fn settle(&self) -> Result<()> {
-        self.states.iter().try_for_each(|state| state.settle(self.task))
-    }
-
-    /// In as many batches as it takes.
-    fn alone(&self) -> Result<()> {
-        self.settle()?;
-        let mut puppet = self.member.puppet(self.thread)?;
-        let mut batch = puppet.batch();
-        for state in &self.states {
-            state.build(self.task, &mut batch)?;
-            if batch.is_nearly_full() {
-                puppet.run(std::mem::replace(&mut batch, puppet.batch()))?.check()?;
-            }
-        }
-        puppet.run(batch)?.check()
-    }
-
-    /// In one batch, unless that is too large for a part of the scratch memory.
-    fn in_part(&self, part: usize) -> Result<Option<(Puppet<'b>, Batch)>> {
-        let puppet = self.member.puppet_in_part(part, self.thread)?;
-        let mut batch = puppet.batch();
-        self.states.iter().try_for_each(|state| state.build(self.task, &mut batch))?;
-        if !batch.fits() {
-            return Ok(None);
-        }
-        self.settle()?;
-        Ok(Some((puppet, batch)))
-    }
-}
-
-/// Several threads of one process.
-fn at_once(work: &[Work<'_>]) -> Result<()> {
-    let (mut puppets, mut batches, mut large) = (Vec::new(), Vec::new(), Vec::new());
-    for (part, work) in work.iter().enumerate() {
-        match work.in_part(part).of(work.task.tid())? {
-            Some((puppet, batch)) => {
-                puppets.push(puppet);
-                batches.push(batch);
-            }
-            None => large.push(work),
-        }
-    }
-    let mut puppets: Vec<_> = puppets.iter_mut().collect();
-    run_together(&mut puppets, batches)?.iter().try_for_each(crate::tracee::Answers::check)?;
-    large.into_iter().try_for_each(|work| work.alone().of(work.task.tid()))
 }
 
 /// Puts blocked threads back into their calls, and says what registers all are to get: the last that anybody does

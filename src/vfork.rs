@@ -1,5 +1,5 @@
-//! A task in vfork(2), or clone(2) with CLONE_VFORK, cannot be stopped before its child has executed a program or ended; and
-//! a child that is stopped does neither.
+//! A task in vfork(2), or clone(2) with CLONE_VFORK, cannot be stopped before its child has executed a program or
+//! ended; and a child that is stopped does neither.
 
 use crate::Pid;
 use crate::error::{Error, ErrorKind, Refusal, Result, Subject};

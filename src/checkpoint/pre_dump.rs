@@ -8,9 +8,10 @@ use std::time::Instant;
 
 use tracing::{debug, info_span};
 
+use super::borrowed::Borrowed;
 use super::{
-    AfterDump, Borrowed, Checkpoint, CheckpointStats, Dumped, Tracking, freeze_program, look_first,
-    on_own_thread, sleep_precisely,
+    AfterDump, Checkpoint, CheckpointStats, Dumped, Tracking, freeze_program, look_first, on_own_thread,
+    sleep_precisely,
 };
 use crate::Pid;
 use crate::error::{Context, Error, Phase, Refusal, Result, Subject};

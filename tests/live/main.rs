@@ -1,8 +1,8 @@
 //! Real programs, dumped and restored; and what must not happen to them, or to the process that does it.
 //!
-//! `cargo test --test live` runs all of it, two at a time, if `cargo build --example criu` was before; see cell.rs for where a test runs and modes.rs for
-//! what is done to each subject. Without the privilege for namespaces all are skipped, which is visible, and
-//! a failure with CRYOSLEEP_REQUIRE_ALL=1.
+//! `cargo test --test live` runs all of it, two at a time, if `cargo build --example criu` was before; see cell.rs for
+//! where a test runs and modes.rs for what is done to each subject. Without the privilege for namespaces all are
+//! skipped, which is visible, and a failure with CRYOSLEEP_REQUIRE_ALL=1.
 #![allow(clippy::print_stdout)] // a test in a cell of its own says on stdout why it failed
 
 mod cases;

@@ -1,5 +1,5 @@
-//! Finding watched files. inotify and fanotify tell of them by file handles (they hold inodes, which may have many names
-//! or none), or by the mount or the file system that they are of.
+//! Finding watched files. inotify and fanotify tell of them by file handles (they hold inodes, which may have many
+//! names or none), or by the mount or the file system that they are of.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -1,8 +1,9 @@
 //! inotify(7): watches of files, by the numbers that the program knows them by.
 //!
-//! The kernel tells of a watch by a file handle: `handles` finds the file, which is recorded by path. Events that wait to be read cannot be put back, so that an instance that has
-//! some is refused. The number after the highest one is the next one again. (Before Linux 6.10 looking for a file is
-//! itself an event for those who watch IN_OPEN or IN_CLOSE_NOWRITE.)
+//! The kernel tells of a watch by a file handle: `handles` finds the file, which is recorded by path. Events that wait
+//! to be read cannot be put back, so that an instance that has some is refused. The number after the highest one is the
+//! next one again. (Before Linux 6.10 looking for a file is itself an event for those who watch IN_OPEN or
+//! IN_CLOSE_NOWRITE.)
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -1,7 +1,8 @@
-//! Locks on files. flock(2) and open file description locks belong to a description, and are taken by us before the tasks
-//! get it. POSIX locks belong to an fd table; its process takes them itself, when it will not close any descriptor any
-//! more: that of any descriptor of a file drops all of them. A lease belongs to a description, but its process takes it,
-//! too: the signal that tells of its end names the descriptor. Opening a file would break a lease: we never do.
+//! Locks on files. flock(2) and open file description locks belong to a description, and are taken by us before the
+//! tasks get it. POSIX locks belong to an fd table; its process takes them itself, when it will not close any
+//! descriptor any more: that of any descriptor of a file drops all of them. A lease belongs to a description, but its
+//! process takes it, too: the signal that tells of its end names the descriptor. Opening a file would break a lease: we
+//! never do.
 
 use std::os::fd::AsFd;
 

@@ -92,15 +92,16 @@ pub enum FileValidation {
     /// A regular file must have the size that it had, and not have been written to since.
     Modified,
     /// A program or library that was mapped or open must be of the same build (NT_GNU_BUILD_ID), other files must have
-    /// the size that they had. The checkpoint has to be told: [`Checkpoint::file_validation`](crate::Checkpoint::file_validation).
+    /// the size that they had. The checkpoint has to be told:
+    /// [`Checkpoint::file_validation`](crate::Checkpoint::file_validation).
     BuildId,
 }
 
 const OTHER_NAMES: &str = "its name no longer exists: it was deleted, but has other names";
 
 impl FileRef {
-    /// Records the file that `stat` is of, that goes by `name` ("/path", or "/path (deleted)") and that `way`, some link
-    /// of /proc, leads to.
+    /// Records the file that `stat` is of, that goes by `name` ("/path", or "/path (deleted)") and that `way`, some
+    /// link of /proc, leads to.
     pub(crate) fn describe(
         name: &[u8],
         stat: &FileStat,

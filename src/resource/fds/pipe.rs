@@ -276,8 +276,8 @@ impl Copied {
         Ok(bytes)
     }
 
-    /// Are these, which read(2) has given one after the other, packets, or are they one stream? `None`: both. Of a packet
-    /// that is read in part the rest is lost, and no read goes beyond its end.
+    /// Are these, which read(2) has given one after the other, packets, or are they one stream? `None`: both. Of a
+    /// packet that is read in part the rest is lost, and no read goes beyond its end.
     fn are_packets(mut self, parts: &[Vec<u8>]) -> Result<Option<bool>> {
         for (index, part) in parts.iter().enumerate() {
             let last = index + 1 == parts.len();

@@ -258,8 +258,8 @@ impl Collector {
         Ok((Slot { fd, close_on_exec, description }, locks))
     }
 
-    /// The number of a description among those with this key, or the index where it belongs. `order` says how one by its
-    /// place stands to it.
+    /// The number of a description among those with this key, or the index where it belongs. `order` says how one by
+    /// its place stands to it.
     fn find(
         &self,
         key: Key,

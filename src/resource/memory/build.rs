@@ -510,8 +510,8 @@ impl MmBuilder<'_> {
     }
 }
 
-/// What needs the pages to be there: protection of huge ones, guard regions, locks. Locking touches pages: later it would make copies of those
-/// that have come to be shared with children.
+/// What needs the pages to be there: protection of huge ones, guard regions, locks. Locking touches pages: later it
+/// would make copies of those that have come to be shared with children.
 fn lock(puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
     const MADV_GUARD_INSTALL: u64 = 102;
     let mut batch = puppet.batch();

@@ -1,4 +1,5 @@
-//! Pages of an image on their way into another one: what many records lead to is copied once, and they lead to it again.
+//! Pages of an image on their way into another one: what many records lead to is copied once, and they lead to it
+//! again.
 
 use std::ops::Range;
 

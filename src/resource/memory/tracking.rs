@@ -1,9 +1,9 @@
 //! What a process has written since its last image: by write protection that the kernel takes off by itself, once for
 //! each page (userfaultfd(2), UFFD_FEATURE_WP_ASYNC), and tells us about (PAGEMAP_SCAN).
 //!
-//! Only private anonymous memory is tracked, and only at a full stop is it looked at and protected. A mapping is believed
-//! if it was registered by our very descriptor all the time since: one that was moved, replaced or made anew is not, nor
-//! is another program's. Of everything else the pages are compared with what the parent image has.
+//! Only private anonymous memory is tracked, and only at a full stop is it looked at and protected. A mapping is
+//! believed if it was registered by our very descriptor all the time since: one that was moved, replaced or made anew
+//! is not, nor is another program's. Of everything else the pages are compared with what the parent image has.
 
 use std::fs::File;
 use std::ops::Range;

@@ -1,6 +1,6 @@
 //! How many periods a timer has missed whose signal waits. The kernel counts them when the signal is taken, which also
-//! makes the timer go on. So it is taken, and then the timer is set to what it was set to all along: to expire when it was
-//! due, which is at once. Its signal waits again, and will be counted as before.
+//! makes the timer go on. So it is taken, and then the timer is set to what it was set to all along: to expire when it
+//! was due, which is at once. Its signal waits again, and will be counted as before.
 //!
 //! That is done where it leaves no other trace: the signal is the only one of its number that the thread could take, no
 //! other count would be lost, and the clock is not CLOCK_REALTIME, whose relative timers do not follow when it is set.

@@ -3,15 +3,15 @@
 //! stands still while the process does not exist.
 //!
 //! A periodic timer whose signal waits does not run on before that is taken: the signal is part of the timer, and tells
-//! how many periods were missed. So it is not queued again like others ([`Sent`]): the timer is set to when it was due, so
-//! that it expires at once. See [`overruns`](super::overruns) for when that was; where that cannot be told, it is the last
-//! time at which the timer would have expired, so that the count begins anew.
+//! how many periods were missed. So it is not queued again like others ([`Sent`]): the timer is set to when it was due,
+//! so that it expires at once. See [`overruns`](super::overruns) for when that was; where that cannot be told, it is
+//! the last time at which the timer would have expired, so that the count begins anew.
 //!
 //! When its signal is taken, the kernel counts the periods that have gone by since it was due, for
 //! timer_getoverrun(2). To have that count again, the timer is set to expire as many periods ago, and its signal taken.
 //!
-//! Both need points in time. A relative timer on CLOCK_REALTIME, which a change of that clock does not touch, becomes an
-//! absolute one by that, which it does; the kernel does not tell which of the two it is.
+//! Both need points in time. A relative timer on CLOCK_REALTIME, which a change of that clock does not touch, becomes
+//! an absolute one by that, which it does; the kernel does not tell which of the two it is.
 
 use std::collections::BTreeSet;
 
@@ -146,8 +146,8 @@ impl Sent {
     }
 }
 
-/// Can it be set so that it sends its signal again at once, and goes on? Processor time begins anew with the task. And a
-/// SIGCONT would be gone at the end of the batch.
+/// Can it be set so that it sends its signal again at once, and goes on? Processor time begins anew with the task. And
+/// a SIGCONT would be gone at the end of the batch.
 fn keeps_its_signal(timer: &PosixTimer, time: [u64; 4]) -> bool {
     let [seconds, nanoseconds, left @ ..] = time;
     let periodic = [seconds, nanoseconds] != [0, 0] && left != [0, 0];
@@ -286,8 +286,8 @@ impl Timer {
     }
 }
 
-/// When a timer with this interval and remaining time was to expire, so many periods before it will. None if it cannot have
-/// expired yet: it was set again, and its signal is one from before, which nobody gets.
+/// When a timer with this interval and remaining time was to expire, so many periods before it will. None if it cannot
+/// have expired yet: it was set again, and its signal is one from before, which nobody gets.
 fn before(time: [u64; 4], periods: u64, now: (u64, u64)) -> Option<[u64; 4]> {
     let [seconds, nanoseconds, left @ ..] = time;
     let ago = period(time)?.checked_mul(periods)?.checked_sub(whole(left.into())?)?;

@@ -2,8 +2,8 @@
 //! capabilities(7). A new task has those of whoever restores it; where they are the same nothing is changed,
 //! so that no privilege is needed.
 //!
-//! Keyrings of a thread or a process (keyrings(7)) are refused. A session keyring is not seen: to ask for it makes a task
-//! that has none join its user's.
+//! Keyrings of a thread or a process (keyrings(7)) are refused. A session keyring is not seen: to ask for it makes a
+//! task that has none join its user's.
 
 use crate::error::{Result, Subject};
 use crate::image::{Decode, Encode, Record, Tag};

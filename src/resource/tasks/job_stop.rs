@@ -1,5 +1,5 @@
-//! Job control: that a process is stopped, or has been continued, and whether its parent has taken note of that: the kernel
-//! tells it only once.
+//! Job control: that a process is stopped, or has been continued, and whether its parent has taken note of that: the
+//! kernel tells it only once.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::freeze::Process;

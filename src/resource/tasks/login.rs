@@ -1,6 +1,6 @@
-//! The user who has logged in: `/proc/PID/loginuid`, see pam_loginuid(8) and proc(5). Only the task itself may write it;
-//! what it bears after that inherits it. To change one that is set takes CAP_AUDIT_CONTROL. Which session of the audit
-//! that is (`/proc/PID/sessionid`) nobody can choose: the kernel counts them.
+//! The user who has logged in: `/proc/PID/loginuid`, see pam_loginuid(8) and proc(5). Only the task itself may write
+//! it; what it bears after that inherits it. To change one that is set takes CAP_AUDIT_CONTROL. Which session of the
+//! audit that is (`/proc/PID/sessionid`) nobody can choose: the kernel counts them.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;

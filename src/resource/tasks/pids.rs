@@ -7,8 +7,9 @@ use crate::tracee::Birthplace;
 /// The pid namespace that a tree is restored into. In each of them all of its tasks have the numbers that they had
 /// for themselves, in the namespace that they were in.
 ///
-/// What cannot come along into another namespace than the caller's ([`ErrorKind::Conflict`](crate::ErrorKind::Conflict)):
-/// open files of /proc that tell of a task, and pidfds of processes that are gone.
+/// What cannot come along into another namespace than the caller's
+/// ([`ErrorKind::Conflict`](crate::ErrorKind::Conflict)): open files of /proc that tell of a task, and pidfds of
+/// processes that are gone.
 ///
 /// ```
 /// # use cryosleep::{Pids, Restore};

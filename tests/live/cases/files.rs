@@ -1,5 +1,5 @@
-//! Files that need a decision of the caller's: names that are gone, devices elsewhere, contents that have changed, kinds
-//! that only he knows.
+//! Files that need a decision of the caller's: names that are gone, devices elsewhere, contents that have changed,
+//! kinds that only he knows.
 
 use std::fs;
 use std::io::{Read, Write};

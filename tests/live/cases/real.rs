@@ -1,4 +1,5 @@
-//! Programs that are busy all the time, most of them not written for us: ten checkpoints, each in the middle of something.
+//! Programs that are busy all the time, most of them not written for us: ten checkpoints, each in the middle of
+//! something.
 
 use std::time::Duration;
 
