@@ -81,9 +81,9 @@ fn nothing_else_knows_a_kind() {
     /// The kinds that the engine does know, where, and why.
     const KNOWN: [(&str, &str); 2] = [
         // Batches are over when registers are set; they also say whether a thread was stopped.
-        ("Registers", "restore.rs"),
+        ("Registers", "restore/blueprint.rs"),
         // A pending SIGCONT survives no batch.
-        ("ProcessPending", "restore.rs"),
+        ("ProcessPending", "restore/blueprint.rs"),
     ];
     for (kind, home) in implementors("State").into_iter().chain(implementors("FileKind")) {
         let path_to_it = format!("{}::{kind}", home.file_stem().unwrap().to_str().unwrap());
