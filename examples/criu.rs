@@ -159,6 +159,7 @@ const OPTIONS: &[Opt] = &[
     Opt(DUMP, ' ', "skip-in-flight", NotYet),
     Opt(DUMP, ' ', "network-lock", NotYet),
     // Each command is a process of its own, which knows of no writes before: the pages are compared.
+    // Nothing is tracked between two runs: pages are compared with those of --prev-images-dir instead.
     Opt(DUMP, ' ', "track-mem", Flag(|_| Ok(()))),
     Opt(DUMP, ' ', "prev-images-dir", Takes(|s, v| set(&mut s.previous, v.into()))),
     Opt(DUMP, ' ', "auto-dedup", NotYet),

@@ -32,8 +32,8 @@ use crate::tracee::Memory;
 
 impl Checkpoint<'_> {
     /// Writes pages only, while the tree runs: an image that cannot be restored, but be the [`parent`](Self::parent) of
-    /// one that can. That has to hold only what was written since, so that the tree stands still for less time: for a
-    /// few percent of it, if a [`tracker`](Self::tracker) knows what that is. A pre-dump may have a parent too.
+    /// one that can. That has to hold only what was written since, so that the tree stands still for less time, most of all
+    /// if a [`tracker`](Self::tracker) knows what that is. A pre-dump may have a parent too.
     ///
     /// The tree always runs on. What is not private memory is left to the checkpoint.
     ///
