@@ -288,9 +288,9 @@ impl<'h> Checkpoint<'h> {
     /// How many threads write memory at the same time, each to a page segment of its own. As many
     /// as there are processors, but at most 4, unless this says otherwise; more than 63 are not used.
     ///
-    /// They are the caller's, or, where pages have no checksums and are not compressed, the target's, which gets
-    /// all but the first for that time. It may not be allowed any (RLIMIT_NPROC, pids.max): then there are fewer. Small
-    /// amounts have one.
+    /// They are the target's, which gets all but the first for that time, or, where pages are compressed or do not go
+    /// to a directory, the caller's. The target may not be allowed any (RLIMIT_NPROC, pids.max): then there are fewer.
+    /// Small amounts have one.
     pub fn writers(mut self, writers: NonZeroUsize) -> Self {
         self.writers = writers;
         self

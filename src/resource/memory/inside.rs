@@ -53,7 +53,7 @@ pub(crate) fn is_possible(process: &Process) -> bool {
 /// (MADV_FREE, MAP_DROPPABLE) can turn into zeroes at any time.
 pub(crate) fn is_steady(mappings: &[Mapping], address: u64) -> bool {
     let at = mappings.partition_point(|mapping| mapping.end <= address);
-    mappings.get(at).is_some_and(|mapping| {
+    mappings.get(at).filter(|mapping| mapping.start <= address).is_some_and(|mapping| {
         let readable = mapping.prot.contains(Prot::READ) && mapping.protection_key == 0;
         readable && mapping.lazy_free_kb == 0 && !mapping.flags.contains(VmFlags::DROPPABLE)
     })
@@ -71,36 +71,41 @@ pub(crate) fn write(speaker: &mut Puppet<'_>, work: Work<'_>) -> Result<Vec<Run>
         let lent = Lent::lend(speaker, &files)?;
         let lanes =
             segments.into_iter().zip(&lent.0).map(|(segment, number)| Lane { segment, number: *number });
-        let written = write_together(writers, lanes.collect(), left, tell);
+        let written = write_together(writers, &mut lanes.collect::<Vec<_>>(), left, tell);
         let Some((speaker, _)) = writers.split_first_mut() else { return written };
         lent.take_back(speaker).and(written)
     })
 }
 
-/// Every writer gets the next piece of work when it is done with one: some are slower than others.
+/// Every writer gets the next turn when it is done with one: some are slower than others. Whatever happens, all of them
+/// are waited for.
 fn write_together(
     writers: &mut [&mut Puppet<'_>],
-    mut lanes: Vec<Lane<'_>>,
+    lanes: &mut [Lane<'_>],
     mut left: Left,
     tell: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Vec<Run>> {
     let (mut runs, mut under_way) = (Vec::new(), VecDeque::new());
-    let mut begin = |writer: &mut Puppet<'_>, lane: &mut Lane<'_>| {
+    let mut begun = |index, writer: &mut Puppet<'_>, lane: &mut Lane<'_>| {
         let (batch, writes) = lane.plan(writer.batch(), &mut left, &mut runs)?;
-        (!writes.is_empty()).then(|| writer.start(batch).map(|()| writes)).transpose()
+        (!writes.is_empty()).then(|| writer.start(batch).map(|()| (index, writes))).transpose()
     };
-    for (index, (writer, lane)) in writers.iter_mut().zip(&mut lanes).enumerate() {
-        under_way.extend(begin(writer, lane)?.map(|writes| (index, writes)));
+    let mut written = Ok(());
+    for (index, (writer, lane)) in writers.iter_mut().zip(&mut *lanes).enumerate() {
+        written = written.and_then(|()| begun(index, writer, lane).map(|turn| under_way.extend(turn)));
     }
     while let Some((index, writes)) = under_way.pop_front() {
         let (Some(writer), Some(lane)) = (writers.get_mut(index), lanes.get_mut(index)) else { continue };
-        let answers = writer.finish()?;
-        under_way.extend(begin(writer, lane)?.map(|writes| (index, writes)));
-        let len = writes.iter().map(Write::len).sum();
-        writes.into_iter().try_for_each(|write| lane.complete(writer.memory(), &answers, write))?;
-        tell(len)?;
+        let answers = writer.finish();
+        written = written.and_then(|()| {
+            let answers = answers?;
+            under_way.extend(begun(index, writer, lane)?);
+            let len = writes.iter().map(Write::len).sum();
+            writes.into_iter().try_for_each(|write| lane.complete(writer.memory(), &answers, write))?;
+            tell(len)
+        });
     }
-    Ok(runs)
+    written.map(|()| runs)
 }
 
 /// What is left to be written.
