@@ -252,7 +252,9 @@ impl Image {
         for (listed, number) in manifest.files.iter().skip(1).zip(0..) {
             let part = Part::Pages(number);
             // Of a segment without pages (they were all zeroes) nothing was ever given to the store.
-            if listed.length != 0 && source.length(part).call("length").about(|| about(part))? != listed.length {
+            if listed.length != 0
+                && source.length(part).call("length").about(|| about(part))? != listed.length
+            {
                 return Err(bad(part, "not as long as the manifest says"));
             }
             stored.push(Stored::Source(source.clone(), part));

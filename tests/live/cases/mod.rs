@@ -12,6 +12,7 @@ mod pids;
 mod real;
 mod refusal;
 mod store;
+mod undone;
 mod vdso;
 
 use std::path::Path;
@@ -43,6 +44,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         files::CASES,
         real::CASES,
         store::CASES,
+        undone::CASES,
     ]
     .into_iter()
     .flatten()
