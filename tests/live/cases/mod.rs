@@ -5,6 +5,7 @@ mod crash;
 pub(crate) mod criu;
 mod external;
 mod files;
+mod freeze;
 mod host;
 mod huge;
 mod image;
@@ -42,6 +43,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         huge::CASES,
         vdso::CASES,
         files::CASES,
+        freeze::CASES,
         real::CASES,
         store::CASES,
         undone::CASES,
