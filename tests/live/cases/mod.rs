@@ -5,6 +5,7 @@ mod crash;
 pub(crate) mod criu;
 mod external;
 mod files;
+mod freeze;
 mod host;
 mod huge;
 mod image;
@@ -12,6 +13,7 @@ mod pids;
 mod real;
 mod refusal;
 mod store;
+mod undone;
 mod vdso;
 
 use std::path::Path;
@@ -41,8 +43,10 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         huge::CASES,
         vdso::CASES,
         files::CASES,
+        freeze::CASES,
         real::CASES,
         store::CASES,
+        undone::CASES,
     ]
     .into_iter()
     .flatten()
