@@ -18,6 +18,7 @@ use crate::freeze::{Process, Thread};
 use crate::image::{Image, Owner, Record, Records, Section, Tag};
 use crate::proc::status::Status;
 use crate::resource::memory::{Moved, Paged, Run};
+use crate::resource::tasks::caller::Caller;
 use crate::tracee::{Answers, Batch, Saved, Tracee};
 
 /// Whose state it is.
@@ -135,6 +136,11 @@ pub(crate) trait State: Record + Send + Sync {
         report: &mut Report,
     ) -> Result<Option<Self>>;
 
+    /// What has to be found out before there is any task.
+    fn check(&self, _caller: &Caller) -> Result<()> {
+        Ok(())
+    }
+
     /// Queues the remote system calls that rebuild it.
     fn build(&self, _task: Rebuilt<'_>, _batch: &mut Batch) -> Result<()> {
         Ok(())
@@ -151,12 +157,17 @@ pub(crate) type Describe = Box<dyn FnOnce(&Answers, View<'_>, &mut Report, &mut 
 
 /// A record on its way into a task.
 pub(crate) trait Rebuild: Debug + Send + Sync {
+    fn check(&self, caller: &Caller) -> Result<()>;
     fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()>;
     fn settle(&self, task: Rebuilt<'_>) -> Result<()>;
     fn suspends_seccomp(&self) -> bool;
 }
 
 impl<S: State> Rebuild for S {
+    fn check(&self, caller: &Caller) -> Result<()> {
+        State::check(self, caller)
+    }
+
     fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
         State::build(self, task, batch)
     }

@@ -13,6 +13,7 @@ use crate::resource::signals::pending::ProcessPending;
 use crate::resource::sockets::Pairs;
 use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::Blocked;
+use crate::resource::tasks::caller::Caller;
 use crate::resource::tasks::cgroup::Membership;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::JobStop;
@@ -157,6 +158,16 @@ impl Blueprint {
 }
 
 impl Blueprint {
+    /// Can tasks that the caller makes become what these were?
+    pub(super) fn check(&self, caller: &Caller) -> Result<()> {
+        for (number, process) in &self.processes {
+            let of_threads = process.threads.values().flat_map(|thread| &thread.states);
+            let mut states = process.states.iter().chain(of_threads);
+            states.try_for_each(|(_, state)| state.check(caller)).of(Pid::from(*number))?;
+        }
+        Ok(())
+    }
+
     /// Bytes of memory that are put in place.
     pub(super) fn bytes(&self) -> u64 {
         let spaces = self.processes.values().filter_map(|process| process.space.as_ref());

@@ -10,7 +10,7 @@ use crate::arch::ENTRY_WORDS;
 use crate::error::{Error, Result, Subject};
 
 /// A system call by number, and by the name that errors show.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sys {
     pub(crate) number: i64,
     pub(crate) name: &'static str,

@@ -3,6 +3,7 @@
 pub(crate) mod attributes;
 pub(crate) mod births;
 pub(crate) mod blocked;
+pub(crate) mod caller;
 pub(crate) mod cgroup;
 pub(crate) mod cpu;
 pub(crate) mod credentials;

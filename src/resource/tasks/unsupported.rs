@@ -6,6 +6,7 @@ use crate::error::{NameCall, Refusal, Result, Subject};
 use crate::freeze::{Frozen, Process, Thread};
 use crate::proc::read::Links;
 use crate::resource::Report;
+use crate::resource::tasks::caller::IO_FLUSHER;
 use crate::resource::tasks::seccomp;
 use crate::sys::{ptrace, sched};
 
@@ -79,9 +80,7 @@ pub(crate) fn check(process: &Process, report: &mut Report) -> Result<()> {
     if !process.seccomp.possible {
         report.refuse(seccomp::refusal(process.pid));
     }
-    // PR_SET_IO_FLUSHER shows in the flags only: reading it by prctl(2) needs CAP_SYS_RESOURCE.
-    const PF_MEMALLOC_NOIO_AND_LOCAL_THROTTLE: u32 = 0x0018_0000;
-    if process.stat.flags & PF_MEMALLOC_NOIO_AND_LOCAL_THROTTLE != 0 {
+    if process.stat.flags & IO_FLUSHER != 0 {
         report.attribute(process.pid, "I/O flusher", "PR_SET_IO_FLUSHER is not supported");
     }
     for thread in &process.threads {
