@@ -794,13 +794,13 @@ fn plan_of(process: &ProcessPlan, number: u32) -> Result<&ThreadPlan> {
 
 /// A SIGCONT survives no batch: each is sent by a call of its own.
 fn queue_continues(member: &Member, process: &ProcessPlan, workshop: &Workshop) -> Result<()> {
-    let Some(pending) = &process.continues else { return Ok(()) };
     let (leader, scratch) = (member.leader()?, workshop.scratch());
-    for info in pending.continues() {
+    for one in &process.continues {
+        let thread = member.threads.iter().find(|thread| Some(thread.number()) == one.thread);
         let address = scratch.input().start;
-        member.memory.write(address, &info.0)?;
-        let args = [u64::from(member.number), info.signo() as u64, address, 0, 0, 0];
-        call_at(leader, scratch.syscall(), sys::rt_sigqueueinfo, args)?;
+        let (call, args) = one.call(member.number, address);
+        member.memory.write(address, &one.info.0)?;
+        call_at(thread.unwrap_or(leader), scratch.syscall(), call, args)?;
     }
     Ok(())
 }

@@ -55,6 +55,8 @@ pub(crate) struct View<'t> {
     pub(crate) saved: &'t Saved,
     /// Of the timers of its process.
     pub(crate) due: &'t signals::overruns::Due,
+    /// What waited for its process before anything was asked.
+    pub(crate) continues: &'t [signals::pending::Continue],
 }
 
 impl<'t> View<'t> {

@@ -9,7 +9,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{Image, Owner};
 use crate::resource::fds::{Description, FdTable, FileOwner, Places, Watches};
 use crate::resource::memory::{self, AddressSpace, Inheritance, SharedPlan, Workshop};
-use crate::resource::signals::pending::ProcessPending;
+use crate::resource::signals::pending::Continue;
 use crate::resource::sockets::Pairs;
 use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::Blocked;
@@ -36,7 +36,7 @@ pub(super) struct ProcessPlan {
     pub(super) states: StatesOf,
     pub(super) cgroups: Membership,
     pub(super) login: Option<LoginUser>,
-    pub(super) continues: Option<ProcessPending>,
+    pub(super) continues: Vec<Continue>,
     /// The leader, if it has ended, and what it does all the same until then.
     pub(super) dead_leader: Option<(DeadLeader, StatesOf)>,
     /// Unless its parent is outside of the tree.
@@ -254,7 +254,7 @@ impl ProcessPlan {
             states: load_states(image, Scope::Process, pid)?,
             cgroups: image.require(owner)?,
             login: image.get(owner)?,
-            continues: image.get(owner)?,
+            continues: Continue::load(image, pid, tids)?,
             dead_leader: dead_leader(image, pid, tids)?,
             stop,
             threads,
