@@ -436,6 +436,8 @@ impl Family {
             let mut batch = puppet.batch();
             let name = batch.input(&[&record.name[..], b"\0"].concat());
             batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
+            // It has not dumped core, whatever limit it has from whoever restores.
+            batch.call(sys::prctl, &[libc::PR_SET_DUMPABLE as u64, 0]);
             puppet.run(batch)?.check()?;
         }
         let leader = member.leader()?;
