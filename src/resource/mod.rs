@@ -257,6 +257,7 @@ pub(crate) const STATES: &[Registration] = &[
     Registration::of::<tasks::scheduling::Scheduling>(),
     Registration::of::<tasks::mempolicy::MemoryPolicy>(),
     Registration::of::<tasks::proc_files::ProcFiles>(),
+    Registration::of::<tasks::label::Label>(),
     Registration::of::<tasks::seccomp::SharedFilters>(),
     Registration::of::<tasks::seccomp::Seccomp>(),
     Registration::of::<tasks::credentials::Credentials>(),

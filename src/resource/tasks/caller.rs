@@ -15,6 +15,7 @@ pub(crate) const IO_FLUSHER: u32 = 0x0018_0000;
 
 /// The thread that makes the first task.
 pub(crate) struct Caller {
+    pub(crate) tid: Pid,
     pub(crate) status: Status,
     pub(crate) attributes: attributes::Own,
 }
@@ -23,8 +24,11 @@ impl Caller {
     /// Looks at the calling thread. No image has what it is refused for here.
     pub(crate) fn look() -> Result<Self> {
         let own = Pid::from(gettid().as_raw() as u32);
-        let caller =
-            Self { status: read::parsed(own, "status", status::parse)?, attributes: attributes::Own::look() };
+        let caller = Self {
+            tid: own,
+            status: read::parsed(own, "status", status::parse)?,
+            attributes: attributes::Own::look(),
+        };
         let flags = read::parsed(own, "stat", stat::parse)?.flags;
         // Kernels without core scheduling have no groups.
         caller.check(flags, sched::core_cookie(own).unwrap_or(0))?;

@@ -11,6 +11,7 @@ pub(crate) mod dead_leader;
 pub(crate) mod dynamic_features;
 pub(crate) mod identity;
 pub(crate) mod job_stop;
+pub(crate) mod label;
 pub(crate) mod limits;
 pub(crate) mod login;
 pub(crate) mod membarrier;
