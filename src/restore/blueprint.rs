@@ -9,10 +9,11 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{Image, Owner};
 use crate::resource::fds::{Description, FdTable, FileOwner, Places, Watches};
 use crate::resource::memory::{self, AddressSpace, Inheritance, SharedPlan, Workshop};
-use crate::resource::signals::pending::ProcessPending;
+use crate::resource::signals::pending::Continue;
 use crate::resource::sockets::Pairs;
 use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::Blocked;
+use crate::resource::tasks::caller::Caller;
 use crate::resource::tasks::cgroup::Membership;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::JobStop;
@@ -35,7 +36,7 @@ pub(super) struct ProcessPlan {
     pub(super) states: StatesOf,
     pub(super) cgroups: Membership,
     pub(super) login: Option<LoginUser>,
-    pub(super) continues: Option<ProcessPending>,
+    pub(super) continues: Vec<Continue>,
     /// The leader, if it has ended, and what it does all the same until then.
     pub(super) dead_leader: Option<(DeadLeader, StatesOf)>,
     /// Unless its parent is outside of the tree.
@@ -157,6 +158,16 @@ impl Blueprint {
 }
 
 impl Blueprint {
+    /// Can tasks that the caller makes become what these were?
+    pub(super) fn check(&self, caller: &Caller) -> Result<()> {
+        for (number, process) in &self.processes {
+            let of_threads = process.threads.values().flat_map(|thread| &thread.states);
+            let mut states = process.states.iter().chain(of_threads);
+            states.try_for_each(|(_, state)| state.check(caller)).of(Pid::from(*number))?;
+        }
+        Ok(())
+    }
+
     /// Bytes of memory that are put in place.
     pub(super) fn bytes(&self) -> u64 {
         let spaces = self.processes.values().filter_map(|process| process.space.as_ref());
@@ -243,7 +254,7 @@ impl ProcessPlan {
             states: load_states(image, Scope::Process, pid)?,
             cgroups: image.require(owner)?,
             login: image.get(owner)?,
-            continues: image.get(owner)?,
+            continues: Continue::load(image, pid, tids)?,
             dead_leader: dead_leader(image, pid, tids)?,
             stop,
             threads,

@@ -1,5 +1,6 @@
 //! What is not a subject in modes: refusals, crashes, conflicts, and the process that hosts the library.
 
+mod caller;
 mod chain;
 mod crash;
 pub(crate) mod criu;
@@ -35,6 +36,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     [
         refusal::CASES,
         image::CASES,
+        caller::CASES,
         chain::CASES,
         pids::CASES,
         crash::CASES,
