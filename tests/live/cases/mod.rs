@@ -12,6 +12,7 @@ mod pids;
 mod real;
 mod refusal;
 mod store;
+mod tracking;
 mod vdso;
 
 use std::path::Path;
@@ -34,6 +35,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         refusal::CASES,
         image::CASES,
         chain::CASES,
+        tracking::CASES,
         pids::CASES,
         crash::CASES,
         host::CASES,
