@@ -18,7 +18,7 @@ mod vdso;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
 
-use cryosleep::{AfterDump, Checkpoint, Event, Hooks, Pids, Restore};
+use cryosleep::{AfterDump, Checkpoint, Event, Hooks, Pids, Restore, Tracker};
 
 use crate::Outcome;
 use crate::program::{Program, bare};
@@ -92,6 +92,11 @@ pub(crate) fn help() -> Option<ExitCode> {
         "dump" => Checkpoint::of(pid).after(AfterDump::Resume).hooks(hooks).write_to(image).map(drop),
         "bare_dump" => {
             bare(Checkpoint::of(pid)).after(AfterDump::Resume).hooks(hooks).write_to(image).map(drop)
+        }
+        "tracked_dump" => {
+            let tracked = &mut Tracker::new();
+            let checkpoint = Checkpoint::of(pid).after(AfterDump::Resume).tracker(tracked);
+            checkpoint.hooks(hooks).write_to(image).map(drop)
         }
         "killing_dump" => Checkpoint::of(pid).write_to(image).map(drop),
         "clone" => Restore::from(image).pids(Pids::NewNamespace).hooks(hooks).run().map(drop),

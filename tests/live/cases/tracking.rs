@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{IoSlice, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use cryosleep::{AfterDump, Checkpoint, ErrorKind, Tracker};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -110,7 +111,7 @@ fn marked(pid: u32) -> Result<Vec<u64>, String> {
 /// Who cannot have all descriptors of a message keeps none of them.
 fn cut_off() -> Outcome {
     let (here, there) = UnixStream::pair().map_err(text)?;
-    let (mut witness, held) = std::io::pipe().map_err(text)?;
+    let (witness, held) = std::io::pipe().map_err(text)?;
     let head = [&b"CRYOTRK\x01"[..], &100u32.to_le_bytes(), &[0; 20]].concat();
     let rights = [held.as_raw_fd(); 100];
     for (bytes, rights) in [(head, &rights[..0]), (vec![1; 400], &rights[..])] {
@@ -128,8 +129,10 @@ fn cut_off() -> Outcome {
         Err(error) if error.kind() == ErrorKind::Image && error.hint().is_some() => {}
         other => return Err(format!("{other:?}")),
     }
-    // It would not end as long as somebody holds the other end.
-    ensure(witness.read(&mut [0]).map_err(text)? == 0, || "something was in the pipe".into())
+    let mut events = [PollFd::new(witness.as_fd(), PollFlags::POLLIN)];
+    poll(&mut events, 0u8).map_err(|errno| errno.to_string())?;
+    let hung_up = events[0].revents() == Some(PollFlags::POLLHUP);
+    ensure(hung_up, || format!("somebody holds the other end: {:?}", events[0].revents()))
 }
 
 /// A program that watches its own memory is refused, and goes on watching it.
