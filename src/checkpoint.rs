@@ -329,7 +329,9 @@ impl<'h> Checkpoint<'h> {
     /// holds is replaced in one step, when the new one is complete.
     ///
     /// # Errors
-    /// On every error the target runs on unharmed, and an image that was there before is still there.
+    /// The target runs on unharmed, and an image that was there before is still there; but for errors of
+    /// [`Phase::Release`], which come when the new image has already taken its place: a veto of [`Event::PostDump`], after
+    /// which the target runs on too, or a target that could not be let go, or killed, as it should.
     /// [`ErrorKind::Unsupported`] lists everything that cannot be brought back.
     pub fn write_to(self, dir: impl AsRef<Path>) -> Result<Dumped> {
         let dir = dir.as_ref();
