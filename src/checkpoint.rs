@@ -129,8 +129,10 @@ pub struct Dumped {
 pub struct CheckpointStats {
     /// From the start until the last task stood still.
     pub freezing: Duration,
-    /// From then until the tree was let go (or had been killed).
+    /// From then until the image was complete.
     pub frozen: Duration,
+    /// From then until the tree ran on, or was stopped for good, or had ended.
+    pub release: Duration,
     /// The part of that in which memory was copied.
     pub memory: Duration,
     /// Threads, in all processes.
@@ -286,9 +288,9 @@ impl<'h> Checkpoint<'h> {
     /// How many threads write memory at the same time, each to a page segment of its own. As many
     /// as there are processors, but at most 4, unless this says otherwise; more than 63 are not used.
     ///
-    /// They are the caller's, or, where pages have no checksums and are not compressed, the target's, which gets
-    /// all but the first for that time. It may not be allowed any (RLIMIT_NPROC, pids.max): then there are fewer. Small
-    /// amounts have one.
+    /// They are the target's, which gets all but the first for that time, or, where pages are compressed or do not go
+    /// to a directory, the caller's. The target may not be allowed any (RLIMIT_NPROC, pids.max): then there are fewer.
+    /// Small amounts have one.
     pub fn writers(mut self, writers: NonZeroUsize) -> Self {
         self.writers = writers;
         self
@@ -419,9 +421,12 @@ impl<'h> Checkpoint<'h> {
         if !report.0.is_empty() {
             return Err(Error::unsupported(report.0).in_phase(Phase::Describe));
         }
-        let sleeps = self
-            .write(described, &borrowed, (to, parent.as_ref()), Tracking { tracker, trusted }, &mut stats)
+        let mut tracking = Tracking { tracker, trusted };
+        let Complete { id, sleeps } = self
+            .write(described, &borrowed, (to, parent.as_ref()), &mut tracking, &mut stats)
             .in_phase(Phase::Write)?;
+        let pids: Vec<Pid> = borrowed.iter().map(|process| process.process.speaker()).collect();
+        stats.frozen = started.elapsed() - stats.freezing;
         self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;
         match self.after {
             AfterDump::Kill => end_all(&frozen, borrowed).in_phase(Phase::Release)?,
@@ -434,7 +439,9 @@ impl<'h> Checkpoint<'h> {
             frozen.stop().in_phase(Phase::Release)?;
         }
         drop(frozen);
-        stats.frozen = started.elapsed() - stats.freezing;
+        // Not before: to take the protection off a living process takes longer than to end it.
+        tracking.finish(id, if self.after == AfterDump::Kill { &[] } else { &pids });
+        stats.release = started.elapsed() - stats.freezing - stats.frozen;
         Ok(Dumped { root, stats })
     }
 
@@ -461,9 +468,9 @@ impl<'h> Checkpoint<'h> {
         described: Described,
         borrowed: &[Borrowed<'_>],
         (to, parent): (Destination<'_>, Option<&Parent>),
-        mut tracking: Tracking<'_>,
+        tracking: &mut Tracking<'_>,
         stats: &mut CheckpointStats,
-    ) -> Result<Vec<(Pid, Blocked)>> {
+    ) -> Result<Complete> {
         let Described { mut records, spaces, shared, ghosts, sleeps, kin, .. } = described;
         let root = borrowed.first().map_or(self.root, |root| Pid::from(root.process.number));
         let mut image = self.open(to, parent)?;
@@ -499,11 +506,15 @@ impl<'h> Checkpoint<'h> {
         stats.count(counts);
         let written = image.finish(records, ManifestInfo { root })?;
         stats.bytes_written = written.bytes;
-        let pids: Vec<Pid> = borrowed.iter().map(|process| process.process.speaker()).collect();
-        tracking.finish(written.id, if self.after == AfterDump::Kill { &[] } else { &pids });
         links.keep();
-        Ok(sleeps)
+        Ok(Complete { id: written.id, sleeps })
     }
+}
+
+/// An image is complete: its id, and what threads that sleep on are to remember.
+struct Complete {
+    id: [u8; 16],
+    sleeps: Vec<(Pid, Blocked)>,
 }
 
 /// Where an image goes.

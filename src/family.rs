@@ -10,6 +10,7 @@ use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::proc::{read, stat};
 use crate::resource::fds::Channel;
 use crate::resource::memory::{AddressSpace, Backing, Made, Workshop};
+use crate::resource::tasks::attributes::Own;
 use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::plan::{Actor, Birth, Plan, Step};
 use crate::resource::tasks::tree::{Life, ProcessRecord, Tree};
@@ -261,12 +262,14 @@ impl Family {
         leaders.chain(threads.map(|thread| (thread.number(), thread.tid()))).collect()
     }
 
-    /// Whoever has restored may ignore SIGCHLD, and what is ignored is inherited: then nobody could be waited for.
-    pub(crate) fn mind_children(&self) -> Result<()> {
+    /// Makes the first task, from which all others have it, give up what it has from whoever restores.
+    pub(crate) fn start_afresh(&self, inherited: &Own) -> Result<()> {
         let mut puppet = self.members.first().ok_or_else(no_root)?.puppet(0)?;
         let mut batch = puppet.batch();
+        // If SIGCHLD is ignored, nobody can be waited for.
         let default = batch.input_words(&[0; 4]);
         batch.call(sys::rt_sigaction, &[libc::SIGCHLD as u64, default, 0, 8]);
+        inherited.shed(&mut batch);
         puppet.run(batch)?.check()
     }
 
@@ -437,6 +440,8 @@ impl Family {
             let mut batch = puppet.batch();
             let name = batch.input(&[&record.name[..], b"\0"].concat());
             batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
+            // It has not dumped core, whatever limit it has from whoever restores.
+            batch.call(sys::prctl, &[libc::PR_SET_DUMPABLE as u64, 0]);
             puppet.run(batch)?.check()?;
         }
         let leader = member.leader()?;

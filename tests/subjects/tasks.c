@@ -106,6 +106,7 @@ static int zombies(void)
 		expect(waitpid(pids[i], &status, WNOHANG) == pids[i]);
 		int end = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 		expect(end == ends[i], "%d instead of %d", end, ends[i]);
+		expect(WIFEXITED(status) || !WCOREDUMP(status));
 	}
 	return passed();
 }

@@ -2,6 +2,8 @@
 //! environment, auxiliary vector), its executable, and which pages hold what.
 
 mod build;
+mod fill;
+mod handover;
 pub(crate) mod inside;
 mod keys;
 mod kin;
@@ -12,6 +14,7 @@ mod parent;
 mod places;
 mod policy;
 mod shared;
+mod survey;
 mod sysv;
 mod tracking;
 mod vdso;
@@ -36,16 +39,18 @@ use keys::Keys;
 use locks::FutureLocks;
 use policy::RangePolicy;
 
-pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared, seal};
-pub(crate) use kin::{Inheritance, Kin, Relatives, overlap, without};
+pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, lock, prepare_shared, seal};
+pub(crate) use fill::{Fillers, fill};
+pub(crate) use kin::{Inheritance, Kin, Legacy, Relatives, overlap, without};
 pub(crate) use layout::Layout;
-pub(crate) use pages::{Counts, FromInside, Own, PageWriter, Populated, Run, Segments, Span, Whose};
+pub(crate) use pages::{Counts, FromInside, Own, PageWriter, Run, Segments, Whose};
 pub(crate) use parent::{Paged, Parent, PreDumped};
 pub(crate) use places::{Moved, Places};
 pub(crate) use shared::{Origin, SharedObject, SharedObjects};
+pub(crate) use survey::{Populated, Scan, Span, Survey};
 pub(crate) use sysv::Made;
+pub use tracking::Tracker;
 pub(crate) use tracking::{Stock, descriptor};
-pub use tracking::{Tracker, Watch};
 pub(crate) use vdso::Vdso;
 
 bitflags::bitflags! {
@@ -198,26 +203,6 @@ pub(crate) fn mappings(pid: Pid) -> Result<Vec<Mapping>> {
     read::parsed(pid, "smaps", smaps::parse)
 }
 
-/// The same of several processes, by several threads: the kernel looks at every page.
-pub(crate) fn mappings_of_all(pids: &[Pid], threads: usize) -> Result<BTreeMap<Pid, Vec<Mapping>>> {
-    let each = pids.len().div_ceil(threads.max(1)).max(1);
-    std::thread::scope(|scope| {
-        let mut readers = Vec::new();
-        for some in pids.chunks(each) {
-            let read = move || some.iter().map(|pid| Ok((*pid, mappings(*pid).of(*pid)?))).collect();
-            let reader = std::thread::Builder::new().name("cryosleep-maps".into());
-            readers.push(reader.spawn_scoped(scope, read).call("clone")?);
-        }
-        let ended = || Error::new(ErrorKind::Kernel, "a reading thread ended early");
-        let mut all = BTreeMap::new();
-        for reader in readers {
-            let read: Result<Vec<_>> = reader.join().unwrap_or_else(|_| Err(ended()));
-            all.extend(read?);
-        }
-        Ok(all)
-    })
-}
-
 /// The same without what is expensive: where they are, and what of.
 pub(crate) fn places(pid: Pid) -> Result<Vec<Mapping>> {
     read::parsed(pid, "maps", smaps::parse)
@@ -309,7 +294,7 @@ pub(crate) fn vdso(mappings: &[Mapping]) -> Option<Range<u64>> {
     vdso.map(|mapping| mapping.start..mapping.end)
 }
 
-fn subject(mapping: &Mapping) -> Subject {
+pub(crate) fn subject(mapping: &Mapping) -> Subject {
     let what = String::from_utf8_lossy(&mapping.raw_name()).into_owned();
     Subject::Vma { start: mapping.start, end: mapping.end, what }
 }
@@ -431,24 +416,29 @@ fn anonymous(name: &[u8]) -> Classified {
     }
 }
 
+/// By a userfaultfd, be it the process's own or of a tracker that was not passed to us.
+pub(crate) fn is_watched(mapping: &Mapping) -> Option<&'static str> {
+    if mapping.flags.intersects(VmFlags::UFFD_MISSING | VmFlags::UFFD_MINOR) {
+        return Some("memory watched by userfaultfd is not supported");
+    }
+    let reason =
+        "memory watched by userfaultfd is not supported; if it is by a Tracker, pass it to the checkpoint";
+    mapping.flags.contains(VmFlags::UFFD_WP).then_some(reason)
+}
+
 /// Properties that no mapping may have yet.
 fn unsupported(mapping: &Mapping) -> Option<&'static str> {
     let reasons = [
         (VmFlags::PFN_MAP, "the memory of a device cannot be saved"),
         (VmFlags::IO, "the memory of a device cannot be saved"),
         (VmFlags::MIXED_MAP, "the memory of a device cannot be saved"),
-        (VmFlags::UFFD_MISSING, "memory watched by userfaultfd is not supported"),
-        (
-            VmFlags::UFFD_WP,
-            "memory watched by userfaultfd is not supported; if it is by a Tracker, pass it to the checkpoint",
-        ),
-        (VmFlags::UFFD_MINOR, "memory watched by userfaultfd is not supported"),
         (VmFlags::DROPPABLE | VmFlags::LOCKED, "droppable memory that is locked is not supported"),
         (VmFlags::SHADOW_STACK, "shadow stacks are not supported"),
         (VmFlags::SYNC, "MAP_SYNC is not supported"),
     ];
     let flagged = reasons.iter().find(|(flag, _)| mapping.flags.contains(*flag)).map(|(_, reason)| *reason);
     flagged
+        .or_else(|| is_watched(mapping))
         .or((!mapping.unknown_flags.is_empty()).then_some("it has properties (VmFlags) that are not known"))
 }
 

@@ -1,5 +1,6 @@
 //! What is not a subject in modes: refusals, crashes, conflicts, and the process that hosts the library.
 
+mod caller;
 mod chain;
 mod crash;
 pub(crate) mod criu;
@@ -13,13 +14,14 @@ mod pids;
 mod real;
 mod refusal;
 mod store;
+mod tracking;
 mod undone;
 mod vdso;
 
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
 
-use cryosleep::{AfterDump, Checkpoint, Event, Hooks, Pids, Restore};
+use cryosleep::{AfterDump, Checkpoint, Event, Hooks, Pids, Restore, Tracker};
 
 use crate::Outcome;
 use crate::program::{Program, bare};
@@ -35,7 +37,9 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     [
         refusal::CASES,
         image::CASES,
+        caller::CASES,
         chain::CASES,
+        tracking::CASES,
         pids::CASES,
         crash::CASES,
         host::CASES,
@@ -94,6 +98,11 @@ pub(crate) fn help() -> Option<ExitCode> {
         "dump" => Checkpoint::of(pid).after(AfterDump::Resume).hooks(hooks).write_to(image).map(drop),
         "bare_dump" => {
             bare(Checkpoint::of(pid)).after(AfterDump::Resume).hooks(hooks).write_to(image).map(drop)
+        }
+        "tracked_dump" => {
+            let tracked = &mut Tracker::new();
+            let checkpoint = Checkpoint::of(pid).after(AfterDump::Resume).tracker(tracked);
+            checkpoint.hooks(hooks).write_to(image).map(drop)
         }
         "killing_dump" => Checkpoint::of(pid).write_to(image).map(drop),
         "clone" => Restore::from(image).pids(Pids::NewNamespace).hooks(hooks).run().map(drop),
