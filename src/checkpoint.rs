@@ -33,7 +33,7 @@ use crate::resource::memory::{
     self, AddressSpace, Counts, Kin, PageWriter, Parent, Relatives, Stock, Tracker,
 };
 use crate::resource::tasks::blocked::Blocked;
-use crate::resource::tasks::sharing::{Kind, Shares, Sharing};
+use crate::resource::tasks::sharing::Shares;
 use crate::resource::tasks::unsupported;
 use crate::sys::ptrace::Resume;
 use crate::tracee::{Home, Memory, Springboard};
@@ -531,10 +531,7 @@ fn look_first(frozen: &Frozen, report: &mut Report) -> Result<Option<Shares>> {
     let shares = Shares::find(frozen, report)?;
     let mut askers = Report::default();
     for process in &frozen.processes {
-        let own = |(tid, sharing): (Pid, Sharing)| {
-            (sharing.get(Kind::Files) == process.owner_for(tid).0).then_some((process.pid, tid))
-        };
-        refuse_askers(shares.seats(process).filter_map(own), &mut askers)?;
+        refuse_askers(shares.tables(process).map(|tid| (process.pid, tid)), &mut askers)?;
     }
     let may_go_on = askers.0.is_empty();
     report.0.append(&mut askers.0);
