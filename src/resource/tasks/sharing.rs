@@ -193,7 +193,8 @@ impl Shares {
 
     /// One task for each fd table that this process is the first to have.
     pub(crate) fn tables<'s>(&'s self, process: &'s Process) -> impl Iterator<Item = Pid> + 's {
-        let is_first = |(tid, sharing): &(Pid, Sharing)| sharing.get(Kind::Files) == process.owner_for(*tid).0;
+        let is_first =
+            |(tid, sharing): &(Pid, Sharing)| sharing.get(Kind::Files) == process.owner_for(*tid).0;
         self.seats(process).filter(is_first).map(|(tid, _)| tid)
     }
 
