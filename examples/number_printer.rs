@@ -318,7 +318,8 @@ struct Times {
 
 impl Times {
     fn add(&mut self, dumped: &Dumped, restored: &Restored) {
-        self.dumps.push(dumped.stats.freezing + dumped.stats.frozen);
+        let stats = dumped.stats;
+        self.dumps.push(stats.freezing + stats.frozen + stats.release);
         let stats = &restored.stats;
         self.restores.push(stats.reading + stats.building + stats.release);
     }

@@ -129,8 +129,10 @@ pub struct Dumped {
 pub struct CheckpointStats {
     /// From the start until the last task stood still.
     pub freezing: Duration,
-    /// From then until the tree was let go (or had been killed).
+    /// From then until the image was complete.
     pub frozen: Duration,
+    /// From then until the tree ran on, or was stopped for good, or had ended.
+    pub release: Duration,
     /// The part of that in which memory was copied.
     pub memory: Duration,
     /// Threads, in all processes.
@@ -286,9 +288,9 @@ impl<'h> Checkpoint<'h> {
     /// How many threads write memory at the same time, each to a page segment of its own. As many
     /// as there are processors, but at most 4, unless this says otherwise; more than 63 are not used.
     ///
-    /// They are the caller's, or, where pages have no checksums and are not compressed, the target's, which gets
-    /// all but the first for that time. It may not be allowed any (RLIMIT_NPROC, pids.max): then there are fewer. Small
-    /// amounts have one.
+    /// They are the target's, which gets all but the first for that time, or, where pages are compressed or do not go
+    /// to a directory, the caller's. The target may not be allowed any (RLIMIT_NPROC, pids.max): then there are fewer.
+    /// Small amounts have one.
     pub fn writers(mut self, writers: NonZeroUsize) -> Self {
         self.writers = writers;
         self
@@ -420,6 +422,7 @@ impl<'h> Checkpoint<'h> {
         let sleeps = self
             .write(described, &borrowed, (to, parent.as_ref()), Tracking { tracker, trusted }, &mut stats)
             .in_phase(Phase::Write)?;
+        stats.frozen = started.elapsed() - stats.freezing;
         self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;
         match self.after {
             AfterDump::Kill => end_all(&frozen, borrowed).in_phase(Phase::Release)?,
@@ -432,7 +435,7 @@ impl<'h> Checkpoint<'h> {
             frozen.stop().in_phase(Phase::Release)?;
         }
         drop(frozen);
-        stats.frozen = started.elapsed() - stats.freezing;
+        stats.release = started.elapsed() - stats.freezing - stats.frozen;
         Ok(Dumped { root, stats })
     }
 

@@ -60,8 +60,7 @@ impl Engine {
                 let started = Instant::now();
                 let stats = checkpoint.write_to(images)?.stats;
                 let whole = started.elapsed();
-                let other = whole.saturating_sub(stats.freezing + stats.frozen);
-                Ok(Took { whole, stages: [stats.freezing, stats.frozen, stats.memory, other] })
+                Ok(Took { whole, stages: [stats.freezing, stats.frozen, stats.memory, stats.release] })
             }
             Engine::Criu => {
                 fs::create_dir(images)?;

@@ -8,8 +8,8 @@ use crate::subject::Kind;
 
 pub(crate) const LEGEND: &str = "\
 Times in ms, ratios to a memcpy of the same size just before; median (min-max) over the rounds.
-The stages are medians of the library's own account: freezing + frozen + other, where memory is a part of \
-frozen; reading + building + release + other. Other is what it leaves unaccounted, starting its thread included.";
+The stages are medians of the library's own account: freezing + frozen + release, where memory is a part of frozen; \
+reading + building + release + other, which is what it leaves unaccounted, starting its thread included.";
 
 /// One line of the table.
 pub(crate) struct Row {
@@ -128,7 +128,7 @@ const HEAD: [&str; COLUMNS] = [
     "dump",
     "dump / memcpy",
     "us / each",
-    "freezing / frozen / memory / other",
+    "freezing / frozen / memory / release",
     "restore",
     "restore / memcpy",
     "us / each",

@@ -4,6 +4,7 @@
 use std::arch::global_asm;
 
 use super::Cpu;
+use crate::sys::PAGE;
 use crate::sys::ptrace::SigMask;
 
 /// The general registers, in the kernel's `user_regs_struct`.
@@ -23,6 +24,47 @@ pub(crate) const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
 /// Words of one batch entry: number, six arguments, result.
 pub(crate) const ENTRY_WORDS: usize = 8;
+
+/// The number of the batch entry that is no system call but the sums of pages: their address, where the sums go (a
+/// `u32` each), how many pages.
+pub(crate) const SUM_PAGES: i64 = -1;
+
+/// The sums of `rdx` pages at `rdi`, to `rsi`. Of each page four parts are summed up at the same time, as the
+/// instruction takes three cycles but can begin in each, and then the four sums.
+macro_rules! sum_pages {
+    () => {
+        "6: test rdx, rdx
+        jz 8f
+        mov r8d, -1
+        mov r9d, -1
+        mov r10d, -1
+        mov r11d, -1
+        mov ecx, 128
+        7: crc32 r8, qword ptr [rdi]
+        crc32 r9, qword ptr [rdi + 1024]
+        crc32 r10, qword ptr [rdi + 2048]
+        crc32 r11, qword ptr [rdi + 3072]
+        add rdi, 8
+        dec ecx
+        jnz 7b
+        not r8d
+        not r9d
+        not r10d
+        not r11d
+        mov eax, -1
+        crc32 eax, r8d
+        crc32 eax, r9d
+        crc32 eax, r10d
+        crc32 eax, r11d
+        not eax
+        mov [rsi], eax
+        add rsi, 4
+        add rdi, 3072
+        dec rdx
+        jmp 6b
+        8:"
+    };
+}
 
 // The code that runs inside a task. `rbx` walks the entries, `r12` is the first address after them.
 // The last entry of every batch stops the task; whoever lets it run on after that (because the tracer
@@ -52,11 +94,30 @@ global_asm!(
     "mov r10, [rbx + 32]",
     "mov r8, [rbx + 40]",
     "mov r9, [rbx + 48]",
+    "test rax, rax",
+    "js 5f",
     "syscall",
-    "mov [rbx + 56], rax",
+    "4: mov [rbx + 56], rax",
     "add rbx, 64",
     "jmp 3b",
+    ".globl __cryosleep_loop_end",
+    ".hidden __cryosleep_loop_end",
+    "__cryosleep_loop_end:",
+    ".balign 16, 0x90",
+    "5:",
+    sum_pages!(),
+    "xor eax, eax",
+    "jmp 4b",
     "__cryosleep_code_end:",
+    ".popsection",
+    // The same for our own pages, as a function of C: pages, sums, count.
+    ".pushsection .text.cryosleep,\"ax\",@progbits",
+    ".globl __cryosleep_sum_pages",
+    ".hidden __cryosleep_sum_pages",
+    ".type __cryosleep_sum_pages, @function",
+    "__cryosleep_sum_pages:",
+    sum_pages!(),
+    "ret",
     ".popsection",
 );
 
@@ -99,9 +160,28 @@ global_asm!(
 
 unsafe extern "C" {
     static __cryosleep_code: u8;
+    static __cryosleep_loop_end: u8;
     static __cryosleep_code_end: u8;
     static __cryosleep_init: u8;
     static __cryosleep_init_end: u8;
+    fn __cryosleep_sum_pages(pages: *const u8, sums: *mut u32, count: usize);
+}
+
+/// Has the processor the instruction by which tasks sum up their pages?
+pub(crate) fn can_sum() -> bool {
+    std::arch::is_x86_feature_detected!("sse4.2")
+}
+
+/// The sum of a page: the CRC-32C of the four CRC-32Cs of its quarters, each as four bytes, the lowest first.
+pub(crate) fn page_sum(page: &[u8; PAGE as usize]) -> u32 {
+    if !can_sum() {
+        let quarters = page.chunks(PAGE as usize / 4).map(crc32c::crc32c);
+        return quarters.fold(0, |sum, quarter| crc32c::crc32c_append(sum, &quarter.to_le_bytes()));
+    }
+    let mut sum = 0;
+    // SAFETY: the processor knows the instruction, and one page is there, and room for one sum.
+    unsafe { __cryosleep_sum_pages(page.as_ptr(), &mut sum, 1) };
+    sum
 }
 
 /// The position-independent code of a process 1.
@@ -120,6 +200,13 @@ pub(crate) fn code() -> &'static [u8] {
 
 /// Offset of the batch loop in [`code`]; the bare `syscall` is at 0.
 pub(crate) const LOOP: u64 = 32;
+
+/// Offset of the loop's end.
+fn loop_end() -> u64 {
+    let (start, end) = (&raw const __cryosleep_code, &raw const __cryosleep_loop_end);
+    // SAFETY: both symbols are in one read-only object, assembled above.
+    unsafe { end.offset_from(start) as u64 }
+}
 
 /// Offset in [`code`] of a use of AMX tiles that goes on into the batch loop.
 pub(crate) const USE_TILES: u64 = 16;
@@ -214,7 +301,7 @@ impl RegsExt for Regs {
 
     fn left_in_loop(&self, code: u64) -> std::ops::Range<u64> {
         // The loop ends in `mov [rbx + 56], rax` and `add rbx, 64`, of 4 bytes each, and a jump of 2.
-        let end = code + self::code().len() as u64;
+        let end = code + loop_end();
         let called = (end - 10..end - 5).contains(&self.rip);
         let next = if called { self.rbx.wrapping_add(ENTRY_WORDS as u64 * 8) } else { self.rbx };
         next..self.r12
@@ -448,7 +535,25 @@ mod tests {
         assert_eq!(code()[..2], SYSCALL);
         assert_eq!(code()[2], 0xb8);
         assert_eq!(code()[LOOP as usize..][..3], [0x4c, 0x39, 0xe3]);
-        assert!(code().len() < 128);
+        assert!(code().len() < 256);
+        let end = loop_end() as usize;
+        // mov [rbx + 56], rax; add rbx, 64; jmp
+        assert_eq!(code()[end - 10..end - 1], [0x48, 0x89, 0x43, 56, 0x48, 0x83, 0xc3, 64, 0xeb]);
+    }
+
+    #[test]
+    fn sums_are_those_of_the_crate() {
+        assert!(can_sum());
+        let mut pages = [[0; PAGE as usize]; 3];
+        for (at, byte) in pages.as_flattened_mut().iter_mut().enumerate().skip(1) {
+            *byte = ((at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8;
+        }
+        for page in &pages {
+            let quarters: Vec<u8> =
+                page.chunks(1024).flat_map(|quarter| crc32c::crc32c(quarter).to_le_bytes()).collect();
+            assert_eq!(page_sum(page), crc32c::crc32c(&quarters));
+        }
+        assert_ne!(page_sum(&pages[0]), page_sum(&pages[1]));
     }
 
     #[test]

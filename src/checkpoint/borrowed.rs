@@ -13,7 +13,9 @@ use crate::freeze::{Frozen, Process, Thread};
 use crate::image::ImageSink;
 use crate::proc::smaps::Mapping;
 use crate::resource::Report;
-use crate::resource::memory::{self, AddressSpace, FromInside, PageWriter, Relatives, Stock, Tracker, Whose};
+use crate::resource::memory::{
+    self, AddressSpace, FromInside, PageWriter, Relatives, Scan, Stock, Survey, Tracker, Whose,
+};
 use crate::resource::signals::{overruns::Due, pending::Continue};
 use crate::resource::tasks::blocked::{self, Blocked};
 use crate::resource::tasks::job_stop::{self, JobStop};
@@ -52,6 +54,7 @@ pub(super) struct Borrowed<'f> {
     /// Its memory is not described with another process that shares it.
     pub(super) owns_memory: bool,
     pub(super) mappings: Arc<Vec<Mapping>>,
+    pub(super) pages: Arc<Scan>,
     /// Those that a tracker has been watching.
     pub(super) watched: Vec<Range<u64>>,
     pub(super) memory: Memory,
@@ -74,46 +77,47 @@ impl<'f> Borrowed<'f> {
         let mut owners = BTreeMap::new();
         let owns = |process: &&Process| shares.process(process.number).get(Kind::Memory) == process.number;
         let own: Vec<Pid> = frozen.processes.iter().filter(owns).map(Process::speaker).collect();
-        let mut mappings = match own.len() {
+        let mut surveys = match own.len() {
             0 | 1 => BTreeMap::new(),
-            _ => memory::mappings_of_all(&own, default_writers().get())?,
+            _ => Survey::of_all(&own, default_writers().get())?,
         };
         for process in &frozen.processes {
             unsupported::check(process, report)?;
             let owner = shares.process(process.number).get(Kind::Memory);
             let first = owners.get(&owner).and_then(|index: &usize| all.get(*index));
-            let read = mappings.remove(&process.speaker());
+            let survey = surveys.remove(&process.speaker());
             let tracker = tracker.as_deref_mut();
-            let borrowed = Self::borrow(process, first, (read, tracker), report).of(process.pid)?;
+            let borrowed = Self::borrow(process, first, (survey, tracker), report).of(process.pid)?;
             owners.entry(owner).or_insert(all.len());
             all.push(borrowed);
         }
         Ok(all)
     }
 
-    /// `read` are its mappings, if they have been read already.
+    /// With its survey, if that has been made already.
     pub(super) fn borrow(
         process: &'f Process,
         sharer: Option<&Self>,
-        (read, tracker): (Option<Vec<Mapping>>, Option<&mut Tracker>),
+        (survey, tracker): (Option<Survey>, Option<&mut Tracker>),
         report: &mut Report,
     ) -> Result<Self> {
         let memory = Memory::open(process.speaker())?;
         let mut watched = Vec::new();
-        let mappings = match sharer {
-            Some(sharer) => sharer.mappings.clone(),
+        let (mappings, pages) = match sharer {
+            Some(sharer) => (sharer.mappings.clone(), sharer.pages.clone()),
             None => {
-                let mut mappings = read.map_or_else(|| memory::mappings(process.speaker()), Ok)?;
+                let Survey { mut mappings, pages } = survey.map_or_else(|| Survey::of(process), Ok)?;
                 if let Some(tracker) = tracker {
                     watched = tracker.recognise(process.speaker(), &mut mappings)?;
                 }
-                Arc::new(mappings)
+                (Arc::new(mappings), Arc::new(pages))
             }
         };
         let vdso = memory::vdso(&mappings);
         let owns_memory = sharer.is_none();
         let (tools, continues, due) = (None, Vec::new(), Due::default());
-        let mut borrowed = Self { process, owns_memory, mappings, watched, memory, tools, continues, due };
+        let mut borrowed =
+            Self { process, owns_memory, mappings, pages, watched, memory, tools, continues, due };
         // What we let tasks execute is 64-bit code.
         if unsupported::in_32_bit_mode(process, report)? {
             return Ok(borrowed);
@@ -167,16 +171,19 @@ impl<'f> Borrowed<'f> {
     ) -> Result<()> {
         let pid = self.process.speaker();
         let Some(speaker) = self.process.threads.first() else { return Ok(()) };
-        let mut write = |shares: &[memory::inside::Share<'_>]| match self.puppet(speaker)? {
+        let mut write = |work: memory::inside::Work<'_>| match self.puppet(speaker)? {
             Some(mut puppet) => {
-                memory::inside::write(&mut puppet, shares)?;
-                puppet.release()
+                let runs = memory::inside::write(&mut puppet, work)?;
+                puppet.release().map(|()| runs)
             }
             None => Err(Error::new(ErrorKind::Kernel, "it cannot be asked").of(pid)),
         };
-        let inside =
-            FromInside { is_possible: &|| memory::inside::is_possible(self.process), write: &mut write };
-        let whose = Whose { pid, number: self.process.number, relatives, stock };
+        let inside = FromInside {
+            is_possible: &|| memory::inside::is_possible(self.process),
+            is_steady: &|address| memory::inside::is_steady(&self.mappings, address),
+            write: &mut write,
+        };
+        let whose = Whose { pid, number: self.process.number, pages: &self.pages, relatives, stock };
         pages.write_private(space, whose, &self.memory, inside, image)
     }
 

@@ -171,7 +171,7 @@ impl Seen {
             private: !mapping.shared && !is_of_the_kernel(mapping),
         });
         let anonymous = process.mappings.iter().filter(|mapping| !mapping.shared && mapping.inode == 0);
-        let Populated { data, swapped, .. } = Populated::scan(&spans.collect::<Vec<_>>(), pid)?;
+        let Populated { data, swapped, .. } = process.pages.populated(&spans.collect::<Vec<_>>());
         // Where its pages will be in the image is not known yet; that they are the same is.
         let common = match donor {
             Some(donor) => {

@@ -336,7 +336,7 @@ impl ImageSink for ImageWriter {
     }
 
     fn lends_files(&self) -> bool {
-        self.pages.is_bare()
+        self.pages.can_be_lent()
     }
 
     fn finish(self: Box<Self>, records: Records, info: ManifestInfo) -> Result<Written> {

@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use super::store::Pipe;
 use super::{Decode, Encode, ImageSource, Part, Record, Tag};
+use crate::arch::{can_sum, page_sum};
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
-use crate::sys::direct;
+use crate::sys::{PAGE, direct};
 
 /// Large enough that a checksum costs next to nothing, small enough that little is read in vain.
 pub(crate) const CHUNK: u64 = 64 * 1024;
@@ -29,9 +30,9 @@ pub(crate) const CHUNK: u64 = 64 * 1024;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PageChecksums {
-    /// One for each 64 KiB.
+    /// One for each 64 KiB, the CRC-32 of its pages' sums, which are made of CRC-32Cs.
     #[default]
-    Crc32,
+    Crc32c,
     /// None: a damaged page is found by nobody but the program.
     Off,
 }
@@ -63,14 +64,23 @@ pub(crate) struct PageFormat {
 }
 
 impl PageFormat {
+    /// Can a task write its pages by itself?
+    pub(super) fn can_be_lent(self) -> bool {
+        self.is_aligned() && (!self.is_summed() || can_sum())
+    }
+
     /// Are pages written as they are, each at its own place?
     pub(super) fn is_aligned(self) -> bool {
         self.compression == Compression::None
     }
 
-    /// Is a segment nothing but pages? Then anybody may write it.
-    pub(crate) fn is_bare(self) -> bool {
-        self.checksums == PageChecksums::Off && self.compression == Compression::None
+    /// Is a segment nothing but pages?
+    fn is_bare(self) -> bool {
+        !self.is_summed() && self.is_aligned()
+    }
+
+    fn is_summed(self) -> bool {
+        self.checksums == PageChecksums::Crc32c
     }
 }
 
@@ -79,7 +89,7 @@ impl PageFormat {
 pub(crate) struct Chunks {
     /// Of the contents, in bytes.
     pub(crate) length: u64,
-    /// The crc32 of the contents of each.
+    /// Of each the crc32 of the [`page_sum`]s of its pages, each as four bytes, the lowest first.
     pub(crate) sums: Option<Vec<u32>>,
     /// What each takes in the file, one behind the other: as much as its contents unless it is compressed. None: they
     /// all are stored as they are.
@@ -102,7 +112,9 @@ impl Chunks {
         };
         let possible = |(stored, at): (&u32, u64)| (1..=self.extent(at)).contains(&u64::from(*stored));
         let all = || self.stored.iter().flatten().zip((0..).step_by(CHUNK as usize));
-        match complete(&self.sums) && complete(&self.stored) && stored == file_length && all().all(possible) {
+        let pages = self.length.is_multiple_of(PAGE);
+        let complete = complete(&self.sums) && complete(&self.stored);
+        match pages && complete && stored == file_length && all().all(possible) {
             true => Ok(()),
             false => Err(Error::new(ErrorKind::Image, "its chunks do not add up to what it holds")),
         }
@@ -112,6 +124,11 @@ impl Chunks {
     fn extent(&self, at: u64) -> u64 {
         self.length.saturating_sub(at).min(CHUNK)
     }
+}
+
+/// The sums of pages, of which there are whole ones only.
+fn page_sums(pages: &[u8]) -> impl Iterator<Item = u32> {
+    pages.as_chunks().0.iter().map(page_sum)
 }
 
 /// A page segment that is being written, from its start to its end.
@@ -127,8 +144,8 @@ pub(crate) struct SegmentWriter {
     length: u64,
     /// Of the file.
     stored: u64,
-    /// Of the chunk that has been begun: its sum, and its contents if they are to be compressed.
-    sum: crc32fast::Hasher,
+    /// Of the chunk that has been begun: the sums of its pages, and its contents if they are to be compressed.
+    begun_sums: Vec<u8>,
     begun: Vec<u8>,
     sums: Vec<u32>,
     lengths: Vec<u32>,
@@ -152,7 +169,7 @@ impl SegmentWriter {
             format,
             length: 0,
             stored: 0,
-            sum: crc32fast::Hasher::new(),
+            begun_sums: Vec::new(),
             begun: Vec::new(),
             sums: Vec::new(),
             lengths: Vec::new(),
@@ -164,6 +181,11 @@ impl SegmentWriter {
     pub(super) fn behind(mut self, inherited: u16) -> Self {
         self.index = inherited + self.own;
         self
+    }
+
+    /// Must the sums of pages be known that others write?
+    pub(crate) fn wants_sums(&self) -> bool {
+        self.format.is_summed()
     }
 
     /// Its file, for others to write to.
@@ -211,25 +233,31 @@ impl SegmentWriter {
     /// Takes a part of a chunk.
     fn take(&mut self, part: &[u8]) -> Result<()> {
         self.length += part.len() as u64;
-        let ends = self.length.is_multiple_of(CHUNK);
-        if self.format.checksums == PageChecksums::Crc32 {
-            self.sum.update(part);
-            if ends {
-                self.close_sum();
-            }
+        if self.format.is_summed() {
+            self.add_sums(page_sums(part));
         }
         if self.format.compression == Compression::Lz4 {
             self.begun.extend(part);
-            if ends {
+            if self.length.is_multiple_of(CHUNK) {
                 self.compress()?;
             }
         }
         Ok(())
     }
 
+    /// The sums of the pages that follow those whose sums it has.
+    pub(crate) fn add_sums(&mut self, sums: impl Iterator<Item = u32>) {
+        for sum in sums {
+            self.begun_sums.extend(sum.to_le_bytes());
+            if self.begun_sums.len() as u64 == CHUNK / PAGE * size_of::<u32>() as u64 {
+                self.close_sum();
+            }
+        }
+    }
+
     fn close_sum(&mut self) {
-        let sum = std::mem::replace(&mut self.sum, crc32fast::Hasher::new());
-        self.sums.push(sum.finalize());
+        self.sums.push(crc32fast::hash(&self.begun_sums));
+        self.begun_sums.clear();
     }
 
     /// The chunk that has been begun is at its end.
@@ -271,10 +299,13 @@ impl SegmentWriter {
         Ok(())
     }
 
-    /// Leaves room at its end for pages that somebody else writes, which is only possible where they are stored bare.
+    /// Leaves room at its end for pages that somebody else writes, as they are. If it [`wants_sums`], their sums must
+    /// follow.
+    ///
+    /// [`wants_sums`]: Self::wants_sums
     pub(crate) fn reserve(&mut self, len: u64) -> Result<u64> {
-        if !self.format.is_bare() {
-            return Err(Error::new(ErrorKind::Kernel, "pages must not be written past their checksums"));
+        if !self.format.is_aligned() {
+            return Err(Error::new(ErrorKind::Kernel, "pages must not be written past their compression"));
         }
         let start = self.length;
         self.length += len;
@@ -284,10 +315,13 @@ impl SegmentWriter {
 
     /// What is to be known of it, if anything.
     pub(crate) fn finish(mut self) -> Result<Option<Chunks>> {
-        let PageFormat { checksums, compression } = self.format;
+        let compression = self.format.compression;
         let unfinished = !self.length.is_multiple_of(CHUNK);
-        if unfinished && checksums == PageChecksums::Crc32 {
+        if !self.begun_sums.is_empty() {
             self.close_sum();
+        }
+        if self.format.is_summed() && self.sums.len() as u64 != self.length.div_ceil(CHUNK) {
+            return Err(Error::new(ErrorKind::Kernel, "pages were written without their checksums"));
         }
         if unfinished && compression == Compression::Lz4 {
             self.compress()?;
@@ -299,7 +333,7 @@ impl SegmentWriter {
         }
         Ok((!self.format.is_bare()).then_some(Chunks {
             length: self.length,
-            sums: (checksums == PageChecksums::Crc32).then_some(self.sums),
+            sums: self.format.is_summed().then_some(self.sums),
             stored: (compression == Compression::Lz4).then_some(self.lengths),
         }))
     }
@@ -383,7 +417,8 @@ impl PageSegment {
         }
         let chunks = contents.chunks(CHUNK as usize).zip(sums.into_iter().flatten().skip(first));
         for ((chunk, sum), at) in chunks.zip((start..).step_by(CHUNK as usize)) {
-            if crc32fast::hash(chunk) != *sum {
+            let pages: Vec<u8> = page_sums(chunk).flat_map(u32::to_le_bytes).collect();
+            if crc32fast::hash(&pages) != *sum {
                 return Err(self.damaged(at, "the checksum does not match"));
             }
         }
@@ -463,7 +498,8 @@ mod tests {
         made.unwrap().into()
     }
 
-    const SUMMED: PageFormat = PageFormat { checksums: PageChecksums::Crc32, compression: Compression::None };
+    const SUMMED: PageFormat =
+        PageFormat { checksums: PageChecksums::Crc32c, compression: Compression::None };
     const BARE: PageFormat = PageFormat { checksums: PageChecksums::Off, ..SUMMED };
     const SQUEEZED: PageFormat = PageFormat { compression: Compression::Lz4, ..BARE };
     const BOTH: PageFormat = PageFormat { compression: Compression::Lz4, ..SUMMED };
@@ -536,28 +572,43 @@ mod tests {
         let summed = |length, count| Chunks { length, sums: Some(vec![0; count]), stored: None };
         let packed = |length, stored: &[u32]| Chunks { length, sums: None, stored: Some(stored.to_vec()) };
         let new = |length, chunks| PageSegment::new(stored(memory()), length, Some(chunks));
-        new(CHUNK + 1, summed(CHUNK + 1, 2)).unwrap();
-        new(11, packed(CHUNK + 1, &[10, 1])).unwrap();
+        const MORE: u64 = CHUNK + PAGE;
+        new(MORE, summed(MORE, 2)).unwrap();
+        new(11, packed(MORE, &[10, 1])).unwrap();
         for (length, wrong) in [
-            (CHUNK, summed(CHUNK + 1, 2)),
+            (CHUNK, summed(MORE, 2)),
             (CHUNK, summed(CHUNK, 0)),
             (CHUNK, summed(CHUNK, 2)),
+            (CHUNK - 1, summed(CHUNK - 1, 1)),
             (0, summed(u64::MAX, 1)),
-            (10, packed(CHUNK + 1, &[10])),
-            (10, packed(CHUNK + 1, &[10, 0])),
-            (12, packed(CHUNK + 1, &[10, 2])),
-            (12, packed(CHUNK + 1, &[10, 1])),
-            (CHUNK + 2, packed(CHUNK + 1, &[CHUNK as u32 + 1, 1])),
-            (1, packed(u64::MAX, &[1])),
+            (10, packed(MORE, &[10])),
+            (10, packed(MORE, &[10, 0])),
+            (10 + PAGE + 1, packed(MORE, &[10, PAGE as u32 + 1])),
+            (12, packed(MORE, &[10, 1])),
+            (CHUNK + 2, packed(MORE, &[CHUNK as u32 + 1, 1])),
+            (1, packed(u64::MAX - PAGE + 1, &[1])),
         ] {
             assert_eq!(new(length, wrong).unwrap_err().kind(), ErrorKind::Image);
         }
     }
 
     #[test]
-    fn nobody_writes_past_the_checksums() {
-        let mut writer = SegmentWriter::new(0, Out::File(memory()), SUMMED);
+    fn what_others_write_has_its_sums() {
+        let mut writer = SegmentWriter::new(0, Out::File(memory()), BOTH);
         writer.reserve(4096).unwrap_err();
+        let pages: Vec<u8> = (0..3 * CHUNK as usize + 8192).map(byte).collect();
+        let sums = |writer: SegmentWriter| writer.finish().unwrap().unwrap().sums.unwrap();
+        let mut appended = SegmentWriter::new(0, Out::File(memory()), SUMMED);
+        appended.append(&pages).unwrap();
+        let mut written = SegmentWriter::new(0, Out::File(memory()), SUMMED);
+        assert!(written.wants_sums());
+        written.append(&pages[..12288]).unwrap();
+        assert_eq!(written.reserve(pages.len() as u64 - 12288).unwrap(), 12288);
+        written.add_sums(page_sums(&pages[12288..]));
+        assert_eq!(sums(appended), sums(written));
+        let mut forgotten = SegmentWriter::new(0, Out::File(memory()), SUMMED);
+        forgotten.reserve(CHUNK).unwrap();
+        assert_eq!(forgotten.finish().unwrap_err().kind(), ErrorKind::Kernel);
         let mut writer = SegmentWriter::new(0, Out::File(memory()), BARE);
         assert_eq!((writer.reserve(4096).unwrap(), writer.reserve(4096).unwrap()), (0, 4096));
     }

@@ -119,6 +119,8 @@ pub(crate) struct Mapping {
     /// Pages that do not come from the file (any more), of those in memory.
     pub(crate) anonymous_kb: u64,
     pub(crate) swap_kb: u64,
+    /// Pages that the kernel may take back (MADV_FREE).
+    pub(crate) lazy_free_kb: u64,
     pub(crate) anon_hugepages_kb: u64,
     /// Pages of hugetlbfs count here, not in `rss_kb`.
     pub(crate) shared_hugetlb_kb: u64,
@@ -149,6 +151,7 @@ pub(crate) fn parse(text: &[u8]) -> Result<Vec<Mapping>, Malformed> {
             b"Rss" => (&mut mapping.rss_kb, "Rss"),
             b"Anonymous" => (&mut mapping.anonymous_kb, "Anonymous"),
             b"Swap" => (&mut mapping.swap_kb, "Swap"),
+            b"LazyFree" => (&mut mapping.lazy_free_kb, "LazyFree"),
             b"AnonHugePages" => (&mut mapping.anon_hugepages_kb, "AnonHugePages"),
             b"Shared_Hugetlb" => (&mut mapping.shared_hugetlb_kb, "Shared_Hugetlb"),
             b"Private_Hugetlb" => (&mut mapping.private_hugetlb_kb, "Private_Hugetlb"),
@@ -243,7 +246,7 @@ Private_Dirty:         0 kB
 Referenced:           20 kB
 Anonymous:            12 kB
 KSM:                   0 kB
-LazyFree:              0 kB
+LazyFree:             24 kB
 AnonHugePages:      2048 kB
 ShmemPmdMapped:        0 kB
 FilePmdMapped:         0 kB
@@ -295,6 +298,7 @@ VmFlags: ex
                 rss_kb: 20,
                 anonymous_kb: 12,
                 swap_kb: 8,
+                lazy_free_kb: 24,
                 anon_hugepages_kb: 2048,
                 shared_hugetlb_kb: 1,
                 private_hugetlb_kb: 2,

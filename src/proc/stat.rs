@@ -33,7 +33,8 @@ pub(crate) struct Stat {
     pub(crate) num_threads: u32,
     /// Since boot, of the time namespace of the reader.
     pub(crate) starttime: u64,
-    pub(crate) rsslim: u64,
+    /// In pages, and not exact.
+    pub(crate) rss: u64,
     pub(crate) start_code: u64,
     pub(crate) end_code: u64,
     pub(crate) start_stack: u64,
@@ -77,9 +78,9 @@ pub(crate) fn parse(text: &[u8]) -> Result<Stat, Malformed> {
         priority: fields.after(2, "priority")?, // cutime cstime
         nice: fields.next("nice")?,
         num_threads: fields.next("num_threads")?,
-        starttime: fields.after(1, "starttime")?, // itrealvalue
-        rsslim: fields.after(2, "rsslim")?,       // vsize rss
-        start_code: fields.next("startcode")?,
+        starttime: fields.after(1, "starttime")?,  // itrealvalue
+        rss: fields.after(1, "rss")?,              // vsize
+        start_code: fields.after(1, "startcode")?, // rsslim
         end_code: fields.next("endcode")?,
         start_stack: fields.next("startstack")?,
         wchan: fields.after(6, "wchan")?, // kstkesp kstkeip signal blocked sigignore sigcatch
@@ -138,7 +139,7 @@ pub(super) mod tests {
             nice: 0,
             num_threads: 1,
             starttime: 111127,
-            rsslim: u64::MAX,
+            rss: 3802,
             start_code: 93911216484352,
             end_code: 93911216484693,
             start_stack: 140734004803760,

@@ -6,8 +6,9 @@ use nix::errno::Errno;
 
 use super::Scratch;
 use crate::Pid;
-use crate::arch::ENTRY_WORDS;
+use crate::arch::{self, ENTRY_WORDS};
 use crate::error::{Error, Result, Subject};
+use crate::sys::PAGE;
 
 /// A system call by number, and by the name that errors show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +101,9 @@ pub(crate) mod sys {
     }
 }
 
+/// Not a system call, but a thing that the loop does by itself: see [`Batch::sum_pages`].
+const SUM_PAGES: Sys = Sys { number: arch::SUM_PAGES, name: "checksum" };
+
 /// One call of a batch: the key to its answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call(usize);
@@ -144,6 +148,15 @@ impl Batch {
         six.iter_mut().zip(args).for_each(|(slot, arg)| *slot = *arg);
         self.entries.push(Entry { sys, args: six, subject: self.subject.clone() });
         Call(self.entries.len() - 1)
+    }
+
+    /// Queues the sums of pages ([`arch::page_sum`]), which must be readable: where they will be. The processor must be
+    /// able to make them ([`arch::can_sum`]).
+    pub(crate) fn sum_pages(&mut self, pages: &Range<u64>) -> Output {
+        let count = (pages.end - pages.start) / PAGE;
+        let sums = self.output(count as usize * size_of::<u32>());
+        self.call(SUM_PAGES, &[pages.start, sums.addr, count]);
+        sums
     }
 
     /// What the calls from here on are about, for their errors.

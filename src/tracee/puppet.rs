@@ -494,7 +494,7 @@ pub(crate) struct Springboard {
 
 impl Springboard {
     /// The end of the vdso that may hold it.
-    pub(crate) const ROOM: u64 = 128;
+    pub(crate) const ROOM: u64 = 256;
 
     /// Can an instruction at this address be the code's? It is at the end of a page.
     pub(crate) fn may_be_at(pc: u64) -> bool {

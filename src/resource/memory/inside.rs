@@ -1,6 +1,6 @@
 //! Pages written by the task that owns them: one copy instead of two.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::IoSlice;
 use std::ops::Range;
@@ -9,27 +9,32 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
+use super::{Run, pages};
 use crate::Pid;
 use crate::error::{Error, ErrorKind, NameCall, Result, Subject};
 use crate::freeze::Process;
+use crate::image::SegmentWriter;
+use crate::proc::smaps::{Mapping, Prot, VmFlags};
 use crate::proc::{limits, read};
 use crate::resource::fds::open_fds;
 use crate::sys::{direct, kcmp_file, pidfd};
-use crate::tracee::{Batch, Call, LastWill, Puppet, Scratch, run_together, sys, with_hands};
+use crate::tracee::{Answers, Batch, Call, LastWill, Memory, Output, Puppet, Scratch, sys, with_hands};
 
-/// Bytes of one remote write, and of one batch of them.
-const WRITE: u64 = 4 * 1024 * 1024;
-const BATCH: u64 = 256 * 1024 * 1024;
+/// Bytes of one remote write: what has been summed up is still in the processor's cache then.
+const WRITE: u64 = 512 * 1024;
+
+/// What a writer gets at once, at least, and which part of its share.
+const TURN: u64 = 4 * 1024 * 1024;
+const TURNS: u64 = 16;
 
 /// Writers at the same time: of each one's file the task has a descriptor, which its last will closes.
 pub(super) const MOST: usize = Scratch::LAST_WILL;
 
-/// What one writer is to do: write ranges of memory, back to back, to a file of its own.
-pub(crate) struct Share<'f> {
-    pub(crate) file: &'f File,
-    /// Where in the file they go.
-    pub(crate) offset: u64,
-    pub(crate) ranges: Vec<Range<u64>>,
+/// Ranges of memory that are to be written, by one writer to each segment.
+pub(crate) struct Work<'w> {
+    pub(super) segments: Vec<&'w mut SegmentWriter>,
+    pub(super) ranges: Vec<Range<u64>>,
+    pub(super) tell: &'w mut dyn FnMut(u64) -> Result<()>,
 }
 
 /// May this process write a large file of ours, and have it open? A limit on file sizes would also send it a signal.
@@ -44,40 +49,95 @@ pub(crate) fn is_possible(process: &Process) -> bool {
         && highest.is_some_and(|number| (number as u64) < limits[libc::RLIMIT_NOFILE as usize].soft)
 }
 
-/// Has the task write its memory, by one thread for each share where it can have so many. More than one to a
+/// Can a task read the mapping there itself, and will it read the same twice? Pages that the kernel may drop
+/// (MADV_FREE, MAP_DROPPABLE) can turn into zeroes at any time.
+pub(crate) fn is_steady(mappings: &[Mapping], address: u64) -> bool {
+    let at = mappings.partition_point(|mapping| mapping.end <= address);
+    mappings.get(at).filter(|mapping| mapping.start <= address).is_some_and(|mapping| {
+        let readable = mapping.prot.contains(Prot::READ) && mapping.protection_key == 0;
+        readable && mapping.lazy_free_kb == 0 && !mapping.flags.contains(VmFlags::DROPPABLE)
+    })
+}
+
+/// Has the task write its memory, by one thread for each segment where it can have so many. More than one to a
 /// file would wait for each other.
-pub(crate) fn write(speaker: &mut Puppet<'_>, shares: &[Share<'_>]) -> Result<()> {
-    with_hands(speaker, shares.len().saturating_sub(1), |writers| {
-        let Some((speaker, _)) = writers.split_first_mut() else { return Ok(()) };
-        let lent = Lent::lend(speaker, shares)?;
-        let mut work: Vec<Work<'_>> =
-            lent.0.iter().zip(shares).map(|(number, share)| Work::of(*number, share)).collect();
-        let written = work.chunks_mut(writers.len()).try_for_each(|some| write_together(writers, some));
+pub(crate) fn write(speaker: &mut Puppet<'_>, work: Work<'_>) -> Result<Vec<Run>> {
+    let Work { segments, ranges, tell } = work;
+    let turn = pages::size(&ranges) / (segments.len() as u64 * TURNS).max(1);
+    let left = Left::of(ranges, turn.max(TURN));
+    with_hands(speaker, segments.len().saturating_sub(1), |writers| {
+        let Some((speaker, _)) = writers.split_first_mut() else { return Ok(Vec::new()) };
+        let files = segments.iter().map(|segment| segment.file()).collect::<Result<Vec<_>>>()?;
+        let lent = Lent::lend(speaker, &files)?;
+        let lanes =
+            segments.into_iter().zip(&lent.0).map(|(segment, number)| Lane { segment, number: *number });
+        let written = write_together(writers, &mut lanes.collect::<Vec<_>>(), left, tell);
         let Some((speaker, _)) = writers.split_first_mut() else { return written };
         lent.take_back(speaker).and(written)
     })
 }
 
-fn write_together(writers: &mut [&mut Puppet<'_>], work: &mut [Work<'_>]) -> Result<()> {
-    while work.iter().any(|work| !work.left.is_empty()) {
-        let planned = writers.iter().zip(&mut *work).map(|(writer, work)| work.plan(writer.batch()));
-        let (batches, planned): (Vec<_>, Vec<_>) = planned.unzip();
-        let answers = run_together(writers, batches)?;
-        for (((writer, work), answers), writes) in writers.iter().zip(&*work).zip(answers).zip(planned) {
-            writes.into_iter().try_for_each(|write| work.complete(writer, answers.get(write.call), write))?;
-        }
+/// Every writer gets the next turn when it is done with one: some are slower than others. Whatever happens, all of them
+/// are waited for.
+fn write_together(
+    writers: &mut [&mut Puppet<'_>],
+    lanes: &mut [Lane<'_>],
+    mut left: Left,
+    tell: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<Vec<Run>> {
+    let (mut runs, mut under_way) = (Vec::new(), VecDeque::new());
+    let mut begun = |index, writer: &mut Puppet<'_>, lane: &mut Lane<'_>| {
+        let (batch, writes) = lane.plan(writer.batch(), &mut left, &mut runs)?;
+        (!writes.is_empty()).then(|| writer.start(batch).map(|()| (index, writes))).transpose()
+    };
+    let mut written = Ok(());
+    for (index, (writer, lane)) in writers.iter_mut().zip(&mut *lanes).enumerate() {
+        written = written.and_then(|()| begun(index, writer, lane).map(|turn| under_way.extend(turn)));
     }
-    Ok(())
+    while let Some((index, writes)) = under_way.pop_front() {
+        let (Some(writer), Some(lane)) = (writers.get_mut(index), lanes.get_mut(index)) else { continue };
+        let answers = writer.finish();
+        written = written.and_then(|()| {
+            let answers = answers?;
+            under_way.extend(begun(index, writer, lane)?);
+            let len = writes.iter().map(Write::len).sum();
+            writes.into_iter().try_for_each(|write| lane.complete(writer.memory(), &answers, write))?;
+            tell(len)
+        });
+    }
+    written.map(|()| runs)
 }
 
-/// A share that is being worked on.
-struct Work<'f> {
-    /// Of the file, in the task.
-    number: RawFd,
-    file: &'f File,
-    offset: u64,
+/// What is left to be written.
+struct Left {
     /// In reverse order: the next one is last.
-    left: Vec<Range<u64>>,
+    ranges: Vec<Range<u64>>,
+    /// Has a part of it been taken?
+    begun: bool,
+    /// How much is taken at once.
+    turn: u64,
+}
+
+impl Left {
+    fn of(mut ranges: Vec<Range<u64>>, turn: u64) -> Self {
+        ranges.reverse();
+        Self { ranges, begun: false, turn }
+    }
+
+    /// The next piece; does it go on where the last one ended, in the same range?
+    fn next(&mut self) -> Option<(Range<u64>, bool)> {
+        let range = self.ranges.pop()?;
+        let piece = range.start..range.end.min(range.start + WRITE);
+        let goes_on = std::mem::replace(&mut self.begun, piece.end < range.end);
+        self.ranges.extend(self.begun.then_some(piece.end..range.end));
+        Some((piece, goes_on))
+    }
+}
+
+/// A segment, and the task's descriptor of its file.
+struct Lane<'w> {
+    segment: &'w mut SegmentWriter,
+    number: RawFd,
 }
 
 /// One write in a batch.
@@ -85,47 +145,59 @@ struct Write {
     call: Call,
     piece: Range<u64>,
     offset: u64,
+    sums: Option<Output>,
 }
 
-impl<'f> Work<'f> {
-    fn of(number: RawFd, share: &Share<'f>) -> Self {
-        let left = share.ranges.iter().rev().cloned().collect();
-        Self { number, file: share.file, offset: share.offset, left }
+impl Write {
+    fn len(&self) -> u64 {
+        self.piece.end - self.piece.start
     }
+}
 
-    /// As much of it as goes into one batch.
-    fn plan(&mut self, mut batch: Batch) -> (Batch, Vec<Write>) {
-        let (mut writes, mut len) = (Vec::new(), 0);
-        while len < BATCH && !batch.is_nearly_full() {
-            let Some(range) = self.left.pop() else { break };
-            let piece = range.start..range.end.min(range.start + WRITE);
-            if piece.end < range.end {
-                self.left.push(piece.end..range.end);
+impl Lane<'_> {
+    /// The work of one turn.
+    fn plan(
+        &mut self,
+        mut batch: Batch,
+        left: &mut Left,
+        runs: &mut Vec<Run>,
+    ) -> Result<(Batch, Vec<Write>)> {
+        let (mut writes, end) = (Vec::new(), self.segment.end() + left.turn);
+        while !batch.is_nearly_full() && self.segment.end() < end {
+            let Some((piece, goes_on)) = left.next() else { break };
+            let len = piece.end - piece.start;
+            let offset = self.segment.reserve(len)?;
+            match runs.last_mut().filter(|run| goes_on && run.segment == self.segment.index) {
+                Some(run) => run.len += len,
+                None => runs.push(Run { addr: piece.start, len, segment: self.segment.index, offset }),
             }
-            let (size, offset) = (piece.end - piece.start, self.offset);
             batch.about(Subject::Vma { start: piece.start, end: piece.end, what: String::new() });
-            let call = batch.call(sys::pwrite64, &[self.number as u64, piece.start, size, offset]);
-            writes.push(Write { call, piece, offset });
-            self.offset += size;
-            len += size;
+            let sums = self.segment.wants_sums().then(|| batch.sum_pages(&piece));
+            let call = batch.call(sys::pwrite64, &[self.number as u64, piece.start, len, offset]);
+            writes.push(Write { call, piece, offset, sums });
         }
-        (batch, writes)
+        Ok((batch, writes))
     }
 
     /// What the task may not read itself, or what a full disk cut short, is written from outside.
-    fn complete(&self, puppet: &Puppet<'_>, wrote: Result<u64>, write: Write) -> Result<()> {
-        let Write { piece, offset, .. } = write;
-        let done = match wrote {
+    fn complete(&mut self, memory: &Memory, answers: &Answers, write: Write) -> Result<()> {
+        let len = write.len();
+        let Write { call, piece, offset, sums } = write;
+        let done = match answers.get(call) {
             Ok(done) => done,
             // Or what cannot be written past the page cache.
             Err(error) if matches!(error.raw_errno(), Some(Errno::EFAULT | Errno::EINVAL)) => 0,
             Err(error) => return Err(error),
         };
-        if done == piece.end - piece.start {
+        if let Some(sums) = sums {
+            let (sums, _) = answers.bytes(&sums).as_chunks();
+            self.segment.add_sums(sums.iter().map(|sum| u32::from_ne_bytes(*sum)));
+        }
+        if done == len {
             return Ok(());
         }
-        let rest = puppet.memory().read_vec(piece.start + done, (piece.end - piece.start - done) as usize)?;
-        direct::write_all_at(self.file, &rest, offset + done).call("pwrite")
+        let rest = memory.read_vec(piece.start + done, (len - done) as usize)?;
+        direct::write_all_at(self.segment.file()?, &rest, offset + done).call("pwrite")
     }
 }
 
@@ -135,9 +207,9 @@ struct Lent(Vec<RawFd>);
 impl Lent {
     /// Should we die, the task closes again what it has been given. The numbers are known in advance: the kernel
     /// takes the lowest that are free, and nobody else of the process runs.
-    fn lend(puppet: &mut Puppet<'_>, shares: &[Share<'_>]) -> Result<Self> {
+    fn lend(puppet: &mut Puppet<'_>, files: &[&File]) -> Result<Self> {
         let tid = puppet.tracee().tid();
-        let numbers = free_numbers(tid, shares.len() + 2)?;
+        let numbers = free_numbers(tid, files.len() + 2)?;
         let (pair, lent) = numbers.split_at(2);
         let (&[near, far], lent) = (pair, lent.to_vec()) else { return Err(surprise(tid)) };
         puppet.if_we_die(closes(pair));
@@ -151,12 +223,12 @@ impl Lent {
         if answers.bytes(&got) != expected {
             return Err(surprise(tid));
         }
-        let sent = send(puppet, near, shares);
+        let sent = send(puppet, near, files);
         puppet.if_we_die(closes(&lent));
         let mut batch = puppet.batch();
         let byte = batch.output(16);
         let vector = batch.input_words(&[byte.addr, 1]);
-        let space = 16 + (4 * shares.len()).next_multiple_of(8);
+        let space = 16 + (4 * files.len()).next_multiple_of(8);
         let control = batch.output(space);
         let header = batch.input_words(&[0, 0, vector, 1, control.addr, space as u64, 0]);
         let flags = (libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT) as u64;
@@ -165,8 +237,8 @@ impl Lent {
         let answers = puppet.run(batch)?;
         sent.and(answers.get(received))?;
         let own = Pid::from(std::process::id());
-        let arrived = lent.iter().zip(shares).all(|(number, share)| {
-            kcmp_file((tid, *number), (own, share.file.as_raw_fd())) == Ok(std::cmp::Ordering::Equal)
+        let arrived = lent.iter().zip(files).all(|(number, file)| {
+            kcmp_file((tid, *number), (own, file.as_raw_fd())) == Ok(std::cmp::Ordering::Equal)
         });
         if arrived { Ok(Self(lent)) } else { Err(surprise(tid)) }
     }
@@ -199,11 +271,46 @@ pub(super) fn free_numbers(tid: Pid, count: usize) -> Result<Vec<RawFd>> {
     Ok((0..).filter(|number| !taken.contains(number)).take(count).collect())
 }
 
-fn send(puppet: &Puppet<'_>, near: RawFd, shares: &[Share<'_>]) -> Result<()> {
+fn send(puppet: &Puppet<'_>, near: RawFd, files: &[&File]) -> Result<()> {
     let pidfd = pidfd::open(puppet.tgid()).call("pidfd_open")?;
     let ours = pidfd::get_fd(pidfd.as_fd(), near).call("pidfd_getfd")?;
-    let rights: Vec<RawFd> = shares.iter().map(|share| share.file.as_raw_fd()).collect();
+    let rights: Vec<RawFd> = files.iter().map(|file| file.as_raw_fd()).collect();
     let message = [IoSlice::new(b"f")];
     let control = [ControlMessage::ScmRights(&rights)];
     sendmsg::<()>(ours.as_raw_fd(), &message, &control, MsgFlags::empty(), None).call("sendmsg").map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_taken_in_pieces_that_do_not_join_them() {
+        let mut left = Left::of(vec![0..2 * WRITE + 4096, 2 * WRITE + 4096..2 * WRITE + 8192], TURN);
+        let expected = [
+            (0..WRITE, false),
+            (WRITE..2 * WRITE, true),
+            (2 * WRITE..2 * WRITE + 4096, true),
+            (2 * WRITE + 4096..2 * WRITE + 8192, false),
+        ];
+        for piece in expected {
+            assert_eq!(left.next(), Some(piece));
+        }
+        assert_eq!(left.next(), None);
+    }
+
+    #[test]
+    fn only_what_is_read_twice_alike_is_summed_up_by_tasks() {
+        let mapping = |start, prot| Mapping { start, end: start + 10, prot, ..Mapping::default() };
+        let mappings = [
+            mapping(0, Prot::READ),
+            mapping(10, Prot::WRITE),
+            Mapping { protection_key: 1, ..mapping(20, Prot::READ) },
+            Mapping { lazy_free_kb: 4, ..mapping(30, Prot::READ) },
+            Mapping { flags: VmFlags::DROPPABLE, ..mapping(40, Prot::READ) },
+            mapping(60, Prot::READ | Prot::WRITE),
+        ];
+        let steady: Vec<u64> = (0..75).step_by(5).filter(|address| is_steady(&mappings, *address)).collect();
+        assert_eq!(steady, [0, 5, 60, 65]);
+    }
 }

@@ -12,6 +12,7 @@ mod parent;
 mod places;
 mod policy;
 mod shared;
+mod survey;
 mod sysv;
 mod tracking;
 mod vdso;
@@ -39,10 +40,11 @@ use policy::RangePolicy;
 pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared, seal};
 pub(crate) use kin::{Inheritance, Kin, Relatives, overlap, without};
 pub(crate) use layout::Layout;
-pub(crate) use pages::{Counts, FromInside, Own, PageWriter, Populated, Run, Segments, Span, Whose};
+pub(crate) use pages::{Counts, FromInside, Own, PageWriter, Run, Segments, Whose};
 pub(crate) use parent::{Paged, Parent, PreDumped};
 pub(crate) use places::{Moved, Places};
 pub(crate) use shared::{Origin, SharedObject, SharedObjects};
+pub(crate) use survey::{Populated, Scan, Span, Survey};
 pub(crate) use sysv::Made;
 pub(crate) use tracking::{Stock, descriptor};
 pub use tracking::{Tracker, Watch};
@@ -196,26 +198,6 @@ impl Paged for AddressSpace {
 /// The mappings of a stopped process, before anything of ours is mapped.
 pub(crate) fn mappings(pid: Pid) -> Result<Vec<Mapping>> {
     read::parsed(pid, "smaps", smaps::parse)
-}
-
-/// The same of several processes, by several threads: the kernel looks at every page.
-pub(crate) fn mappings_of_all(pids: &[Pid], threads: usize) -> Result<BTreeMap<Pid, Vec<Mapping>>> {
-    let each = pids.len().div_ceil(threads.max(1)).max(1);
-    std::thread::scope(|scope| {
-        let mut readers = Vec::new();
-        for some in pids.chunks(each) {
-            let read = move || some.iter().map(|pid| Ok((*pid, mappings(*pid).of(*pid)?))).collect();
-            let reader = std::thread::Builder::new().name("cryosleep-maps".into());
-            readers.push(reader.spawn_scoped(scope, read).call("clone")?);
-        }
-        let ended = || Error::new(ErrorKind::Kernel, "a reading thread ended early");
-        let mut all = BTreeMap::new();
-        for reader in readers {
-            let read: Result<Vec<_>> = reader.join().unwrap_or_else(|_| Err(ended()));
-            all.extend(read?);
-        }
-        Ok(all)
-    })
 }
 
 /// The same without what is expensive: where they are, and what of.

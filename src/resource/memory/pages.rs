@@ -1,8 +1,8 @@
 //! Pages: from a stopped task into the segments of an image, and back.
 //!
-//! They go through buffers of ours, where they are looked at: pages of zeroes are left out, the others summed up. Where
-//! nothing is to be known of them, a task writes large amounts itself, which copies them once instead of twice. Pages
-//! that were never touched, that are the kernel's page of zeroes or that still are what their file says are not stored.
+//! Large amounts are written, and summed up before, by the task itself, which copies them once instead of twice. The
+//! others go through buffers of ours, where pages of zeroes are left out. Pages that were never touched, that are the
+//! kernel's page of zeroes or that still are what their file says are not stored.
 
 use std::fs::File;
 use std::ops::Range;
@@ -13,17 +13,17 @@ use std::sync::mpsc;
 use nix::errno::Errno;
 
 use super::AddressSpace;
-use super::inside::{self, Share};
+use super::inside::{self, Work};
 use super::kin::{self, Relatives};
 use super::parent::{Known, Paged, Parent};
-use super::tracking::{Stock, pagemap_of};
+use super::survey::{Populated, Scan};
+use super::tracking::Stock;
 use crate::Pid;
-use crate::error::{Context, Error, ErrorKind, NameCall, Result};
+use crate::error::{Error, ErrorKind, NameCall, Result};
 use crate::hooks::Progress;
 use crate::image::{Decode, Encode, Image, ImageSink, Owner, Records, SegmentWriter};
 use crate::sys::PAGE;
 use crate::sys::direct::PageBuffer;
-use crate::sys::pagemap::{Page, Query, scan};
 use crate::tracee::Memory;
 
 /// Consecutive pages and where their contents are.
@@ -77,6 +77,7 @@ pub(crate) struct Whose<'k> {
     pub(crate) pid: Pid,
     /// By which the image knows the process.
     pub(crate) number: u32,
+    pub(crate) pages: &'k Scan,
     pub(crate) relatives: Relatives<'k>,
     pub(crate) stock: &'k Stock,
 }
@@ -90,10 +91,12 @@ pub(crate) struct Own<'s> {
     pub(crate) swapped: Vec<Range<u64>>,
 }
 
-/// Writes a task's memory from inside the task.
+/// How a task's memory is written from inside the task.
 pub(crate) struct FromInside<'p> {
     pub(crate) is_possible: &'p dyn Fn() -> bool,
-    pub(crate) write: &'p mut dyn FnMut(&[Share<'_>]) -> Result<()>,
+    /// Can the task read the mapping there, and will it read the same twice? Otherwise it cannot sum it up.
+    pub(crate) is_steady: &'p dyn Fn(u64) -> bool,
+    pub(crate) write: &'p mut dyn FnMut(Work<'_>) -> Result<Vec<Run>>,
 }
 
 impl<'h> PageWriter<'h> {
@@ -141,12 +144,12 @@ impl<'h> PageWriter<'h> {
     pub(crate) fn write_private(
         &mut self,
         space: &mut AddressSpace,
-        Whose { pid, number, relatives, stock }: Whose<'_>,
+        Whose { pid, number, pages, relatives, stock }: Whose<'_>,
         memory: &Memory,
         inside: FromInside<'_>,
         image: &mut dyn ImageSink,
     ) -> Result<()> {
-        let Populated { data, swapped, guards } = Populated::scan(&space.spans(), pid)?;
+        let Populated { data, swapped, guards } = pages.populated(&space.spans());
         space.guards = guards.iter().map(|range| (range.start, range.end)).collect();
         let common = match relatives {
             Relatives::Some(Some(kin)) => kin.common(pid, &data)?,
@@ -188,45 +191,39 @@ impl<'h> PageWriter<'h> {
         kept.extend(quiet);
         kept.sort_unstable_by_key(|run| run.addr);
         let ranges = kin::without(&own.data, kept.iter().map(Run::range));
-        let large = size(&ranges) >= LARGE && image.lends_files();
-        let written = match inside.filter(|inside| large && (inside.is_possible)()) {
-            Some(inside) => self.write_inside(&ranges, inside.write, image)?,
-            None => self.write_ranges(&ranges, source, sparse, image)?,
+        let (inner, outer) = match inside {
+            Some(inside) if image.lends_files() => self.write_inside(ranges, &own.swapped, inside, image)?,
+            _ => (Vec::new(), ranges),
         };
-        kept.extend(written);
+        kept.extend(inner);
+        kept.extend(self.write_ranges(&outer, source, sparse, image)?);
         kept.sort_unstable_by_key(|run| run.addr);
         Ok(kept)
     }
 
+    /// Has the task write what it can, if that is much. Gives the runs, and what is left.
     fn write_inside(
         &mut self,
-        ranges: &[Range<u64>],
-        write: &mut dyn FnMut(&[Share<'_>]) -> Result<()>,
+        ranges: Vec<Range<u64>>,
+        swapped: &[Range<u64>],
+        FromInside { is_possible, is_steady, write }: FromInside<'_>,
         image: &mut dyn ImageSink,
-    ) -> Result<Vec<Run>> {
-        let total = size(ranges);
-        let parts = self.parts(ranges, image)?;
-        let (mut runs, mut starts) = (Vec::new(), Vec::new());
-        for (Lane { segment, .. }, part) in self.lanes.iter_mut().zip(&parts) {
-            let start = segment.reserve(size(part))?;
-            starts.push(start);
-            let mut offset = start;
-            for range in part {
-                runs.push(Run {
-                    addr: range.start,
-                    len: range.end - range.start,
-                    segment: segment.index,
-                    offset,
-                });
-                offset += range.end - range.start;
-            }
+    ) -> Result<(Vec<Run>, Vec<Range<u64>>)> {
+        if size(&ranges) < LARGE {
+            return Ok((Vec::new(), ranges));
         }
-        let lanes = self.lanes.iter().zip(starts).zip(parts);
-        let shares =
-            lanes.map(|((lane, offset), ranges)| Ok(Share { file: lane.segment.file()?, offset, ranges }));
-        write(&shares.collect::<Result<Vec<_>>>()?)?;
-        account(total, &mut self.counts, self.progress)?;
-        Ok(runs)
+        let steady: Vec<_> = ranges.iter().filter(|range| is_steady(range.start)).cloned().collect();
+        // What cannot be read back from where it was swapped to would end the program, should it try.
+        let inner = kin::without(&steady, swapped.iter().cloned());
+        if size(&inner) < LARGE || !is_possible() {
+            return Ok((Vec::new(), ranges));
+        }
+        let outer = kin::without(&ranges, inner.iter().cloned());
+        let writers = self.parts(&inner, image)?.len();
+        let (counts, progress) = (&mut self.counts, &mut *self.progress);
+        let mut tell = |len| account(len, counts, progress);
+        let segments = self.lanes.iter_mut().map(|lane| &mut lane.segment).take(writers).collect();
+        Ok((write(Work { segments, ranges: inner, tell: &mut tell })?, outer))
     }
 
     /// What each writer gets of this work: each has a lane then, with room for it.
@@ -476,7 +473,7 @@ fn squeeze(
     kept
 }
 
-fn size(ranges: &[Range<u64>]) -> u64 {
+pub(super) fn size(ranges: &[Range<u64>]) -> u64 {
     ranges.iter().map(|range| range.end - range.start).sum()
 }
 
@@ -538,76 +535,6 @@ fn split(range: Range<u64>, most: u64) -> impl Iterator<Item = Range<u64>> {
 
 fn is_zero(page: &[u8]) -> bool {
     page.chunks_exact(64).all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
-}
-
-/// A mapping, as a scan of page tables sees it. They are in order.
-pub(crate) struct Span {
-    pub(crate) range: Range<u64>,
-    /// Does the process have pages of its own in it?
-    pub(crate) private: bool,
-}
-
-impl AddressSpace {
-    fn spans(&self) -> Vec<Span> {
-        self.vmas.iter().map(|vma| Span { range: vma.range(), private: vma.is_private() }).collect()
-    }
-}
-
-/// What a scan of page tables has found.
-#[derive(Default)]
-pub(crate) struct Populated {
-    /// Pages that belong to the process alone: present or swapped out, and not the page cache's.
-    pub(crate) data: Vec<Range<u64>>,
-    /// Those of them that are swapped out.
-    pub(crate) swapped: Vec<Range<u64>>,
-    /// Guard regions (MADV_GUARD_INSTALL).
-    guards: Vec<Range<u64>>,
-}
-
-impl Populated {
-    pub(crate) fn scan(spans: &[Span], pid: Pid) -> Result<Self> {
-        let pagemap = pagemap_of(pid)?;
-        let populated = Page::PRESENT | Page::SWAPPED;
-        match Self::query(spans, &pagemap, populated | Page::GUARD) {
-            // Linux before 6.15 does not know that category.
-            Err(error) if error.raw_errno() == Some(Errno::EINVAL) => Self::query(spans, &pagemap, populated),
-            found => found,
-        }
-    }
-
-    fn query(spans: &[Span], pagemap: &File, any: Page) -> Result<Self> {
-        let mut found = Self::default();
-        let (Some(first), Some(last)) = (spans.first(), spans.last()) else { return Ok(found) };
-        let mut spans = spans.iter().peekable();
-        let query = Query { any, none: Page::FILE | Page::PFNZERO };
-        let take = |range: Range<u64>, page: Page| {
-            let mut at = range.start;
-            while at < range.end {
-                while spans.next_if(|span| span.range.end <= at).is_some() {}
-                let Some(span) = spans.peek() else { return };
-                let piece = at.max(span.range.start)..range.end.min(span.range.end);
-                at = span.range.end;
-                let guard = page.contains(Page::GUARD);
-                if piece.start < piece.end && (guard || span.private) {
-                    found.swapped.extend(page.contains(Page::SWAPPED).then(|| piece.clone()));
-                    found.add(piece, guard, span.range.start);
-                }
-            }
-        };
-        scan(pagemap, first.range.start..last.range.end, query, take)
-            .call("ioctl(PAGEMAP_SCAN)")
-            .hint("PAGEMAP_SCAN needs Linux 6.7")?;
-        Ok(found)
-    }
-
-    /// Ranges end where mappings do, even if the next one follows at once.
-    fn add(&mut self, piece: Range<u64>, guard: bool, vma_start: u64) {
-        let ranges = if guard { &mut self.guards } else { &mut self.data };
-        match ranges.last_mut() {
-            Some(last) if last.end == piece.start && piece.start != vma_start => last.end = piece.end,
-            _ => ranges.push(piece),
-        }
-    }
 }
 
 /// Restore: the page segments of an image, with the bounds that runs are held against.
