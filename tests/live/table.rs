@@ -83,6 +83,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("eventfds_and_signalfds", Subject::new(C("eventfiles"), &["counters"])),
     ("timerfds", Subject::new(C("eventfiles"), &["timers"])),
     ("pidfds", Subject::new(C("eventfiles"), &["pidfds"]).only_original()),
+    ("pidfds_of_living", Subject::new(C("eventfiles"), &["pidfds_of_living"]).only_namespaced()),
     ("epolls", Subject::new(C("eventfiles"), &["epolls"])),
     ("inotify", Subject::new(C("eventfiles"), &["inotify"])),
     ("fanotify", Subject::new(C("eventfiles"), &["fanotify"])),
