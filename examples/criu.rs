@@ -5,6 +5,9 @@
 //! know, or what the library cannot do yet, is an error that names the option.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it is a program, not a library
 
+#[path = "support/keeper.rs"]
+mod keeper;
+
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -17,15 +20,19 @@ use std::time::Duration;
 use cryosleep::check::{Feature, Features, Need};
 use cryosleep::{
     AfterDump, Checkpoint, DevicePaths, Event, Exit, External, FileValidation, Hooks, LinkRemap, OuterPipes,
-    OuterSession, Pid, Restore, Restored,
+    OuterSession, Pid, Restore, Restored, Tracker,
 };
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use tracing_subscriber::filter::LevelFilter;
 
 type Failure = Box<dyn Error + Send + Sync>;
 type Result<T, E = Failure> = std::result::Result<T, E>;
 
 fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    if let (Some(keeper::COMMAND), Some(name)) = (words.next().as_deref(), words.next()) {
+        return keeper::run(&name).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
     let mut settings = Settings::default();
     let parsed = settings.parse(std::env::args().skip(1));
     if let Err(error) = settings.prepare() {
@@ -53,6 +60,8 @@ struct Settings {
     images: Option<PathBuf>,
     /// Of the image that this one is to be a child of, seen from its own directory.
     previous: Option<PathBuf>,
+    /// Have writes noted until the next dump.
+    track: bool,
     work: Option<PathBuf>,
     log: Option<PathBuf>,
     verbosity: Verbosity,
@@ -158,9 +167,8 @@ const OPTIONS: &[Opt] = &[
     Opt(DUMP, ' ', "freeze-cgroup", NotYet),
     Opt(DUMP, ' ', "skip-in-flight", NotYet),
     Opt(DUMP, ' ', "network-lock", NotYet),
-    // Each command is a process of its own, which knows of no writes before: the pages are compared.
-    // Nothing is tracked between two runs: pages are compared with those of --prev-images-dir instead.
-    Opt(DUMP, ' ', "track-mem", Flag(|_| Ok(()))),
+    // Without it pages are compared with those of --prev-images-dir.
+    Opt(DUMP, ' ', "track-mem", Flag(|s| turn_on(&mut s.track))),
     Opt(DUMP, ' ', "prev-images-dir", Takes(|s, v| set(&mut s.previous, v.into()))),
     Opt(DUMP, ' ', "auto-dedup", NotYet),
     Opt(DUMP, ' ', "page-server", NotYet),
@@ -446,11 +454,25 @@ impl Settings {
         if let Some(previous) = &self.previous {
             checkpoint = checkpoint.parent(images.join(previous));
         }
+        // If there is no such process, the checkpoint says so.
+        let target = keeper::Target::of(tree).ok();
+        let kept = target.as_ref().and_then(kept_tracker);
+        let mut tracker = kept.or(self.track.then(Tracker::new));
+        if let Some(tracker) = &mut tracker {
+            checkpoint = checkpoint.tracker(tracker);
+        }
+        let ends = self.command == Some(Action::Dump) && self.after == AfterDump::Kill;
         let dumped = match self.command {
             Some(Action::PreDump) => checkpoint.pre_dump(&images)?,
             _ => checkpoint.write_to(&images)?,
         };
         info!(stats = ?dumped.stats, "dumped");
+        if let (Some(target), Some(tracker), true) = (target, tracker, self.track && !ends) {
+            match target.keep(tracker) {
+                Ok(()) => info!("a process keeps the tracker"),
+                Err(error) => warn!("nobody keeps the tracker: {error}"),
+            }
+        }
         self.tell_status()?;
         Ok(ExitCode::SUCCESS)
     }
@@ -505,6 +527,12 @@ impl Settings {
         let told = told.and_then(|mut status| status.write_all(&[0]));
         told.map_err(|error| format!("option --status-fd: descriptor {fd}: {error}").into())
     }
+}
+
+/// Without it pages are compared.
+fn kept_tracker(target: &keeper::Target) -> Option<Tracker> {
+    let taken = target.take();
+    taken.inspect_err(|error| warn!("the tracker that was kept is lost: {error}")).ok().flatten()
 }
 
 fn command(word: &str) -> Option<Action> {

@@ -428,7 +428,7 @@ features! {
         name: "uffd", criu: Some("uffd"), since: (5, 11), need: Optional,
         source: "userfaultfd(2)",
         hint: "without it (CONFIG_USERFAULTFD, Linux 5.11) large memory is restored by plain writes, more slowly",
-        ask: |_| Ok(probe::userfaultfd(0)?),
+        ask: |_| Ok(probe::userfaultfd(0).map(drop)?),
     }
     /// User namespaces can be made, in which an ordinary user has the privileges that a restore needs.
     UserNamespaces {
@@ -458,13 +458,13 @@ features! {
     }
     /// Write tracking without a handler (userfaultfd(2), UFFD_FEATURE_WP_ASYNC).
     VmWriteTracking {
-        name: "uffd_wp_async", criu: Some("mem_dirty_track"), since: (6, 7), need: Unused,
+        name: "uffd_wp_async", criu: Some("mem_dirty_track"), since: (6, 7), need: Optional,
         source: "Documentation/admin-guide/mm/userfaultfd.rst",
-        hint: "needs Linux 6.7 with CONFIG_PTE_MARKER_UFFD_WP",
+        hint: "without it a Tracker notes nothing, and pages are compared; needs Linux 6.7 with CONFIG_PTE_MARKER_UFFD_WP",
         ask: |_| {
             const WP_UNPOPULATED: u64 = 1 << 13;
             const WP_ASYNC: u64 = 1 << 15;
-            Ok(probe::userfaultfd(WP_UNPOPULATED | WP_ASYNC)?)
+            Ok(probe::userfaultfd(WP_UNPOPULATED | WP_ASYNC).map(drop)?)
         },
     }
     /// Keeping a task's seccomp filters from applying to what it is made to do (PTRACE_O_SUSPEND_SECCOMP).

@@ -89,7 +89,7 @@ pub use pid::Pid;
 pub use resource::fds::{
     DevicePaths, External, FileHandler, FileValidation, LinkRemap, OpenFile, OuterPipes,
 };
-pub use resource::memory::{Tracker, Watch};
+pub use resource::memory::Tracker;
 pub use resource::tasks::cgroup::Cgroups;
 pub use resource::tasks::cpu::CpuCheck;
 pub use resource::tasks::pids::Pids;

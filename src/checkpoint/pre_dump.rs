@@ -23,7 +23,8 @@ use crate::proc::smaps::{Mapping, VmFlags};
 use crate::resource::Report;
 use crate::resource::fds::open_fds;
 use crate::resource::memory::{
-    Kin, Own, PageWriter, Parent, Populated, PreDumped, Run, Span, Stock, overlap, without,
+    Kin, Own, PageWriter, Parent, Populated, PreDumped, Run, Span, Stock, is_watched, overlap, subject,
+    without,
 };
 use crate::resource::tasks::sharing::Kind;
 use crate::resource::tasks::tree::Tree;
@@ -49,7 +50,8 @@ impl Checkpoint<'_> {
     ///
     /// # Errors
     /// As for [`write_to`](Self::write_to), but that little is looked at: what the checkpoint will refuse
-    /// [`preflight`](Self::preflight) says. What devices write to (io_uring, AIO) is refused here too.
+    /// [`preflight`](Self::preflight) says. What devices write to (io_uring, AIO) is refused here too, and memory that
+    /// the process itself watches (userfaultfd).
     pub fn pre_dump(self, dir: impl AsRef<Path>) -> Result<Dumped> {
         let dir = dir.as_ref();
         on_own_thread(move || self.run_pre_dump(dir))
@@ -93,6 +95,7 @@ impl Checkpoint<'_> {
         }
         for process in borrowed.iter().filter(|process| process.owns_memory) {
             refuse_mapped_devices(process, &mut report);
+            refuse_watched(process, &mut report);
         }
         if !report.0.is_empty() {
             return Err(Error::unsupported(report.0).in_phase(Phase::Collect));
@@ -257,14 +260,21 @@ fn refuse_devices(process: &Process, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// Whoever reads it may have to wait for the process.
+fn refuse_watched(process: &Borrowed<'_>, report: &mut Report) {
+    for mapping in process.mappings.iter() {
+        if let Some(reason) = is_watched(mapping) {
+            report.refuse(Refusal::new(process.process.pid, subject(mapping), reason));
+        }
+    }
+}
+
 fn refuse_mapped_devices(process: &Borrowed<'_>, report: &mut Report) {
     let rings = process.mappings.iter().filter(|mapping| {
         let ring = mapping.name.starts_with(b"/[aio]") || mapping.name.starts_with(b"anon_inode:[io_uring]");
         ring || mapping.flags.intersects(VmFlags::PFN_MAP | VmFlags::IO) && !mapping.name.starts_with(b"[v")
     });
     for mapping in rings {
-        let what = String::from_utf8_lossy(&mapping.name).into_owned();
-        let subject = Subject::Vma { start: mapping.start, end: mapping.end, what };
-        report.refuse(Refusal::new(process.process.pid, subject, REASON));
+        report.refuse(Refusal::new(process.process.pid, subject(mapping), REASON));
     }
 }

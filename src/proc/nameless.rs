@@ -109,6 +109,12 @@ pub(crate) fn process(info: &FdInfo) -> Result<i32, Malformed> {
     FILE.decimal(info.get("Pid"), "Pid")
 }
 
+/// The features of a userfaultfd(2); None if that is not what it is.
+pub(crate) fn uffd_features(info: &FdInfo) -> Result<Option<u32>, Malformed> {
+    let Some(words) = info.get("API") else { return Ok(None) };
+    FILE.hex(words.split(|byte| *byte == b':').nth(1), "API").map(Some)
+}
+
 pub(crate) fn targets(info: &FdInfo) -> Result<Vec<Target>, Malformed> {
     let of = |text: &[u8]| {
         Ok(Target {
@@ -191,7 +197,7 @@ fn field<'a>(text: &'a [u8], key: &str) -> Option<&'a [u8]> {
 pub(crate) fn fuzz(text: &[u8]) {
     let Ok(info) = super::fdinfo::parse(text) else { return };
     let _ = (event(&info), timer(&info), signals(&info), process(&info), targets(&info), watches(&info));
-    let _ = group(&info);
+    let _ = (group(&info), uffd_features(&info));
 }
 
 #[cfg(test)]
@@ -223,6 +229,9 @@ fanotify sdev:d mflags:0 mask:2 ignored_mask:0
 fanotify mnt_id:1e mflags:0 mask:8000300 ignored_mask:0
 fanotify ino:994029 sdev:fe00000 mflags:40 mask:48000038 ignored_mask:1 fhandle-bytes:8 fhandle-type:1 f_handle:29409900
 fanotify mnt_ns:f0000000 mflags:0 mask:1000000 ignored_mask:0
+pending:	0
+total:	0
+API:	aa:8000a000:80000000000001ff
 ";
 
     fn without(line: &str) -> FdInfo {
@@ -237,6 +246,7 @@ fanotify mnt_ns:f0000000 mflags:0 mask:1000000 ignored_mask:0
         assert_eq!(event(&info), Ok(Event { count: 0xffff_ffff_0000_0007, semaphore: true }));
         assert_eq!(timer(&info), Ok(Timer { clock: 7, ticks: 4, flags: 3, runs: true }));
         assert_eq!((signals(&info), process(&info)), (Ok(0x200), Ok(-1)));
+        assert_eq!(uffd_features(&info), Ok(Some(0x8000_a000)));
         let target = Target {
             fd: 3,
             events: 0xc000_0019,
@@ -279,6 +289,11 @@ fanotify mnt_ns:f0000000 mflags:0 mask:1000000 ignored_mask:0
         assert_eq!(signals(&without("sigmask")), Err(FILE.malformed("sigmask")));
         assert_eq!(process(&without("Pid")), Err(FILE.malformed("Pid")));
         assert_eq!(targets(&without("tfd")), Ok(vec![]));
+        assert_eq!(uffd_features(&without("API")), Ok(None));
+        assert_eq!(
+            uffd_features(&fdinfo::parse(b"flags:\t0\nmnt_id:\t1\npos:\t0\nAPI:\taa").unwrap()),
+            Err(FILE.malformed("API"))
+        );
         assert_eq!(group(&without("fanotify")), Err(FILE.malformed("fanotify")));
     }
 }

@@ -59,13 +59,13 @@ pub(crate) fn suspend_seccomp(tracee: Pid) -> nix::Result<()> {
 }
 
 /// userfaultfd(2) for user mode, with these features (none: 0).
-pub(crate) fn userfaultfd(features: u64) -> nix::Result<()> {
+pub(crate) fn userfaultfd(features: u64) -> nix::Result<OwnedFd> {
     let flags = uffd::USER_MODE_ONLY | libc::O_CLOEXEC as u64;
     // SAFETY: the call takes integers only.
     let fd = check(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) })?;
     // SAFETY: the kernel just gave us this descriptor; nobody else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
-    uffd::handshake_with(std::os::fd::AsFd::as_fd(&fd), features)
+    uffd::handshake_with(std::os::fd::AsFd::as_fd(&fd), features).map(|()| fd)
 }
 
 /// The raw errno of a plain close-on-exec duplicate: a descriptor of ours, taken as if from another process.

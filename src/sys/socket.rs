@@ -1,10 +1,10 @@
 //! Sockets: their options as bytes, and what waits in their queues.
 
-use std::io::IoSliceMut;
+use std::mem::zeroed;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg};
+use nix::sys::socket::MsgFlags;
 
 use super::check;
 
@@ -66,30 +66,82 @@ pub(crate) struct Peeked {
 
 /// MSG_PEEK, without waiting.
 pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> nix::Result<Peeked> {
-    /// SCM_MAX_FD
-    const MOST: usize = 253;
-    let mut control = nix::cmsg_space!([RawFd; MOST], UnixCredentials);
-    let mut vector = [IoSliceMut::new(buffer)];
-    let flags =
-        MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC | MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut vector, Some(&mut control), flags)?;
-    let mut peeked = Peeked { length: message.bytes, ..Peeked::default() };
-    for part in message.cmsgs()? {
-        match part {
-            ControlMessageOwned::ScmRights(numbers) => {
-                peeked.descriptors += numbers.len();
-                for number in numbers {
-                    // SAFETY: the kernel just gave us this descriptor; nobody else owns it.
-                    drop(unsafe { OwnedFd::from_raw_fd(number) });
-                }
-            }
-            ControlMessageOwned::ScmCredentials(who) => {
-                peeked.sender = Some([who.pid() as u32, who.uid(), who.gid()]);
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC;
+    let Received { length, descriptors, sender, is_whole } = receive(socket, buffer, flags)?;
+    if !is_whole {
+        return Err(Errno::ENOBUFS);
+    }
+    Ok(Peeked { length, descriptors: descriptors.len(), sender })
+}
+
+/// What recvmsg(2) gives besides the bytes.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) length: usize,
+    pub(crate) descriptors: Vec<OwnedFd>,
+    /// As [`Peeked::sender`].
+    pub(crate) sender: Option<[u32; 3]>,
+    /// Otherwise some descriptors are lost: we may have no more of them.
+    pub(crate) is_whole: bool,
+}
+
+/// SCM_MAX_FD: no message has more descriptors.
+pub(crate) const MOST_DESCRIPTORS: usize = 253;
+
+/// recvmsg(2). nix does not say which descriptors have come with a message that was cut off: they would stay open.
+pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], flags: MsgFlags) -> nix::Result<Received> {
+    /// For credentials, a pidfd and a label besides.
+    const CONTROL: usize = (MOST_DESCRIPTORS * size_of::<RawFd>() + 512) / size_of::<u64>();
+    let mut control = [0u64; CONTROL];
+    let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all fields may be zero.
+    let mut header: libc::msghdr = unsafe { zeroed() };
+    header.msg_iov = &raw mut vector;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control);
+    let flags = (flags | MsgFlags::MSG_CMSG_CLOEXEC).bits();
+    // SAFETY: the header names a live buffer and live room for control messages, with their lengths.
+    let length = check(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) } as libc::c_long)?;
+    let is_whole = header.msg_flags & libc::MSG_CTRUNC == 0;
+    let mut received = Received { length: length as usize, descriptors: Vec::new(), sender: None, is_whole };
+    // SAFETY: the kernel has filled in the header, and what it refers to.
+    let mut part = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    // SAFETY: a part that is not null lies in the room for control messages.
+    while let Some(head) = unsafe { part.as_ref() } {
+        // SAFETY: as above; behind the head of a part are so many bytes of it.
+        let data = unsafe {
+            let data: *const u8 = libc::CMSG_DATA(part);
+            std::slice::from_raw_parts(data, head.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize))
+        };
+        received.take(head, data);
+        // SAFETY: as above.
+        part = unsafe { libc::CMSG_NXTHDR(&raw const header, part) };
+    }
+    Ok(received)
+}
+
+impl Received {
+    fn take(&mut self, head: &libc::cmsghdr, data: &[u8]) {
+        /// linux/socket.h: the sender's pidfd, if the socket has SO_PASSPIDFD.
+        const SCM_PIDFD: i32 = 4;
+        let words = data.as_chunks().0.iter().map(|word| u32::from_ne_bytes(*word));
+        match (head.cmsg_level, head.cmsg_type) {
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => self.descriptors.extend(words.filter_map(ours)),
+            (libc::SOL_SOCKET, SCM_PIDFD) => words.filter_map(ours).for_each(drop),
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {
+                self.sender = words.collect::<Vec<_>>().try_into().ok();
             }
             _ => {}
         }
     }
-    Ok(peeked)
+}
+
+/// A descriptor that the kernel has just given us; instead of a pidfd it may be an errno.
+fn ours(number: u32) -> Option<OwnedFd> {
+    let number = RawFd::try_from(number).ok()?;
+    // SAFETY: nobody else owns it.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 nix::ioctl_read_bad!(tiocoutq, libc::TIOCOUTQ, i32);

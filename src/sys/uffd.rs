@@ -17,6 +17,12 @@ const REGISTER_MODE_WP: u64 = 2;
 pub(crate) const NOTE_WRITES: u64 = 1 << 13 | 1 << 15;
 const COPY_DONTWAKE: u64 = 1;
 
+/// What the kernel says of the features of a userfaultfd after the handshake: does it note writes, and nothing else?
+pub(crate) fn only_notes_writes(features: u32) -> bool {
+    const INITIALIZED: u32 = 1 << 31;
+    u64::from(features & !INITIALIZED) == NOTE_WRITES
+}
+
 #[repr(C)]
 struct Api {
     api: u64,

@@ -6,6 +6,7 @@ mod blank;
 mod dummy;
 mod hand;
 mod memory;
+mod newborn;
 mod puppet;
 mod stop;
 
@@ -14,6 +15,7 @@ pub(crate) use blank::{Birthplace, Blank, CloneArgs, Gift, Seed, StubFile, expla
 pub(crate) use dummy::Dummy;
 pub(crate) use hand::with_hands;
 pub(crate) use memory::Memory;
+pub(crate) use newborn::Newborn;
 pub(crate) use puppet::{
     Ending, Home, Ids, Puppet, Saved, Scratch, Springboard, call_at, last_call, run_together,
 };

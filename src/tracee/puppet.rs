@@ -502,8 +502,8 @@ impl Springboard {
     }
 
     /// Brings a task home that a checkpoint left in the middle of a batch when it was killed: what it still had
-    /// to do is over, what is left is that checkpoint's last will and the way back. Its stack pointer leads to the
-    /// signal frame all the time.
+    /// to do is over, but for what it had to close; what is left is that checkpoint's last will and the way back. Its
+    /// stack pointer leads to the signal frame all the time.
     pub(crate) fn bring_home(tracee: &Tracee, memory: &Memory, vdso: &Range<u64>) -> Result<Home> {
         let mut regs = tracee.regs()?;
         let at = vdso.end.saturating_sub(Self::ROOM);
@@ -511,12 +511,16 @@ impl Springboard {
             return Ok(Home::Program);
         }
         if !is_last_call(&regs, at) {
-            let (stack, will) = (regs.stack_pointer(), last_will(regs.left_in_loop(at), memory));
-            regs.enter_loop(at, will.start, will.end, stack);
-            tracee.set_regs(&regs)?;
-            for _ in 0..=(will.end - will.start) / Sizes::ENTRY {
-                step_to_syscall(tracee)?;
-                step_to_syscall(tracee)?;
+            let stack = regs.stack_pointer();
+            let (closes, will) = duties(regs.left_in_loop(at), memory);
+            // Behind the will is one call more: the way back.
+            let parts = closes.into_iter().map(|part| (part, 0)).chain([(will, 1)]);
+            for (part, more) in parts {
+                regs.enter_loop(at, part.start, part.end, stack);
+                tracee.set_regs(&regs)?;
+                for _ in 0..2 * ((part.end - part.start) / Sizes::ENTRY + more) {
+                    step_to_syscall(tracee)?;
+                }
             }
         }
         Ok(if is_last_call(&tracee.regs()?, at) { Home::End } else { Home::Program })
@@ -595,22 +599,27 @@ pub(crate) enum Home {
     End,
 }
 
-/// Is this a hand, before its last call?
-/// Of the entries of a table, those behind the one that stops the task. (Others of that kind there are none.)
-fn last_will(left: Range<u64>, memory: &Memory) -> Range<u64> {
+/// Of the entries of a table, each that closes a descriptor, and those behind the one that stops the task: the last
+/// will. (Others of that kind there are none.)
+fn duties(left: Range<u64>, memory: &Memory) -> (Vec<Range<u64>>, Range<u64>) {
+    let nothing = (Vec::new(), 0..0);
     let len = left.end.saturating_sub(left.start);
     let table = match len {
         1..=Scratch::LEN if len.is_multiple_of(Sizes::ENTRY) => memory.read_vec(left.start, len as usize),
-        _ => return 0..0,
+        _ => return nothing,
     };
     // Memory that is gone has no will in it.
-    let Ok(table) = table else { return 0..0 };
-    let stops = |entry: &[u8]| entry.starts_with(&sys::tgkill.number.to_ne_bytes());
-    let before =
-        table.chunks_exact(Sizes::ENTRY as usize).rposition(stops).map_or(0, |index| index as u64 + 1);
-    left.start + before * Sizes::ENTRY..left.end
+    let Ok(table) = table else { return nothing };
+    let calls = |entry: &[u8], sys: Sys| entry.starts_with(&sys.number.to_ne_bytes());
+    let entries =
+        || (left.start..).step_by(Sizes::ENTRY as usize).zip(table.chunks_exact(Sizes::ENTRY as usize));
+    let stop = entries().filter(|(_, entry)| calls(entry, sys::tgkill)).map(|(at, _)| at).last();
+    let will = stop.map_or(left.start, |at| at + Sizes::ENTRY)..left.end;
+    let closes = entries().filter(|(at, entry)| *at < will.start && calls(entry, sys::close));
+    (closes.map(|(at, _)| at..at + Sizes::ENTRY).collect(), will)
 }
 
+/// Is this a hand, before its last call?
 fn is_last_call(regs: &Regs, code: u64) -> bool {
     regs.pc() == code && regs.result() == sys::exit.number
 }

@@ -305,7 +305,7 @@ impl Target {
     }
 
     /// Waits for a condition, and for the subject to report a failure.
-    fn until(&self, what: &str, mut done: impl FnMut() -> bool) -> Outcome {
+    pub(crate) fn until(&self, what: &str, mut done: impl FnMut() -> bool) -> Outcome {
         let started = Instant::now();
         while !done() {
             let failed = self.file("result").filter(|result| result != "ok\n" && result.ends_with('\n'));

@@ -2,6 +2,7 @@
 //! environment, auxiliary vector), its executable, and which pages hold what.
 
 mod build;
+mod handover;
 pub(crate) mod inside;
 mod keys;
 mod kin;
@@ -46,8 +47,8 @@ pub(crate) use places::{Moved, Places};
 pub(crate) use shared::{Origin, SharedObject, SharedObjects};
 pub(crate) use survey::{Populated, Scan, Span, Survey};
 pub(crate) use sysv::Made;
+pub use tracking::Tracker;
 pub(crate) use tracking::{Stock, descriptor};
-pub use tracking::{Tracker, Watch};
 pub(crate) use vdso::Vdso;
 
 bitflags::bitflags! {
@@ -291,7 +292,7 @@ pub(crate) fn vdso(mappings: &[Mapping]) -> Option<Range<u64>> {
     vdso.map(|mapping| mapping.start..mapping.end)
 }
 
-fn subject(mapping: &Mapping) -> Subject {
+pub(crate) fn subject(mapping: &Mapping) -> Subject {
     let what = String::from_utf8_lossy(&mapping.raw_name()).into_owned();
     Subject::Vma { start: mapping.start, end: mapping.end, what }
 }
@@ -413,24 +414,29 @@ fn anonymous(name: &[u8]) -> Classified {
     }
 }
 
+/// By a userfaultfd, be it the process's own or of a tracker that was not passed to us.
+pub(crate) fn is_watched(mapping: &Mapping) -> Option<&'static str> {
+    if mapping.flags.intersects(VmFlags::UFFD_MISSING | VmFlags::UFFD_MINOR) {
+        return Some("memory watched by userfaultfd is not supported");
+    }
+    let reason =
+        "memory watched by userfaultfd is not supported; if it is by a Tracker, pass it to the checkpoint";
+    mapping.flags.contains(VmFlags::UFFD_WP).then_some(reason)
+}
+
 /// Properties that no mapping may have yet.
 fn unsupported(mapping: &Mapping) -> Option<&'static str> {
     let reasons = [
         (VmFlags::PFN_MAP, "the memory of a device cannot be saved"),
         (VmFlags::IO, "the memory of a device cannot be saved"),
         (VmFlags::MIXED_MAP, "the memory of a device cannot be saved"),
-        (VmFlags::UFFD_MISSING, "memory watched by userfaultfd is not supported"),
-        (
-            VmFlags::UFFD_WP,
-            "memory watched by userfaultfd is not supported; if it is by a Tracker, pass it to the checkpoint",
-        ),
-        (VmFlags::UFFD_MINOR, "memory watched by userfaultfd is not supported"),
         (VmFlags::DROPPABLE | VmFlags::LOCKED, "droppable memory that is locked is not supported"),
         (VmFlags::SHADOW_STACK, "shadow stacks are not supported"),
         (VmFlags::SYNC, "MAP_SYNC is not supported"),
     ];
     let flagged = reasons.iter().find(|(flag, _)| mapping.flags.contains(*flag)).map(|(_, reason)| *reason);
     flagged
+        .or_else(|| is_watched(mapping))
         .or((!mapping.unknown_flags.is_empty()).then_some("it has properties (VmFlags) that are not known"))
 }
 

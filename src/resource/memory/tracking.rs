@@ -24,7 +24,8 @@ use crate::tracee::{Puppet, sys};
 ///
 /// It holds a descriptor for each process, by which its memory is write-protected. A process notices nothing, but that
 /// each page takes a microsecond longer when it is written to for the first time, and that it cannot register
-/// memory that is tracked with a userfaultfd of its own. Dropping the tracker ends all of that.
+/// memory that is tracked with a userfaultfd of its own. Dropping the tracker ends all of that. Another process can go
+/// on with it: [`send`](Self::send).
 ///
 /// ```
 /// use cryosleep::{AfterDump, Checkpoint, Tracker};
@@ -39,54 +40,27 @@ use crate::tracee::{Puppet, sys};
 #[derive(Debug, Default)]
 pub struct Tracker {
     /// The id of the image since which it knows what was written.
-    since: Option<[u8; 16]>,
-    watches: Vec<Watch>,
+    pub(super) since: Option<[u8; 16]>,
+    pub(super) watches: Vec<Watch>,
 }
 
 /// The part of a [`Tracker`] that belongs to one process.
-///
-/// ```
-/// # use cryosleep::Tracker;
-/// let (_, watches) = Tracker::new().into_parts();
-/// assert!(watches.is_empty());
-/// ```
 #[derive(Debug)]
-#[non_exhaustive]
-pub struct Watch {
+pub(super) struct Watch {
     /// Whose memory it is.
-    pub pid: Pid,
+    pub(super) pid: Pid,
     /// A userfaultfd of that memory.
-    pub descriptor: OwnedFd,
+    pub(super) descriptor: OwnedFd,
 }
 
-impl Watch {
-    /// One that is put together again.
-    pub fn new(pid: impl Into<Pid>, descriptor: OwnedFd) -> Self {
-        Self { pid: pid.into(), descriptor }
-    }
-}
+/// A watch that has been recognised, and the mapping by which: none if it was made for another process, that shared the
+/// memory and has ended. Then it is not to be believed.
+type Found<'t> = (&'t Watch, Option<Range<u64>>);
 
 impl Tracker {
     /// One that knows nothing yet.
     pub fn new() -> Self {
         Self::default()
-    }
-
-    /// Takes it apart, so that another process can go on with it: the id of the image to which it belongs, as
-    /// [`inspect::Manifest`](crate::inspect::Manifest) has it, and its descriptors.
-    pub fn into_parts(self) -> (Option<[u8; 16]>, Vec<Watch>) {
-        (self.since, self.watches)
-    }
-
-    /// Puts it together again. A descriptor of something else does no harm: it is not believed.
-    ///
-    /// ```
-    /// # use cryosleep::Tracker;
-    /// let (image, watches) = Tracker::new().into_parts();
-    /// let tracker = Tracker::from_parts(image, watches);
-    /// ```
-    pub fn from_parts(image: Option<[u8; 16]>, watches: Vec<Watch>) -> Self {
-        Self { since: image, watches }
     }
 
     /// From here on it belongs to no image, until there is a new one. Is what it knows about this one?
@@ -104,13 +78,15 @@ impl Tracker {
     /// Which mappings of a stopped process it has been watching all the time. They lose the mark of that: nobody has to
     /// know.
     pub(crate) fn recognise(&mut self, pid: Pid, mappings: &mut [Mapping]) -> Result<Vec<Range<u64>>> {
-        let marked = mappings.iter().filter(|mapping| mapping.flags.contains(VmFlags::UFFD_WP)).map(range_of);
-        let Some(probe) = marked.min_by_key(|range| range.end - range.start) else {
+        let marked = mappings.iter().filter(|mapping| mapping.flags.contains(VmFlags::UFFD_WP));
+        let mut marked: Vec<Range<u64>> = marked.map(range_of).collect();
+        if marked.is_empty() {
             // Another program runs there now.
             self.watches.retain(|watch| watch.pid != pid);
             return Ok(Vec::new());
-        };
-        let Some((watch, of_it)) = self.watch_of(pid, &probe)? else { return Ok(Vec::new()) };
+        }
+        marked.sort_by_key(|range| range.end - range.start);
+        let Some((watch, probe)) = self.watch_of(pid, &marked)? else { return Ok(Vec::new()) };
         let mut watched = Vec::new();
         for mapping in mappings.iter_mut().filter(|mapping| mapping.flags.contains(VmFlags::UFFD_WP)) {
             let range = range_of(mapping);
@@ -118,23 +94,26 @@ impl Tracker {
             if uffd::register_writes(watch.descriptor.as_fd(), range.clone()).is_ok() {
                 mapping.flags.remove(VmFlags::UFFD_WP);
                 // Of the probe what was noted is lost.
-                watched.extend((of_it && range != probe).then_some(range));
+                watched.extend(probe.as_ref().is_some_and(|probe| *probe != range).then_some(range));
             }
         }
         Ok(watched)
     }
 
-    /// The one whose descriptor is of this process's memory; was it made for this process? It may have been for another
-    /// one that shared the memory and has ended.
-    fn watch_of(&mut self, pid: Pid, probe: &Range<u64>) -> Result<Option<(&Watch, bool)>> {
+    /// The one whose descriptor is of this process's memory.
+    fn watch_of(&mut self, pid: Pid, marked: &[Range<u64>]) -> Result<Option<Found<'_>>> {
         let mut own_first: Vec<usize> = (0..self.watches.len()).collect();
         own_first.sort_by_key(|index| self.watches.get(*index).is_none_or(|watch| watch.pid != pid));
         for index in own_first {
             let Some(watch) = self.watches.get_mut(index) else { continue };
-            if is_of(watch.descriptor.as_fd(), pid, probe)? {
+            let uffd = watch.descriptor.as_fd();
+            // What is another's is busy.
+            let free = marked.iter().find(|range| uffd::register_writes(uffd, (*range).clone()).is_ok());
+            let Some(probe) = free else { continue };
+            if is_of(uffd, pid, probe)? {
                 let of_it = watch.pid == pid;
                 watch.pid = pid;
-                return Ok(self.watches.get(index).map(|watch| (watch, of_it)));
+                return Ok(self.watches.get(index).map(|watch| (watch, of_it.then(|| probe.clone()))));
             }
         }
         Ok(None)
@@ -237,7 +216,8 @@ pub(super) fn take_uffd(puppet: &mut Puppet<'_>) -> Result<OwnedFd> {
     ours
 }
 
-/// Is the descriptor of this process's memory? Then what is done by it to a mapping can be seen there.
+/// Is the descriptor of this process's memory? Then what is done by it to a mapping can be seen there. It must not be
+/// another's: before Linux 6.16 anybody could take that off.
 fn is_of(uffd: BorrowedFd<'_>, pid: Pid, probe: &Range<u64>) -> Result<bool> {
     let pagemap = pagemap_of(pid)?;
     let page = probe.start..probe.start + PAGE;

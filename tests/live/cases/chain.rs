@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,13 +16,11 @@ use super::{Case, Dice, ensure};
 use crate::program::{Program, Target, nothing_left};
 use crate::{Outcome, cell, view};
 
-const WRITER: Program = Program::C("writer");
+pub(super) const WRITER: Program = Program::C("writer");
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "chain_random", test: || random(1, false), programs: &[WRITER] },
     Case { name: "chain_random_tracked", test: || random(2, true), programs: &[WRITER] },
-    Case { name: "chain_tracker", test: tracker, programs: &[WRITER] },
-    Case { name: "chain_by_criu", test: by_criu, programs: &[WRITER] },
     Case { name: "chain_broken", test: broken, programs: &[WRITER] },
 ];
 
@@ -30,7 +28,7 @@ const CHAINS: u32 = 25;
 const PAGE: usize = 4096;
 
 /// What is to be found again: of each process the areas that it has reported.
-struct Model {
+pub(super) struct Model {
     step: u64,
     processes: BTreeMap<u32, Vec<Area>>,
 }
@@ -50,7 +48,7 @@ impl Model {
     }
 
     /// Is the tree now what it was then?
-    fn compare(&self, pid: u32) -> Outcome {
+    pub(super) fn compare(&self, pid: u32) -> Outcome {
         let pids: Vec<u32> = view::tree(pid).into_iter().collect();
         ensure(pids.iter().eq(self.processes.keys()), || {
             format!("{pids:?}, not {:?}", self.processes.keys())
@@ -92,18 +90,18 @@ fn contents(pid: u32, start: u64, len: usize) -> Result<Vec<u8>, String> {
 }
 
 /// A writer, and the images that there are of it.
-struct Writer {
-    target: Target,
+pub(super) struct Writer {
+    pub(super) target: Target,
     step: u64,
 }
 
 impl Writer {
-    fn start(seed: u64) -> Result<Self, String> {
+    pub(super) fn start(seed: u64) -> Result<Self, String> {
         Ok(Self { target: Target::start(WRITER, &[&seed.to_string()])?, step: 0 })
     }
 
     /// Lets all of them change something, and waits until they have.
-    fn change(&mut self) -> Outcome {
+    pub(super) fn change(&mut self) -> Outcome {
         self.step += 1;
         self.tell(self.step)?;
         let started = Instant::now();
@@ -129,11 +127,11 @@ impl Writer {
         fs::rename(new, self.target.dir().join("step")).map_err(|e| e.to_string())
     }
 
-    fn model(&self) -> Result<Model, String> {
+    pub(super) fn model(&self) -> Result<Model, String> {
         Model::of(&self.target, self.step)
     }
 
-    fn dump(
+    pub(super) fn dump(
         &self,
         index: usize,
         after: AfterDump,
@@ -187,7 +185,7 @@ impl Hooks for Meanwhile<'_> {
     }
 }
 
-fn image(index: usize) -> PathBuf {
+pub(super) fn image(index: usize) -> PathBuf {
     cell::lab().join(format!("chain.{index}"))
 }
 
@@ -246,81 +244,6 @@ fn random(seed: u64, tracked: bool) -> Outcome {
     ensure(!tracked || compared < inherited / 2, || format!("{compared} pages were compared"))?;
     writer.target.go()?;
     writer.target.verdict()
-}
-
-/// A tracker is only believed for the image that it belongs to, and leaves nothing behind.
-fn tracker() -> Outcome {
-    let mut writer = Writer::start(5)?;
-    let before = descriptors(writer.target.pid)?;
-    let mut tracker = Tracker::new();
-    let dump = |writer: &Writer, index, tracker: &mut Tracker| {
-        let stats = writer.dump(index, AfterDump::Resume, Some(tracker))?;
-        Ok::<_, String>((stats.pages_compared, stats.pages_in_parent))
-    };
-    dump(&writer, 0, &mut tracker)?;
-    let (compared, inherited) = dump(&writer, 1, &mut tracker)?;
-    ensure(compared * 2 < inherited, || format!("{compared} compared, {inherited} in the parent"))?;
-    // Nobody else can say whose userfaultfd it is.
-    let error = writer.dump(2, AfterDump::Resume, None).err().unwrap_or_default();
-    ensure(error.contains("pass it to the checkpoint"), || error)?;
-    // In other hands it goes on.
-    let (since, watches) = tracker.into_parts();
-    let manifest = cryosleep::inspect::Inspection::open(image(1)).map_err(|e| e.to_string())?;
-    ensure(since == Some(manifest.manifest().id) && watches.len() == 1, || format!("{since:?} {watches:?}"))?;
-    let mut tracker = Tracker::from_parts(since, watches);
-    let (compared, inherited) = dump(&writer, 2, &mut tracker)?;
-    ensure(compared * 2 < inherited, || format!("{compared} compared, {inherited} in the parent"))?;
-    // What it has noted since image 2 says nothing about what there was in image 0.
-    writer.change()?;
-    let (compared, inherited) = dump(&writer, 1, &mut tracker)?;
-    ensure(compared >= inherited && inherited > 0, || {
-        format!("{compared} compared, {inherited} in the parent")
-    })?;
-    // Nor does it after a checkpoint that has failed.
-    fs::remove_dir_all(image(2)).map_err(text)?;
-    fs::write(image(2), "no directory").map_err(text)?;
-    ensure(dump(&writer, 2, &mut tracker).is_err(), || "there is no such directory".into())?;
-    ensure(tracker.into_parts().0.is_none(), || "it still belongs to an image".into())?;
-    // Nothing of it is left.
-    let pid = writer.target.pid;
-    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).map_err(text)?;
-    let marked = smaps.lines().filter(|line| line.starts_with("VmFlags:") && line.contains(" uw"));
-    ensure(marked.count() == 0, || smaps.clone())?;
-    ensure(descriptors(pid)? == before, || format!("{:?} instead of {before:?}", descriptors(pid)))?;
-    writer.target.go()?;
-    writer.target.verdict()
-}
-
-/// As a driver would: each command is a process of its own.
-fn by_criu() -> Outcome {
-    let criu = super::criu::criu()?;
-    let mut writer = Writer::start(6)?;
-    let pid = writer.target.pid.to_string();
-    let run = |command: &str, index: usize, more: &[&str]| {
-        fs::DirBuilder::new().mode(0o700).recursive(true).create(image(index)).map_err(text)?;
-        let log = image(index).join("log");
-        let mut line = std::process::Command::new(&criu);
-        line.arg(command).arg("-D").arg(image(index)).args(["-o", "log", "-v3"]).args(more);
-        let status = line.stdin(std::process::Stdio::null()).status().map_err(text)?;
-        ensure(status.success(), || format!("{line:?}: {}", fs::read_to_string(log).unwrap_or_default()))
-    };
-    run("pre-dump", 0, &["-t", &pid, "--track-mem"])?;
-    writer.change()?;
-    run("pre-dump", 1, &["-t", &pid, "--track-mem", "--prev-images-dir", "../chain.0"])?;
-    writer.change()?;
-    let model = writer.model()?;
-    run("dump", 2, &["-t", &pid, "--track-mem", "--prev-images-dir", "../chain.1"])?;
-    nothing_left()?;
-    let inspected = cryosleep::inspect::Inspection::open(image(2)).map_err(|error| error.to_string())?;
-    ensure(inspected.parents().len() == 2, || format!("{:?}", inspected.parents()))?;
-    run("restore", 2, &["-d"])?;
-    model.compare(writer.target.pid)?;
-    writer.target.go()?;
-    writer.target.verdict()
-}
-
-fn descriptors(pid: u32) -> Result<usize, String> {
-    Ok(fs::read_dir(format!("/proc/{pid}/fd")).map_err(text)?.count())
 }
 
 /// A chain of three: what is wrong with any of its images is said, and leaves no task behind.
@@ -432,6 +355,6 @@ fn damage(writer: &Writer) -> Outcome {
     Ok(())
 }
 
-fn text(error: std::io::Error) -> String {
+pub(super) fn text(error: std::io::Error) -> String {
     error.to_string()
 }

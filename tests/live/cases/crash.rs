@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,17 @@ pub(super) const CASES: &[Case] = &[
     // So large that the target is given more threads to write it.
     Case {
         name: "crash_of_dump_large",
-        test: || dump_in(ROUNDS, "bare_dump", COUNTER, "48"),
+        test: || dump_in(ROUNDS, "bare_dump", sometime, COUNTER, &["48"]),
+        programs: &[COUNTER],
+    },
+    Case {
+        name: "crash_of_dump_lending",
+        test: || dump_in(16, "bare_dump", when_lent, COUNTER, &["8", "1000", "0", "heeds all"]),
+        programs: &[COUNTER],
+    },
+    Case {
+        name: "crash_of_dump_tracked",
+        test: || dump_in(16, "tracked_dump", when_lent, COUNTER, &[]),
         programs: &[COUNTER],
     },
     Case { name: "crash_of_dump_registers", test: || dump(REGISTERS, "spin512"), programs: &[REGISTERS] },
@@ -39,7 +49,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "crash_of_dump_tree", test: || dump(TASKS, "sessions"), programs: &[TASKS] },
     Case {
         name: "crash_of_dump_sharing",
-        test: || dump_in(20, "dump", SHARING, "living"),
+        test: || dump_in(20, "dump", sometime, SHARING, &["living"]),
         programs: &[SHARING],
     },
     Case { name: "crash_of_restore_counter", test: || restore(COUNTER, ""), programs: &[COUNTER] },
@@ -67,10 +77,35 @@ fn begun(role: &str, pid: u32, image: &Path) -> Result<Child, String> {
     Ok(child)
 }
 
-/// Runs a helper and kills it after some part of the time that a whole run takes.
-fn interrupted(role: &str, pid: u32, image: &Path, whole: Duration, dice: &mut Dice) -> Outcome {
-    let mut child = begun(role, pid, image)?;
+/// Waits until a helper is to be killed: the target, and the time that a whole run takes.
+type Moment = fn(u32, Duration, &mut Dice);
+
+/// After some part of that time.
+fn sometime(_: u32, whole: Duration, dice: &mut Dice) {
     std::thread::sleep(Duration::from_micros(dice.roll(whole.as_micros() as u64 * 5 / 4)));
+}
+
+/// As soon as the target has a descriptor that is not its own, or soon after: it has few of them.
+fn when_lent(pid: u32, whole: Duration, dice: &mut Dice) {
+    let at = |number: u32| PathBuf::from(format!("/proc/{pid}/fd/{number}"));
+    let lent = (0..).map(at).find(|path| path.symlink_metadata().is_err()).unwrap_or_default();
+    let started = Instant::now();
+    while lent.symlink_metadata().is_err() && started.elapsed() < whole * 2 {}
+    if dice.roll(2) == 0 {
+        std::thread::sleep(Duration::from_micros(dice.roll(500)));
+    }
+}
+
+/// Runs a helper and kills it.
+fn interrupted(
+    (role, moment): (&str, Moment),
+    pid: u32,
+    image: &Path,
+    whole: Duration,
+    dice: &mut Dice,
+) -> Outcome {
+    let mut child = begun(role, pid, image)?;
+    moment(pid, whole, dice);
     child.kill().map_err(text)?;
     child.wait().map(drop).map_err(text)
 }
@@ -89,34 +124,39 @@ fn text(error: std::io::Error) -> String {
 }
 
 fn dump(program: Program, part: &str) -> Outcome {
-    dump_in(ROUNDS, "dump", program, part)
+    dump_in(ROUNDS, "dump", sometime, program, &[part])
 }
 
 /// The target runs on, or is stopped and goes on after SIGCONT.
-fn dump_in(rounds: u32, role: &str, program: Program, part: &str) -> Outcome {
-    let target = Target::start(program, &[part])?;
+fn dump_in(rounds: u32, role: &str, moment: Moment, program: Program, args: &[&str]) -> Outcome {
+    let target = Target::start(program, args)?;
     std::thread::sleep(Duration::from_millis(60));
     let all: BTreeSet<u32> = view::tree(target.pid);
     let before = held(&all);
     let (mut dice, mut stopped) = (Dice::new(), 0);
     let whole = measure(role, target.pid, target.image())?;
     for round in 0..rounds {
-        interrupted(role, target.pid, target.image(), whole, &mut dice)?;
+        interrupted((role, moment), target.pid, target.image(), whole, &mut dice)?;
         let alive = view::tree(target.pid);
         ensure(alive == all && all.iter().all(|pid| view::state(*pid) != 'Z'), || {
             let said = (target.file("result"), waitpid(target.pid(), Some(WaitPidFlag::WNOHANG)));
             format!("round {round}: of {all:?} are left {alive:?}, saying {said:?}\n{}", view::whereabouts())
         })?;
-        stopped += continue_stopped(&all)?;
+        // Or the next checkpoint comes upon it as it was left.
+        if dice.roll(2) == 0 {
+            stopped += continue_stopped(&all)?;
+        }
         // The image of a round before, or that of this one: whichever it is, it is whole.
         let whole = Inspection::open(target.image()).and_then(|image| image.verify_pages());
         whole.map_err(|error| format!("round {round}: {error}"))?;
     }
     println!("stopped {stopped} times in {rounds} rounds of {whole:?}");
-    // A task that was in the middle of a batch stops at its end, perhaps only now.
-    std::thread::sleep(Duration::from_millis(50));
-    continue_stopped(&all)?;
-    std::thread::sleep(Duration::from_millis(20));
+    // A task that was in the middle of a batch stops at its end, perhaps only now; even if it was stopped before.
+    let (started, mut quiet) = (Instant::now(), 0);
+    while quiet < 3 && started.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(25));
+        quiet = if continue_stopped(&all)? == 0 { quiet + 1 } else { 0 };
+    }
     for pid in view::tree(target.pid) {
         let state = view::state(pid);
         ensure(!matches!(state, 'T' | 't'), || format!("{pid} is in state {state}"))?;
@@ -213,7 +253,7 @@ fn restore_in(rounds: u32, role: &str, program: Program, part: &str) -> Outcome 
     };
     end()?;
     for round in 0..rounds {
-        interrupted(role, target.pid, target.image(), whole, &mut dice)?;
+        interrupted((role, sometime), target.pid, target.image(), whole, &mut dice)?;
         let left = settled(all.len() + usize::from(role == "clone"));
         if left.is_empty() {
             nothing_left()?;

@@ -6,6 +6,7 @@ mod crash;
 pub(crate) mod criu;
 mod external;
 mod files;
+mod freeze;
 mod host;
 mod huge;
 mod image;
@@ -13,12 +14,14 @@ mod pids;
 mod real;
 mod refusal;
 mod store;
+mod tracking;
+mod undone;
 mod vdso;
 
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
 
-use cryosleep::{AfterDump, Checkpoint, Event, Hooks, Pids, Restore};
+use cryosleep::{AfterDump, Checkpoint, Event, Hooks, Pids, Restore, Tracker};
 
 use crate::Outcome;
 use crate::program::{Program, bare};
@@ -36,6 +39,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         image::CASES,
         caller::CASES,
         chain::CASES,
+        tracking::CASES,
         pids::CASES,
         crash::CASES,
         host::CASES,
@@ -43,8 +47,10 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         huge::CASES,
         vdso::CASES,
         files::CASES,
+        freeze::CASES,
         real::CASES,
         store::CASES,
+        undone::CASES,
     ]
     .into_iter()
     .flatten()
@@ -92,6 +98,11 @@ pub(crate) fn help() -> Option<ExitCode> {
         "dump" => Checkpoint::of(pid).after(AfterDump::Resume).hooks(hooks).write_to(image).map(drop),
         "bare_dump" => {
             bare(Checkpoint::of(pid)).after(AfterDump::Resume).hooks(hooks).write_to(image).map(drop)
+        }
+        "tracked_dump" => {
+            let tracked = &mut Tracker::new();
+            let checkpoint = Checkpoint::of(pid).after(AfterDump::Resume).tracker(tracked);
+            checkpoint.hooks(hooks).write_to(image).map(drop)
         }
         "killing_dump" => Checkpoint::of(pid).write_to(image).map(drop),
         "clone" => Restore::from(image).pids(Pids::NewNamespace).hooks(hooks).run().map(drop),
