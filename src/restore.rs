@@ -1,6 +1,7 @@
 //! Restore: read, plan, build, release.
 
 mod blueprint;
+mod processes;
 mod turns;
 
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ use crate::proc::{read, stat};
 use crate::resource::fds::{
     Builder, Channel, External, FileHandler, FileValidation, Finder, Handlers, Inherited, Places, Room,
 };
-use crate::resource::memory::{self, AddressSpace, Inheritance, MmBuilder, Opened, Workshop};
+use crate::resource::memory::{self, AddressSpace, Fillers, Opened, Workshop};
 use crate::resource::tasks::attributes::Own;
 use crate::resource::tasks::caller::Caller;
 use crate::resource::tasks::cgroup::Cgroups;
@@ -484,22 +485,10 @@ impl<'i> Ready<'i> {
         family.start_afresh(&self.inherited)?;
         let root = family.members().next().map_or(Pid::from(blueprint.root), |root| root.pid);
         let fresh = read::parsed(root, "status", status::parse)?;
-        family.prepare(|puppet| {
-            memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
-        })?;
-        let donor = |member: &Member| blueprint.lineage.donors.contains(&member.number);
-        let build_memory = |member: &Member| match blueprint.processes.get(&member.number) {
-            Some(process) => self.build_memory(member, process, blueprint).of(member.pid),
-            None => Ok(()),
-        };
-        family.grow(&blueprint.tree, &blueprint.plan, self.outer_group, |member| match donor(member) {
-            true => build_memory(member),
-            false => Ok(()),
+        Fillers::employ(self.image, blueprint.bytes(), |fillers| {
+            self.build_processes(&mut family, blueprint, fillers)
         })?;
         for member in family.members() {
-            if !donor(member) {
-                build_memory(member)?;
-            }
             if let Some(process) = blueprint.processes.get(&member.number) {
                 if let Some(space) = &process.space {
                     memory::seal(&mut member.puppet(0)?, space).of(member.pid)?;
@@ -556,22 +545,6 @@ impl<'i> Ready<'i> {
             family.start_init(&blueprint.workshop, blueprint.root)?;
         }
         Ok((family, self.files))
-    }
-
-    fn build_memory(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
-        let Some(space) = &process.space else { return Ok(()) };
-        let blank = memory::places(member.pid)?;
-        let nothing = Inheritance::default();
-        let builder = MmBuilder {
-            workshop: blueprint.workshop,
-            shared: &blueprint.shared,
-            opened: &self.opened,
-            channel: &self.channel,
-            image: self.image,
-            blank: &blank,
-            inheritance: blueprint.lineage.inheritances.get(&member.number).unwrap_or(&nothing),
-        };
-        builder.build(&mut member.puppet(0)?, space)
     }
 
     fn build_places(&self, member: &Member, process: &ProcessPlan) -> Result<()> {

@@ -8,7 +8,7 @@ use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{Image, Owner};
 use crate::resource::fds::{Description, FdTable, FileOwner, Places, Watches};
-use crate::resource::memory::{self, AddressSpace, Inheritance, SharedPlan, Workshop};
+use crate::resource::memory::{self, AddressSpace, Inheritance, Legacy, Run, SharedPlan, Workshop};
 use crate::resource::signals::pending::Continue;
 use crate::resource::sockets::Pairs;
 use crate::resource::tasks::births;
@@ -80,8 +80,8 @@ pub(super) struct Blueprint {
 /// Who keeps what of the memory that it is born with.
 pub(super) struct Lineage {
     pub(super) inheritances: BTreeMap<u32, Inheritance>,
-    /// Those who pass it on, and so need it before they have children.
-    pub(super) donors: BTreeSet<u32>,
+    /// Of those who pass it on.
+    pub(super) legacies: BTreeMap<u32, Legacy>,
 }
 
 impl Lineage {
@@ -91,17 +91,31 @@ impl Lineage {
         processes: &BTreeMap<u32, ProcessPlan>,
         shares: &Shares,
     ) -> Self {
-        let (mut inheritances, mut donors) = (BTreeMap::new(), BTreeSet::new());
+        let (mut inheritances, mut legacies) = (BTreeMap::new(), BTreeMap::<u32, Legacy>::new());
         let space = |pid| processes.get(&pid).and_then(|process| process.space.as_ref());
         for (child, donor) in plan.donors(tree, |pid| shares.process(pid).get(Kind::Memory)) {
             let (Some(of_child), Some(of_donor)) = (space(child), space(donor)) else { continue };
             let inheritance = Inheritance::of(of_child, of_donor);
             if !inheritance.is_empty() {
+                legacies.entry(donor).or_default().add(&inheritance);
                 inheritances.insert(child, inheritance);
-                donors.insert(donor);
             }
         }
-        Self { inheritances, donors }
+        Self { inheritances, legacies }
+    }
+
+    pub(super) fn is_donor(&self, number: u32) -> bool {
+        self.legacies.contains_key(&number)
+    }
+
+    /// The runs that a process has to be given: before it has children, and when all have been born.
+    pub(super) fn missing(&self, number: u32, space: &AddressSpace) -> (Vec<Run>, Vec<Run>) {
+        let inheritance = self.inheritances.get(&number);
+        let missing = inheritance.map_or_else(|| space.runs.clone(), |kept| kept.missing(&space.runs));
+        match self.legacies.get(&number) {
+            Some(legacy) => legacy.divide(&missing, space),
+            None => (Vec::new(), missing),
+        }
     }
 }
 
