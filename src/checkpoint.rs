@@ -27,7 +27,8 @@ use crate::image::{
 };
 use crate::resource::Report;
 use crate::resource::fds::{
-    DevicePaths, External, FileHandler, FilePolicy, FileValidation, LinkRemap, OuterPipes, refuse_askers,
+    DevicePaths, External, FileHandler, FilePolicy, FileValidation, LinkRemap, OldNames, OuterPipes,
+    refuse_askers,
 };
 use crate::resource::memory::{
     self, AddressSpace, Counts, Kin, PageWriter, Parent, Relatives, Stock, Tracker,
@@ -396,6 +397,7 @@ impl<'h> Checkpoint<'h> {
         let mut stats = CheckpointStats::default();
         let root = self.root;
         let parent = self.parent.as_deref().map(Parent::open).transpose().in_phase(Phase::Read)?;
+        let old = to.names_there();
         self.tell(Event::PreDump { root }).in_phase(Phase::Freeze)?;
         sleep_precisely();
         let started = Instant::now();
@@ -422,6 +424,7 @@ impl<'h> Checkpoint<'h> {
         let sleeps = self
             .write(described, &borrowed, (to, parent.as_ref()), Tracking { tracker, trusted }, &mut stats)
             .in_phase(Phase::Write)?;
+        old.remove();
         stats.frozen = started.elapsed() - stats.freezing;
         self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;
         match self.after {
@@ -511,6 +514,16 @@ impl<'h> Checkpoint<'h> {
 enum Destination<'d> {
     Directory(&'d Path),
     Store(StoreWriter),
+}
+
+impl Destination<'_> {
+    /// Of an image that is there already.
+    fn names_there(&self) -> OldNames {
+        match self {
+            Destination::Directory(dir) => OldNames::of_image_in(dir),
+            Destination::Store(_) => OldNames::default(),
+        }
+    }
 }
 
 /// What tasks share; `None` if something has been refused that forbids any further look.

@@ -7,6 +7,7 @@
 //! The name that /proc shows of it is that of the original if nobody has taken it meanwhile; otherwise the
 //! file is made by another name beside it, and that is what /proc shows.
 
+mod names;
 mod revive;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Whence, lseek};
 
+pub(crate) use names::OldNames;
 pub(crate) use revive::Revived;
 
 use super::link::{LinkRemap, Links};
@@ -67,6 +69,10 @@ impl Record for Ghost {
 impl Paged for Ghost {
     fn runs(&mut self) -> &mut Vec<Run> {
         &mut self.runs
+    }
+
+    fn give_names(&mut self, links: &mut Links) -> Result<()> {
+        names::again(self, links)
     }
 }
 
