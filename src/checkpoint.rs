@@ -421,10 +421,12 @@ impl<'h> Checkpoint<'h> {
         if !report.0.is_empty() {
             return Err(Error::unsupported(report.0).in_phase(Phase::Describe));
         }
-        let sleeps = self
-            .write(described, &borrowed, (to, parent.as_ref()), Tracking { tracker, trusted }, &mut stats)
+        let mut tracking = Tracking { tracker, trusted };
+        let Complete { id, sleeps } = self
+            .write(described, &borrowed, (to, parent.as_ref()), &mut tracking, &mut stats)
             .in_phase(Phase::Write)?;
         old.remove();
+        let pids: Vec<Pid> = borrowed.iter().map(|process| process.process.speaker()).collect();
         stats.frozen = started.elapsed() - stats.freezing;
         self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;
         match self.after {
@@ -438,6 +440,8 @@ impl<'h> Checkpoint<'h> {
             frozen.stop().in_phase(Phase::Release)?;
         }
         drop(frozen);
+        // Not before: to take the protection off a living process takes longer than to end it.
+        tracking.finish(id, if self.after == AfterDump::Kill { &[] } else { &pids });
         stats.release = started.elapsed() - stats.freezing - stats.frozen;
         Ok(Dumped { root, stats })
     }
@@ -465,9 +469,9 @@ impl<'h> Checkpoint<'h> {
         described: Described,
         borrowed: &[Borrowed<'_>],
         (to, parent): (Destination<'_>, Option<&Parent>),
-        mut tracking: Tracking<'_>,
+        tracking: &mut Tracking<'_>,
         stats: &mut CheckpointStats,
-    ) -> Result<Vec<(Pid, Blocked)>> {
+    ) -> Result<Complete> {
         let Described { mut records, spaces, shared, ghosts, sleeps, kin, .. } = described;
         let root = borrowed.first().map_or(self.root, |root| Pid::from(root.process.number));
         let mut image = self.open(to, parent)?;
@@ -503,11 +507,15 @@ impl<'h> Checkpoint<'h> {
         stats.count(counts);
         let written = image.finish(records, ManifestInfo { root })?;
         stats.bytes_written = written.bytes;
-        let pids: Vec<Pid> = borrowed.iter().map(|process| process.process.speaker()).collect();
-        tracking.finish(written.id, if self.after == AfterDump::Kill { &[] } else { &pids });
         links.keep();
-        Ok(sleeps)
+        Ok(Complete { id: written.id, sleeps })
     }
+}
+
+/// An image is complete: its id, and what threads that sleep on are to remember.
+struct Complete {
+    id: [u8; 16],
+    sleeps: Vec<(Pid, Blocked)>,
 }
 
 /// Where an image goes.

@@ -10,13 +10,15 @@ use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::proc::{read, stat};
 use crate::resource::fds::Channel;
 use crate::resource::memory::{AddressSpace, Backing, Made, Workshop};
+use crate::resource::tasks::attributes::Own;
 use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::plan::{Actor, Birth, Plan, Step};
 use crate::resource::tasks::tree::{Life, ProcessRecord, Tree};
 use crate::sys::pidfd;
 use crate::sys::ptrace::{Resume, SigMask};
 use crate::tracee::{
-    Birthplace, Blank, CloneArgs, Ending, Ids, Memory, Puppet, Scratch, Seed, Stop, StubFile, Tracee, sys,
+    Birthplace, Blank, CloneArgs, Ending, Ids, Memory, Newborn, Puppet, Scratch, Seed, Stop, StubFile,
+    Tracee, sys,
 };
 
 /// One process that is being restored.
@@ -36,9 +38,10 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    fn new(threads: Vec<Tracee>, memory: Memory, scratch: Scratch) -> Result<Self> {
+    fn new(threads: Newborn, scratch: Scratch) -> Result<Self> {
         let leader = threads.first().ok_or_else(no_root)?;
         let (pid, number, ending) = (leader.tid(), leader.number(), Ending::QUIET);
+        let (memory, threads) = (Memory::open(pid)?, threads.into_tasks());
         Ok(Self { pid, number, threads, memory, to_be_stopped: false, scratch, ending, dead: false })
     }
 
@@ -79,14 +82,14 @@ impl Member {
         const AT_ONCE: usize = 512;
         for some in tids.chunks(AT_ONCE) {
             let born = self.clone(0, some, CloneArgs::THREAD, 0)?;
-            self.threads.extend(born);
+            self.threads.extend(born.into_tasks());
         }
         Ok(())
     }
 
     /// Remote clone3(2) by one of its threads, for each number. The new tasks are stopped before their first
     /// instruction.
-    fn clone(&self, thread: usize, numbers: &[u32], flags: u64, exit_signal: u64) -> Result<Vec<Tracee>> {
+    fn clone(&self, thread: usize, numbers: &[u32], flags: u64, exit_signal: u64) -> Result<Newborn> {
         let mut puppet = self.puppet(thread)?;
         let mut batch = puppet.batch();
         let mut calls = Vec::new();
@@ -97,18 +100,16 @@ impl Member {
             let args = batch.input_words(&words);
             calls.push(batch.call(sys::clone3, &[args, size_of_val(&words) as u64]));
         }
-        let mut born = Vec::new();
+        let mut born = Newborn::default();
         let answers = puppet.run_forking(batch, |child| {
             let child = Tracee::attached(child);
-            child.wait_step()?;
-            born.push(child);
-            Ok(())
-        });
-        let answers = answers?;
+            born.push(child.clone());
+            child.wait_step().map(drop)
+        })?;
         for (call, number) in calls.into_iter().zip(numbers) {
             answers.get(call).map_err(|error| crate::tracee::explain_clone(error, Pid::from(*number)))?;
         }
-        Ok(born.into_iter().zip(numbers).map(|(child, number)| child.known_as(*number)).collect())
+        Ok(born.known_as(numbers))
     }
 
     /// Its leader ends by a call at this address, as it had ended; the other threads remain.
@@ -214,6 +215,8 @@ pub(crate) struct Family {
     nameless: BTreeMap<usize, u32>,
     pidfd: Option<OwnedFd>,
     scratch: Scratch,
+    /// Those that died before they were members.
+    stillborn: Vec<Pid>,
     /// Outside of the tasks: gone again unless they are released.
     made: Vec<Made>,
 }
@@ -231,18 +234,19 @@ impl Family {
         let blank = seed.adopt()?;
         let suspended = if filtered { blank.suspend_seccomp() } else { Ok(()) };
         let Blank { tracee, pidfd } = blank;
-        let (pid, scratch) = (tracee.tid(), workshop.scratch());
+        let (root, scratch) = (Newborn::from(tracee), workshop.scratch());
         let mut family = Self {
             members: Vec::new(),
             nameless: BTreeMap::new(),
             pidfd: Some(pidfd),
             scratch,
+            stillborn: Vec::new(),
             made: Vec::new(),
         };
-        let memory = Memory::open(pid)?;
-        memory.write(workshop.code(), arch::code())?;
-        family.members.push(Member::new(vec![tracee], memory, scratch)?);
-        suspended.map(|()| family)
+        let root = Member::new(root, scratch)?;
+        let written = root.memory.write(workshop.code(), arch::code());
+        family.members.push(root);
+        written.and(suspended).map(|()| family)
     }
 
     /// What we call the process that knows itself by this number.
@@ -258,12 +262,14 @@ impl Family {
         leaders.chain(threads.map(|thread| (thread.number(), thread.tid()))).collect()
     }
 
-    /// Whoever has restored may ignore SIGCHLD, and what is ignored is inherited: then nobody could be waited for.
-    pub(crate) fn mind_children(&self) -> Result<()> {
+    /// Makes the first task, from which all others have it, give up what it has from whoever restores.
+    pub(crate) fn start_afresh(&self, inherited: &Own) -> Result<()> {
         let mut puppet = self.members.first().ok_or_else(no_root)?.puppet(0)?;
         let mut batch = puppet.batch();
+        // If SIGCHLD is ignored, nobody can be waited for.
         let default = batch.input_words(&[0; 4]);
         batch.call(sys::rt_sigaction, &[libc::SIGCHLD as u64, default, 0, 8]);
+        inherited.shed(&mut batch);
         puppet.run(batch)?.check()
     }
 
@@ -312,7 +318,7 @@ impl Family {
                 Step::Spawn { process, tid, birth } => {
                     let (member, thread) = self.task(birth.by)?;
                     let born = member.clone(thread, &[tid], birth.flags, 0)?;
-                    self.member(process)?.threads.extend(born);
+                    self.member(process)?.threads.extend(born.into_tasks());
                 }
                 Step::Unshare(who, flags) => self.call(who, sys::unshare, &[flags]).map(drop)?,
                 Step::StartSession(who) => self.call(who, sys::setsid, &[]).map(drop)?,
@@ -373,8 +379,9 @@ impl Family {
                 threads
             }
         };
-        let memory = Memory::open(threads.first().ok_or_else(no_root)?.tid())?;
-        self.members.push(Member::new(threads, memory, self.scratch)?);
+        let pid = threads.first().ok_or_else(no_root)?.tid();
+        let member = Member::new(threads, self.scratch).inspect_err(|_| self.stillborn.push(pid))?;
+        self.members.push(member);
         Ok(())
     }
 
@@ -433,6 +440,8 @@ impl Family {
             let mut batch = puppet.batch();
             let name = batch.input(&[&record.name[..], b"\0"].concat());
             batch.call(sys::prctl, &[libc::PR_SET_NAME as u64, name]);
+            // It has not dumped core, whatever limit it has from whoever restores.
+            batch.call(sys::prctl, &[libc::PR_SET_DUMPABLE as u64, 0]);
             puppet.run(batch)?.check()?;
         }
         let leader = member.leader()?;
@@ -500,7 +509,7 @@ pub(crate) struct Released {
 }
 
 /// A child with a number that nobody else is going to need.
-fn bear_nameless(midwife: &Member, thread: usize, flags: u64, tree: &Tree) -> Result<Vec<Tracee>> {
+fn bear_nameless(midwife: &Member, thread: usize, flags: u64, tree: &Tree) -> Result<Newborn> {
     let needed: BTreeSet<u32> = tree.numbers().map(Pid::get).collect();
     let limit = crate::proc::read::pid_limit()?;
     let unneeded = |number: &u32| !needed.contains(number);
@@ -532,6 +541,7 @@ impl Drop for Family {
             }
         }
         // Those whose parents are gone may have become children of ours.
-        self.members.iter().rev().for_each(|member| crate::sys::wait::reap(member.pid));
+        let members = self.members.iter().rev().map(|member| member.pid);
+        members.chain(self.stillborn.iter().copied()).for_each(crate::sys::wait::reap);
     }
 }

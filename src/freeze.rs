@@ -1,5 +1,7 @@
 //! Checkpoint, stage one: stopping a whole tree, and letting it go again whatever happens.
 
+mod undertaker;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -14,9 +16,10 @@ use crate::resource::tasks::seccomp::{self, Suspended};
 use crate::sys;
 use crate::tracee::{Ids, Stop, Tracee};
 use crate::vfork;
+use undertaker::Undertaker;
 
 /// How long a task may keep the others waiting before everything is released and tried again: a vfork
-/// parent, for one, cannot stop before its child goes on.
+/// parent, for one, cannot stop before its child goes on. Each attempt takes twice as long: a machine may be busy.
 const ATTEMPT: Duration = Duration::from_millis(100);
 
 /// A thread, stopped.
@@ -148,19 +151,31 @@ fn release(process: &Process) {
 pub(crate) fn freeze(root: Pid, limit: Duration) -> Result<Frozen> {
     refuse_own_ancestors(root)?;
     let started = Instant::now();
-    let mut pause = Duration::from_millis(1);
+    let mut undertaker = Undertaker::default();
+    let (mut attempt, mut pause) = (ATTEMPT, Duration::from_millis(1));
     loop {
         let left = limit.saturating_sub(started.elapsed());
         let mut tree = Freezing::default();
-        match tree.run(root, left.min(ATTEMPT)) {
+        match tree.run(root, left.min(attempt), &mut undertaker).and_then(|()| tree.finish(root)) {
             Err(error) if error.kind() == ErrorKind::Timeout && started.elapsed() + pause < limit => {
-                drop(tree);
                 std::thread::sleep(pause);
-                pause = (pause * 2).min(Duration::from_millis(50));
+                // What had to wait for the others gets as much more time as it costs them.
+                (attempt, pause) = (attempt * 2, (pause * 4).min(attempt));
             }
             Err(error) => return Err(vfork::explain(error)),
-            Ok(()) => return tree.finish(root),
+            frozen => return frozen,
         }
+    }
+}
+
+/// Whoever was not stopped yet has ended its process, or executed a program in it: that ends threads that were. There is
+/// nothing wrong with such a tree, but it has to be tried again.
+fn moved_on(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::TaskGone => error
+            .with_kind(ErrorKind::Timeout)
+            .with_hint("its tasks end while they are being stopped; try again, or raise the time limit"),
+        _ => error,
     }
 }
 
@@ -209,27 +224,32 @@ struct Freezing {
 
 impl Drop for Freezing {
     fn drop(&mut self) {
-        self.found.values().flatten().for_each(|thread| {
-            let _ = thread.tracee.detach();
-        });
+        for (pid, threads) in &self.found {
+            // The leader is first, and has ended when all the others have.
+            for thread in threads.iter().rev() {
+                if thread.tracee.detach().is_err() {
+                    take_note_of_end(thread.tid(), *pid);
+                }
+            }
+        }
     }
 }
 
 impl Freezing {
     /// Goes on until a whole look at the tree shows nothing that is not stopped: stopped tasks make no new ones.
-    fn run(&mut self, root: Pid, limit: Duration) -> Result<()> {
+    fn run(&mut self, root: Pid, limit: Duration, undertaker: &mut Undertaker) -> Result<()> {
         let deadline = Instant::now() + limit;
-        self.stop_process(root, deadline)?;
+        self.stop_process(root, deadline, undertaker)?;
         if self.found.get(&root).is_none_or(Vec::is_empty) {
             return Err(Error::new(ErrorKind::TaskGone, "it has ended").of(root));
         }
         loop {
             let new = self.unknown_children()?;
             if new.is_empty() {
-                return Ok(());
+                return self.found.values().flatten().try_for_each(still_stopped).map_err(moved_on);
             }
             for pid in new {
-                self.stop_process(pid, deadline)?;
+                self.stop_process(pid, deadline, undertaker)?;
             }
         }
     }
@@ -244,7 +264,7 @@ impl Freezing {
         Ok(ours.into_iter().map(|(pid, _)| pid).collect())
     }
 
-    fn stop_process(&mut self, pid: Pid, deadline: Instant) -> Result<()> {
+    fn stop_process(&mut self, pid: Pid, deadline: Instant, undertaker: &mut Undertaker) -> Result<()> {
         let mut known = std::collections::BTreeSet::<Pid>::new();
         loop {
             let threads = match read::threads(pid) {
@@ -256,6 +276,7 @@ impl Freezing {
                 break;
             }
             known.extend(&new);
+            undertaker.mind(known.iter().copied().filter(|tid| *tid != pid).collect())?;
             self.stop_threads(pid, &new, deadline)?;
         }
         match self.found.get(&pid) {
@@ -319,13 +340,13 @@ impl Freezing {
                     // Back into the guard with it: the error must not leave it stopped.
                     found.insert(*pid, threads);
                     self.found = found;
-                    return Err(error);
+                    return Err(moved_on(error));
                 }
             }
         }
         for pid in std::mem::take(&mut self.zombies) {
-            let stat = read::parsed(pid, "stat", stat::parse)?;
-            let status = read::parsed(pid, "status", status::parse)?;
+            let stat = read::parsed(pid, "stat", stat::parse).map_err(moved_on)?;
+            let status = read::parsed(pid, "status", status::parse).map_err(moved_on)?;
             frozen.zombies.push(Zombie { pid, number: own(&status.ns_tgid, pid), stat, status });
         }
         if frozen.processes.first().is_none_or(|first| first.pid != root) {
@@ -356,21 +377,7 @@ fn number_threads(threads: &mut [Thread], of_one: &Status) -> Result<()> {
 /// Takes hold of one thread and tells it to stop. `None` when there is nothing (left) to hold.
 fn seize(pid: Pid, tid: Pid, clocks: &mut Clocks) -> Result<Option<Thread>> {
     let sleeper = Sleeper::observe(pid, tid, clocks);
-    let tracee = match Tracee::seize(tid, 0) {
-        Ok(tracee) => tracee,
-        Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(None),
-        // An earlier attempt could neither stop it nor, for that reason, let go of it.
-        Err(_) if is_ours(tid) => Tracee::attached(tid),
-        Err(error) => {
-            // A task that has ended cannot be seized either.
-            let now = read::of_thread(pid, tid, "stat", stat::parse);
-            return if now.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X')) {
-                Err(error)
-            } else {
-                Ok(None)
-            };
-        }
-    };
+    let Some(tracee) = take_hold(pid, tid)? else { return Ok(None) };
     // Seizing alone makes a task that is stopped already report its stop.
     if tracee.stopped()?.is_none() {
         match tracee.interrupt() {
@@ -381,9 +388,45 @@ fn seize(pid: Pid, tid: Pid, clocks: &mut Clocks) -> Result<Option<Thread>> {
     Ok(Some(Thread { tracee, job_stop: None, sleeper }))
 }
 
+fn take_hold(pid: Pid, tid: Pid) -> Result<Option<Tracee>> {
+    // A task that has ended cannot be seized; but a moment later its number may be that of a thread of the same process
+    // that has executed a program.
+    const LOOKS: u32 = 3;
+    let mut looks = 1;
+    loop {
+        let error = match Tracee::seize(tid, 0) {
+            Ok(tracee) => return Ok(Some(tracee)),
+            Err(error) if error.kind() == ErrorKind::TaskGone => return Ok(None),
+            Err(error) => error,
+        };
+        match read::of_thread(pid, tid, "stat", stat::parse) {
+            Ok(stat) if !matches!(stat.state, 'Z' | 'X') => {}
+            _ => {
+                take_note_of_end(tid, pid);
+                return Ok(None);
+            }
+        }
+        // An earlier attempt could neither stop it nor, for that reason, let go of it.
+        if is_ours(tid) {
+            return Ok(Some(Tracee::attached(tid)));
+        }
+        if looks == LOOKS {
+            return Err(error);
+        }
+        looks += 1;
+    }
+}
+
 fn is_ours(tid: Pid) -> bool {
     let own = nix::unistd::gettid().as_raw() as u32;
     read::parsed(tid, "status", status::parse).is_ok_and(|status| status.tracer_pid == own)
+}
+
+fn still_stopped(thread: &Thread) -> Result<()> {
+    match thread.tracee.stopped()? {
+        Some(_) => Ok(()),
+        None => Err(Error::new(ErrorKind::TaskGone, "it has ended").of(thread.tid())),
+    }
 }
 
 /// Waits until the thread has stopped for us. A signal on its way is left to be delivered afterwards.

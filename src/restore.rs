@@ -1,6 +1,7 @@
 //! Restore: read, plan, build, release.
 
 mod blueprint;
+mod processes;
 mod turns;
 
 use std::collections::BTreeMap;
@@ -26,7 +27,9 @@ use crate::proc::{read, stat};
 use crate::resource::fds::{
     Builder, Channel, External, FileHandler, FileValidation, Finder, Handlers, Inherited, Places, Room,
 };
-use crate::resource::memory::{self, AddressSpace, Inheritance, MmBuilder, Opened, Workshop};
+use crate::resource::memory::{self, AddressSpace, Fillers, Opened, Workshop};
+use crate::resource::tasks::attributes::Own;
+use crate::resource::tasks::caller::Caller;
 use crate::resource::tasks::cgroup::Cgroups;
 use crate::resource::tasks::cpu::{CpuCheck, Processor};
 use crate::resource::tasks::job_stop::JobStop;
@@ -425,6 +428,8 @@ struct Ready<'i> {
     /// The tree's outer group is to be joined by number.
     outer_group: Option<u32>,
     room: Room,
+    /// What the caller has of attributes that the tasks are not to have from it.
+    inherited: Own,
 }
 
 impl<'i> Ready<'i> {
@@ -448,6 +453,8 @@ impl<'i> Ready<'i> {
             room.check(blueprint.highest_number(number, table)).of(Pid::from(number))?;
         }
         blueprint.shared.plan()?;
+        let caller = Caller::look()?;
+        blueprint.check(&caller)?;
         for (pid, process) in &blueprint.processes {
             let at = process.threads.values().map(|thread| thread.registers.general().pc());
             blueprint.space(process).and_then(|space| space.check_vdso(at)).of(Pid::from(*pid))?;
@@ -466,7 +473,8 @@ impl<'i> Ready<'i> {
         files.renumbered = !matches!(options.pids, Pids::Original);
         files.make_all()?;
         let channel = Channel::new(blueprint.channel_number)?;
-        Ok(Self { image, opened, files, channel, outer_group, room })
+        let inherited = caller.attributes;
+        Ok(Self { image, opened, files, channel, outer_group, room, inherited })
     }
 
     /// Builds everything, and closes what was open for that. The descriptions remain: some have yet to be started.
@@ -474,25 +482,13 @@ impl<'i> Ready<'i> {
         sleep_precisely();
         let mut family = Family::found(blueprint.workshop, seed, blueprint.suspends_seccomp())?;
         let needs_init = blueprint.tree.root()?.pid != blueprint.root;
-        family.mind_children()?;
+        family.start_afresh(&self.inherited)?;
         let root = family.members().next().map_or(Pid::from(blueprint.root), |root| root.pid);
         let fresh = read::parsed(root, "status", status::parse)?;
-        family.prepare(|puppet| {
-            memory::prepare_shared(puppet, &blueprint.shared, &blueprint.workshop, self.image)
-        })?;
-        let donor = |member: &Member| blueprint.lineage.donors.contains(&member.number);
-        let build_memory = |member: &Member| match blueprint.processes.get(&member.number) {
-            Some(process) => self.build_memory(member, process, blueprint).of(member.pid),
-            None => Ok(()),
-        };
-        family.grow(&blueprint.tree, &blueprint.plan, self.outer_group, |member| match donor(member) {
-            true => build_memory(member),
-            false => Ok(()),
+        Fillers::employ(self.image, blueprint.bytes(), |fillers| {
+            self.build_processes(&mut family, blueprint, fillers)
         })?;
         for member in family.members() {
-            if !donor(member) {
-                build_memory(member)?;
-            }
             if let Some(process) = blueprint.processes.get(&member.number) {
                 if let Some(space) = &process.space {
                     memory::seal(&mut member.puppet(0)?, space).of(member.pid)?;
@@ -549,22 +545,6 @@ impl<'i> Ready<'i> {
             family.start_init(&blueprint.workshop, blueprint.root)?;
         }
         Ok((family, self.files))
-    }
-
-    fn build_memory(&self, member: &Member, process: &ProcessPlan, blueprint: &Blueprint) -> Result<()> {
-        let Some(space) = &process.space else { return Ok(()) };
-        let blank = memory::places(member.pid)?;
-        let nothing = Inheritance::default();
-        let builder = MmBuilder {
-            workshop: blueprint.workshop,
-            shared: &blueprint.shared,
-            opened: &self.opened,
-            channel: &self.channel,
-            image: self.image,
-            blank: &blank,
-            inheritance: blueprint.lineage.inheritances.get(&member.number).unwrap_or(&nothing),
-        };
-        builder.build(&mut member.puppet(0)?, space)
     }
 
     fn build_places(&self, member: &Member, process: &ProcessPlan) -> Result<()> {
@@ -787,13 +767,13 @@ fn plan_of(process: &ProcessPlan, number: u32) -> Result<&ThreadPlan> {
 
 /// A SIGCONT survives no batch: each is sent by a call of its own.
 fn queue_continues(member: &Member, process: &ProcessPlan, workshop: &Workshop) -> Result<()> {
-    let Some(pending) = &process.continues else { return Ok(()) };
     let (leader, scratch) = (member.leader()?, workshop.scratch());
-    for info in pending.continues() {
+    for one in &process.continues {
+        let thread = member.threads.iter().find(|thread| Some(thread.number()) == one.thread);
         let address = scratch.input().start;
-        member.memory.write(address, &info.0)?;
-        let args = [u64::from(member.number), info.signo() as u64, address, 0, 0, 0];
-        call_at(leader, scratch.syscall(), sys::rt_sigqueueinfo, args)?;
+        let (call, args) = one.call(member.number, address);
+        member.memory.write(address, &one.info.0)?;
+        call_at(thread.unwrap_or(leader), scratch.syscall(), call, args)?;
     }
     Ok(())
 }

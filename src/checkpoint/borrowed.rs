@@ -16,7 +16,7 @@ use crate::resource::Report;
 use crate::resource::memory::{
     self, AddressSpace, FromInside, PageWriter, Relatives, Scan, Stock, Survey, Tracker, Whose,
 };
-use crate::resource::signals::{overruns::Due, pending};
+use crate::resource::signals::{overruns::Due, pending::Continue};
 use crate::resource::tasks::blocked::{self, Blocked};
 use crate::resource::tasks::job_stop::{self, JobStop};
 use crate::resource::tasks::sharing::{Kind, Shares};
@@ -60,8 +60,8 @@ pub(super) struct Borrowed<'f> {
     pub(super) memory: Memory,
     /// None for a process that cannot be asked. The last of those who share them takes them away.
     pub(super) tools: Option<Arc<Tools>>,
-    /// A blocked SIGCONT that our stops would discard.
-    pub(super) continues: Vec<crate::sys::ptrace::SigInfo>,
+    /// Blocked SIGCONTs that our stops would discard.
+    pub(super) continues: Vec<Continue>,
     pub(super) due: Due,
 }
 
@@ -144,7 +144,7 @@ impl<'f> Borrowed<'f> {
                     "it has no vdso, from which system calls could be executed",
                 )
             })?;
-            borrowed.continues = pending::continues(speaker.tid())?;
+            borrowed.continues = Continue::all(process)?;
             borrowed.tools = match sharer.and_then(|sharer| sharer.tools.clone()) {
                 Some(tools) => Some(tools),
                 None => Some(Arc::new(Tools::install(speaker, &borrowed.memory, vdso)?)),
@@ -256,9 +256,14 @@ impl<'f> Borrowed<'f> {
             return Ok(());
         };
         let Tools { springboard, scratch } = *tools;
-        let (number, tracee) = (self.process.number, &speaker.tracee);
-        let queued =
-            pending::queue_continues(&self.continues, (springboard, scratch), number, tracee, &self.memory);
+        let queued = self.continues.iter().try_for_each(|one| {
+            let mut threads = self.process.threads.iter().map(|thread| &thread.tracee);
+            let thread = threads.find(|thread| Some(thread.number()) == one.thread);
+            let (address, tracee) = (scratch.input().start, thread.unwrap_or(&speaker.tracee));
+            let (call, args) = one.call(self.process.number, address);
+            self.memory.write(address, &one.info.0)?;
+            springboard.call(tracee, &self.memory, call, args).map(drop)
+        });
         let last = Arc::into_inner(tools);
         queued.and(last.map_or(Ok(()), |tools| tools.remove(speaker, &self.memory)))
     }

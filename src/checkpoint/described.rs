@@ -223,9 +223,9 @@ impl<'b> Seen<'b> {
     }
 
     pub(super) fn view(&self) -> View<'_> {
-        let process = self.borrowed.process;
+        let Borrowed { process, due, continues, .. } = self.borrowed;
         let status = self.status.as_ref().unwrap_or(&process.status);
-        View { process, thread: self.thread, status, saved: &self.saved, due: &self.borrowed.due }
+        View { process, thread: self.thread, status, saved: &self.saved, due, continues }
     }
 
     /// Does it stop for nobody but its tracer? Otherwise it has to work alone: its process, stopped at the end of

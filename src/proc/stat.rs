@@ -7,7 +7,7 @@ const FILE: File = File("stat");
 /// The fields of stat that matter here, by their names in proc_pid_stat(5).
 ///
 /// Without ptrace access to the task the kernel prints 0 (1 for `start_code` and `end_code`) for the
-/// addresses and for `exit_code`.
+/// addresses, for `wchan` and for `exit_code`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub(crate) pid: u32,
@@ -38,6 +38,8 @@ pub(crate) struct Stat {
     pub(crate) start_code: u64,
     pub(crate) end_code: u64,
     pub(crate) start_stack: u64,
+    /// 1 for a task that does not run.
+    pub(crate) wchan: u64,
     /// -1 for a thread that is no leader.
     pub(crate) exit_signal: i32,
     pub(crate) processor: i32,
@@ -81,8 +83,8 @@ pub(crate) fn parse(text: &[u8]) -> Result<Stat, Malformed> {
         start_code: fields.after(1, "startcode")?, // rsslim
         end_code: fields.next("endcode")?,
         start_stack: fields.next("startstack")?,
-        // kstkesp kstkeip signal blocked sigignore sigcatch wchan nswap cnswap
-        exit_signal: fields.after(9, "exit_signal")?,
+        wchan: fields.after(6, "wchan")?, // kstkesp kstkeip signal blocked sigignore sigcatch
+        exit_signal: fields.after(2, "exit_signal")?, // nswap cnswap
         processor: fields.next("processor")?,
         rt_priority: fields.next("rt_priority")?,
         policy: fields.next("policy")?,
@@ -141,6 +143,7 @@ pub(super) mod tests {
             start_code: 93911216484352,
             end_code: 93911216484693,
             start_stack: 140734004803760,
+            wchan: 0,
             exit_signal: 17,
             processor: 1,
             rt_priority: 0,

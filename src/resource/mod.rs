@@ -19,6 +19,7 @@ use crate::image::{Image, Owner, Record, Records, Section, Tag};
 use crate::proc::status::Status;
 use crate::resource::fds::Links;
 use crate::resource::memory::{Moved, Paged, Run};
+use crate::resource::tasks::caller::Caller;
 use crate::tracee::{Answers, Batch, Saved, Tracee};
 
 /// Whose state it is.
@@ -55,6 +56,8 @@ pub(crate) struct View<'t> {
     pub(crate) saved: &'t Saved,
     /// Of the timers of its process.
     pub(crate) due: &'t signals::overruns::Due,
+    /// What waited for its process before anything was asked.
+    pub(crate) continues: &'t [signals::pending::Continue],
 }
 
 impl<'t> View<'t> {
@@ -136,6 +139,11 @@ pub(crate) trait State: Record + Send + Sync {
         report: &mut Report,
     ) -> Result<Option<Self>>;
 
+    /// What has to be found out before there is any task.
+    fn check(&self, _caller: &Caller) -> Result<()> {
+        Ok(())
+    }
+
     /// Queues the remote system calls that rebuild it.
     fn build(&self, _task: Rebuilt<'_>, _batch: &mut Batch) -> Result<()> {
         Ok(())
@@ -152,12 +160,17 @@ pub(crate) type Describe = Box<dyn FnOnce(&Answers, View<'_>, &mut Report, &mut 
 
 /// A record on its way into a task.
 pub(crate) trait Rebuild: Debug + Send + Sync {
+    fn check(&self, caller: &Caller) -> Result<()>;
     fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()>;
     fn settle(&self, task: Rebuilt<'_>) -> Result<()>;
     fn suspends_seccomp(&self) -> bool;
 }
 
 impl<S: State> Rebuild for S {
+    fn check(&self, caller: &Caller) -> Result<()> {
+        State::check(self, caller)
+    }
+
     fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
         State::build(self, task, batch)
     }
@@ -245,6 +258,7 @@ pub(crate) const STATES: &[Registration] = &[
     Registration::of::<tasks::scheduling::Scheduling>(),
     Registration::of::<tasks::mempolicy::MemoryPolicy>(),
     Registration::of::<tasks::proc_files::ProcFiles>(),
+    Registration::of::<tasks::label::Label>(),
     Registration::of::<tasks::seccomp::SharedFilters>(),
     Registration::of::<tasks::seccomp::Seccomp>(),
     Registration::of::<tasks::credentials::Credentials>(),

@@ -79,11 +79,9 @@ fn tags_and_names_are_unique() {
 #[test]
 fn nothing_else_knows_a_kind() {
     /// The kinds that the engine does know, where, and why.
-    const KNOWN: [(&str, &str); 2] = [
+    const KNOWN: [(&str, &str); 1] = [
         // Batches are over when registers are set; they also say whether a thread was stopped.
         ("Registers", "restore/blueprint.rs"),
-        // A pending SIGCONT survives no batch.
-        ("ProcessPending", "restore/blueprint.rs"),
     ];
     for (kind, home) in implementors("State").into_iter().chain(implementors("FileKind")) {
         let path_to_it = format!("{}::{kind}", home.file_stem().unwrap().to_str().unwrap());

@@ -8,11 +8,12 @@ use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{Image, Owner};
 use crate::resource::fds::{Description, FdTable, FileOwner, Places, Watches};
-use crate::resource::memory::{self, AddressSpace, Inheritance, SharedPlan, Workshop};
-use crate::resource::signals::pending::ProcessPending;
+use crate::resource::memory::{self, AddressSpace, Inheritance, Legacy, Run, SharedPlan, Workshop};
+use crate::resource::signals::pending::Continue;
 use crate::resource::sockets::Pairs;
 use crate::resource::tasks::births;
 use crate::resource::tasks::blocked::Blocked;
+use crate::resource::tasks::caller::Caller;
 use crate::resource::tasks::cgroup::Membership;
 use crate::resource::tasks::dead_leader::DeadLeader;
 use crate::resource::tasks::job_stop::JobStop;
@@ -35,7 +36,7 @@ pub(super) struct ProcessPlan {
     pub(super) states: StatesOf,
     pub(super) cgroups: Membership,
     pub(super) login: Option<LoginUser>,
-    pub(super) continues: Option<ProcessPending>,
+    pub(super) continues: Vec<Continue>,
     /// The leader, if it has ended, and what it does all the same until then.
     pub(super) dead_leader: Option<(DeadLeader, StatesOf)>,
     /// Unless its parent is outside of the tree.
@@ -79,8 +80,8 @@ pub(super) struct Blueprint {
 /// Who keeps what of the memory that it is born with.
 pub(super) struct Lineage {
     pub(super) inheritances: BTreeMap<u32, Inheritance>,
-    /// Those who pass it on, and so need it before they have children.
-    pub(super) donors: BTreeSet<u32>,
+    /// Of those who pass it on.
+    pub(super) legacies: BTreeMap<u32, Legacy>,
 }
 
 impl Lineage {
@@ -90,17 +91,31 @@ impl Lineage {
         processes: &BTreeMap<u32, ProcessPlan>,
         shares: &Shares,
     ) -> Self {
-        let (mut inheritances, mut donors) = (BTreeMap::new(), BTreeSet::new());
+        let (mut inheritances, mut legacies) = (BTreeMap::new(), BTreeMap::<u32, Legacy>::new());
         let space = |pid| processes.get(&pid).and_then(|process| process.space.as_ref());
         for (child, donor) in plan.donors(tree, |pid| shares.process(pid).get(Kind::Memory)) {
             let (Some(of_child), Some(of_donor)) = (space(child), space(donor)) else { continue };
             let inheritance = Inheritance::of(of_child, of_donor);
             if !inheritance.is_empty() {
+                legacies.entry(donor).or_default().add(&inheritance);
                 inheritances.insert(child, inheritance);
-                donors.insert(donor);
             }
         }
-        Self { inheritances, donors }
+        Self { inheritances, legacies }
+    }
+
+    pub(super) fn is_donor(&self, number: u32) -> bool {
+        self.legacies.contains_key(&number)
+    }
+
+    /// The runs that a process has to be given: before it has children, and when all have been born.
+    pub(super) fn missing(&self, number: u32, space: &AddressSpace) -> (Vec<Run>, Vec<Run>) {
+        let inheritance = self.inheritances.get(&number);
+        let missing = inheritance.map_or_else(|| space.runs.clone(), |kept| kept.missing(&space.runs));
+        match self.legacies.get(&number) {
+            Some(legacy) => legacy.divide(&missing, space),
+            None => (Vec::new(), missing),
+        }
     }
 }
 
@@ -157,6 +172,16 @@ impl Blueprint {
 }
 
 impl Blueprint {
+    /// Can tasks that the caller makes become what these were?
+    pub(super) fn check(&self, caller: &Caller) -> Result<()> {
+        for (number, process) in &self.processes {
+            let of_threads = process.threads.values().flat_map(|thread| &thread.states);
+            let mut states = process.states.iter().chain(of_threads);
+            states.try_for_each(|(_, state)| state.check(caller)).of(Pid::from(*number))?;
+        }
+        Ok(())
+    }
+
     /// Bytes of memory that are put in place.
     pub(super) fn bytes(&self) -> u64 {
         let spaces = self.processes.values().filter_map(|process| process.space.as_ref());
@@ -243,7 +268,7 @@ impl ProcessPlan {
             states: load_states(image, Scope::Process, pid)?,
             cgroups: image.require(owner)?,
             login: image.get(owner)?,
-            continues: image.get(owner)?,
+            continues: Continue::load(image, pid, tids)?,
             dead_leader: dead_leader(image, pid, tids)?,
             stop,
             threads,

@@ -79,5 +79,19 @@ pub(crate) fn securebits() -> nix::Result<u32> {
     Errno::result(unsafe { libc::prctl(libc::PR_GET_SECUREBITS) }).map(|bits| bits as u32)
 }
 
+/// prctl(2) of the calling thread with an option that asks for an attribute and takes plain numbers.
+pub(crate) fn attribute(option: i32, which: u64) -> nix::Result<u64> {
+    // SAFETY: such options neither read nor write memory.
+    Errno::result(unsafe { libc::prctl(option, which, 0u64, 0u64, 0u64) }).map(|value| value as u64)
+}
+
+/// The same with an option that writes an int.
+pub(crate) fn written_attribute(option: i32) -> nix::Result<u64> {
+    let mut value = 0i32;
+    // SAFETY: such options write an int to the live variable.
+    Errno::result(unsafe { libc::prctl(option, &raw mut value, 0u64, 0u64, 0u64) })?;
+    Ok(value as u32 as u64)
+}
+
 /// The kernel's hardware page size.
 pub(crate) const PAGE: u64 = 4096;

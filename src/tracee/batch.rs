@@ -11,7 +11,7 @@ use crate::error::{Error, Result, Subject};
 use crate::sys::PAGE;
 
 /// A system call by number, and by the name that errors show.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sys {
     pub(crate) number: i64,
     pub(crate) name: &'static str,

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 
@@ -11,10 +12,10 @@ use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 
 /// A view of one task's address space.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Memory {
     pid: Pid,
-    mem: File,
+    mem: Arc<File>,
 }
 
 /// One piece of a vectored transfer: the address in the task, and our bytes.
@@ -28,7 +29,8 @@ impl Memory {
     pub(crate) fn open(pid: Pid) -> Result<Self> {
         let path = format!("/proc/{pid}/mem");
         let mem = OpenOptions::new().read(true).write(true).open(&path);
-        Ok(Self { pid, mem: mem.call("open").about(|| Subject::Path(path.into())).of(pid)? })
+        let mem = Arc::new(mem.call("open").about(|| Subject::Path(path.into())).of(pid)?);
+        Ok(Self { pid, mem })
     }
 
     /// Reads what the task itself could read; falls back to `/proc/PID/mem` for what it could not.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::{Completion, Failed};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::Outcome;
@@ -136,6 +137,9 @@ fn outer(name: &str) -> Result<u8, String> {
 
 fn inner() -> Outcome {
     die_with_parent()?;
+    // What dies once more on a restore must not dump core, though it may.
+    let (_, most) = getrlimit(Resource::RLIMIT_CORE).map_err(|errno| format!("getrlimit: {errno}"))?;
+    setrlimit(Resource::RLIMIT_CORE, most, most).map_err(|errno| format!("setrlimit: {errno}"))?;
     let none = None::<&str>;
     let mounted = |what: &str, at: &str, kind, flags| {
         mount(Some(what), at, kind, flags, none).map_err(|errno| format!("mount {what} on {at}: {errno}"))

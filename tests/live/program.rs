@@ -51,7 +51,7 @@ impl Program {
     }
 
     /// Where it is compiled to, if it is.
-    fn binary(self) -> PathBuf {
+    pub(crate) fn binary(self) -> PathBuf {
         cell::scratch().join(match self {
             Program::C(name) => name.to_owned(),
             Program::StaticC(name) => format!("{name}-static"),

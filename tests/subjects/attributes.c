@@ -4,7 +4,9 @@
 #include <sys/personality.h>
 #include <sys/resource.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
 #include <linux/ioprio.h>
+#include <linux/seccomp.h>
 #include <linux/securebits.h>
 
 // Below what everybody has: only a privilege allows to raise them again.
@@ -313,9 +315,42 @@ static int threads(void)
 	return passed();
 }
 
+// --- whoever restores: something that its children inherit, before it becomes another program ---
+static void core_group(void) { must(prctl(62 /* PR_SCHED_CORE */, 1 /* CREATE */, 0, 1 /* the process */, 0)); }
+static void no_new_privs(void) { must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)); }
+static void mdwe(void) { must(prctl(65 /* PR_SET_MDWE */, 1, 0, 0, 0)); }
+static void merge(void) { must(prctl(67 /* PR_SET_MEMORY_MERGE */, 1, 0, 0, 0)); }
+static void bounding(void) { must(prctl(PR_CAPBSET_DROP, CAP_SYS_BOOT)); }
+static void store_bypass(long how) { must(prctl(PR_SET_SPECULATION_CTRL, 0 /* PR_SPEC_STORE_BYPASS */, how, 0, 0)); }
+static void speculation(void) { store_bypass(PR_SPEC_DISABLE); }
+static void speculation_for_good(void) { store_bypass(PR_SPEC_FORCE_DISABLE); }
+
+static void filter(void)
+{
+	struct sock_filter allow = { BPF_RET, 0, 0, SECCOMP_RET_ALLOW };
+	must(prctl(PR_SET_SECCOMP, 2 /* filters */, &(struct sock_fprog){ 1, &allow }));
+}
+
+static const struct { const char *name; void (*restrict_)(void); } ways[] = {
+	{ "core_group", core_group }, { "no_new_privs", no_new_privs }, { "mdwe", mdwe }, { "merge", merge }, { "bounding", bounding },
+	{ "speculation", speculation }, { "speculation_for_good", speculation_for_good }, { "filter", filter },
+};
+
+static int become(char **argv)
+{
+	for (size_t i = 0; i < COUNT(ways); i++)
+		if (!strcmp(ways[i].name, argv[0])) {
+			ways[i].restrict_();
+			must(execv(argv[1], argv + 1));
+		}
+	fail("usage");
+}
+
 int main(int argc, char **argv)
 {
 	begin();
+	if (argc > 3 && !strcmp(argv[1], "become"))
+		return become(argv + 2);
 	if (argc == 2 && !strcmp(argv[1], "process"))
 		return process();
 	if (argc == 2 && !strcmp(argv[1], "threads"))

@@ -166,6 +166,10 @@ static int pipes(void)
 	must(write(large[1], got, 200000));
 	signal(SIGPIPE, SIG_IGN);
 	int again = must(dup(full[0]));
+	must(fchown(full[1], 1234, 5678));
+	must(fchmod(full[0], 0640));
+	struct stat before, after;
+	must(fstat(full[1], &before));
 	pid_t child = must(fork());
 	if (!child) {
 		close(empty[0]);
@@ -176,6 +180,11 @@ static int pipes(void)
 	ready();
 	wait_go();
 	join_child(child);
+	must(fstat(full[0], &after));
+	expect(after.st_uid == 1234 && after.st_gid == 5678 && (after.st_mode & 07777) == 0640, "%o", after.st_mode);
+	expect(!memcmp(&before.st_mtim, &after.st_mtim, sizeof before.st_mtim));
+	must(fstat(large[0], &after));
+	expect(after.st_uid == getuid() && (after.st_mode & 07777) == 0600, "%o", after.st_mode);
 	expect(read(again, got, sizeof got) == filled, "of %ld", filled);
 	for (long at = 0; at < filled; at += sizeof block)
 		expect_painted(got + at, sizeof block, 1);

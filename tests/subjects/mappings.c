@@ -620,9 +620,16 @@ static int cow(void)
 	paint(wiped, SIZE, 5);
 	paint(later, SIZE, 6);
 	paint(locked, SIZE, 7);
+	// Zeroes that are there for being locked, and memory that nobody inherits.
+	const size_t many = 5 << 20;
+	char *pinned = must(mmap(NULL, many, rw, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	char *own = must(mmap(NULL, many, rw, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	paint(pinned, PAGE, 8);
+	must(mlock(pinned, many));
 	pid_t *pids = map_fd(rw, MAP_SHARED | MAP_ANONYMOUS, -1);
 	pid_t first = must(fork());
 	if (!first) {
+		paint(pinned + PAGE, many - PAGE, 9);
 		paint(area + 5 * PAGE, PAGE, 15);
 		must(madvise(area + 7 * PAGE, PAGE, MADV_DONTNEED));
 		must(munmap(area + kept, large - kept));
@@ -651,6 +658,9 @@ static int cow(void)
 		expect_painted(heap, child ? SIZE : 12 * PAGE, 4);
 		expect_painted(later, SIZE, 6);
 		expect_painted(locked, SIZE, 7);
+		expect_painted(pinned, PAGE, 8);
+		expect_painted(pinned + PAGE, many - PAGE, 9);
+		expect(!own[0] && !memcmp(own, own + 1, many - 1));
 		if (!child) {
 			expect_painted(wiped, 0, 5);
 			expect(!wiped[0]);
@@ -667,6 +677,7 @@ static int cow(void)
 		return 0;
 	}
 	paint(area + 11 * PAGE, PAGE, 21);
+	paint(own, many, 22);
 	while (access("grown", F_OK) || !pids[2])
 		nap(MS);
 	pids[0] = getpid(), pids[1] = first;
@@ -690,6 +701,9 @@ static int cow(void)
 	put_file("compared", "");
 	expect_painted(area + 11 * PAGE, PAGE, 21);
 	expect_painted(heap, SIZE, 4);
+	expect_painted(own, many, 22);
+	expect_painted(pinned, PAGE, 8);
+	expect(!pinned[PAGE] && !memcmp(pinned + PAGE, pinned + PAGE + 1, many - PAGE - 1));
 	while (access("written", F_OK))
 		nap(MS);
 	char *page = anonymous(0);

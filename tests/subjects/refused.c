@@ -101,6 +101,13 @@ static void hold_nameless(void)
 }
 
 // Supported kinds, in states that cannot be brought back.
+static void put_number(const char *name, int number)
+{
+	char text[16];
+	snprintf(text, sizeof text, "%d", number);
+	put_file(name, text);
+}
+
 static void hold_odd(void)
 {
 	int inotify = must(inotify_init1(0));
@@ -140,6 +147,9 @@ static void hold_odd(void)
 	signal(SIGIO, SIG_IGN);
 	if (!fcntl(told, F_NOTIFY, DN_RENAME | DN_MULTISHOT))
 		hold(told, "dnotify");
+	int pressure = open("/proc/pressure/memory", O_RDWR | O_NONBLOCK);
+	if (pressure >= 0) // which may be switched off
+		hold(pressure, "pressure");
 	must(mkdir("covered", 0700));
 	hold(must(open("covered/file", O_CREAT | O_RDWR, 0600)), "mounted over");
 	must(mount("none", "covered", "tmpfs", 0, "size=1m"));
@@ -214,14 +224,19 @@ int main(void)
 		zero(pthread_create(&dispatcher, NULL, dispatch, NULL));
 		while (!dispatches)
 			nap(MS);
-		char number[16];
-		snprintf(number, sizeof number, "%d", dispatches);
-		put_file("dispatches", number);
+		put_number("dispatches", dispatches);
 		wait_go();
 		over = 1;
 		zero(pthread_join(dispatcher, NULL));
 		return 0;
 	}
+	siginfo_t end;
+	pid_t aborted = must(fork());
+	if (!aborted)
+		abort();
+	must(waitid(P_PID, aborted, &end, WEXITED | WNOWAIT));
+	if (end.si_code == CLD_DUMPED)
+		put_number("dumped_core", aborted);
 	sigset_t set;
 	sigemptyset(&set);
 	sigaddset(&set, SIGUSR1);
@@ -237,9 +252,7 @@ int main(void)
 	keyrings += syscall(SYS_keyctl, 0, -2 /* of the process */, 1) != -1;
 	if (keyrings)
 		put_file("keyrings", ""); // the kernel has them
-	char number[16];
-	snprintf(number, sizeof number, "%d", elsewhere);
-	put_file("elsewhere", number);
+	put_number("elsewhere", elsewhere);
 	while (access("dispatches", F_OK))
 		nap(MS);
 	signal(SIGALRM, tick);
@@ -260,5 +273,6 @@ int main(void)
 	close(socket_);
 	must(umount2("covered", MNT_DETACH));
 	join_child(child);
+	must(waitpid(aborted, NULL, 0));
 	return passed();
 }

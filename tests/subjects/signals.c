@@ -72,19 +72,23 @@ static int tgkill_(pid_t tid, int signal) { return syscall(SYS_tgkill, getpid(),
 static pthread_barrier_t barrier;
 static _Atomic pid_t second;
 
-static void *other(void *unused)
+static void *other(void *with_continue)
 {
-	const int mine[] = { SIGUSR2, SIGRTMIN + 4 };
+	// With all of them blocked, a checkpoint has to stop it by SIGSTOP.
+	const int mine[] = { SIGUSR2, SIGRTMIN + 4, SIGCONT, SIGURG, SIGWINCH, SIGCHLD };
 	sigset_t set;
-	block(&set, mine, COUNT(mine));
+	block(&set, mine, with_continue ? COUNT(mine) : 2);
 	second = gettid();
 	pthread_barrier_wait(&barrier);
 	wait_go();
 	expect_next(&set, SIGUSR2, SI_TKILL, 0);
+	if (with_continue)
+		expect_next(&set, SIGCONT, SI_TKILL, 0);
 	for (int value = 3; value > 0; value--)
 		expect_next(&set, SIGRTMIN + 4, SI_QUEUE, value);
+	sigdelset(&set, SIGCONT); // that of the process is for the other thread to take
 	expect(sigtimedwait(&set, NULL, &(struct timespec){ 0 }) == -1 && errno == EAGAIN);
-	return unused;
+	return NULL;
 }
 
 // To the process and to each of two threads; standard ones, queued ones in their order, and SIGCONT.
@@ -103,11 +107,13 @@ static int pend(int with_continue)
 	block(&set, all, COUNT(all));
 	zero(pthread_barrier_init(&barrier, NULL, 2));
 	pthread_t thread;
-	zero(pthread_create(&thread, NULL, other, NULL));
+	zero(pthread_create(&thread, NULL, other, with_continue ? &thread : NULL));
 	pthread_barrier_wait(&barrier);
 	must(kill(getpid(), SIGUSR1));
-	if (with_continue)
+	if (with_continue) {
 		must(kill(getpid(), SIGCONT));
+		must(tgkill_(second, SIGCONT));
+	}
 	must(tgkill_(gettid(), SIGHUP));
 	for (int value = 1; value <= 40; value++) {
 		must(sigqueue(getpid(), SIGRTMIN + 3, (union sigval){ .sival_int = value }));

@@ -106,6 +106,7 @@ static int zombies(void)
 		expect(waitpid(pids[i], &status, WNOHANG) == pids[i]);
 		int end = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 		expect(end == ends[i], "%d instead of %d", end, ends[i]);
+		expect(WIFEXITED(status) || !WCOREDUMP(status));
 	}
 	return passed();
 }
@@ -398,12 +399,51 @@ static int rseq(void)
 	return passed();
 }
 
+// Processes of several threads, any of which replaces or ends all of them, and is not asked when: so many times each.
+static void *rash(void *lives)
+{
+	nap(gettid() % 7 * 50000);
+	if (lives)
+		must(execl("/proc/self/exe", "tasks", "rash", (char[]){ (char)('0' + (long)lives - 1), 0 }, NULL));
+	_exit(7);
+}
+
+static int be_rash(long lives)
+{
+	pthread_t threads[3];
+	for (int i = 0; i < 3; i++)
+		while (pthread_create(&threads[i], NULL, rash, (void *)lives) == EAGAIN)
+			sched_yield(); // one of the others is in execve(2)
+	pause();
+	_exit(8); // nobody sends it a signal
+}
+
+static int restless(void)
+{
+	enum { AT_ONCE = 3 };
+	int running = 0, over = 0;
+	ready();
+	while (!over || running) {
+		for (over = gone_yet(); !over && running < AT_ONCE; running++)
+			if (!must(fork()))
+				_exit(be_rash(2));
+		int status;
+		must(wait(&status));
+		expect(WIFEXITED(status) && WEXITSTATUS(status) == 7, "%x", status);
+		running--;
+	}
+	return passed();
+}
+
 int main(int argc, char **argv)
 {
 	begin();
+	if (argc == 3 && !strcmp(argv[1], "rash"))
+		return be_rash(*argv[2] - '0');
 	static const struct { const char *name; int (*run)(void); } parts[] = {
 		{ "sessions", sessions }, { "zombies", zombies }, { "stopped", stopped }, { "vfork", vforked }, { "spawn", spawned },
 		{ "threads", threads }, { "churn", churn }, { "robust", robust }, { "rseq", rseq },
+		{ "restless", restless },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))

@@ -22,12 +22,12 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, open, openat2};
 use nix::sys::stat::{FileStat, Mode, SFlag};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
-use nix::sys::time::TimeSpec;
 use nix::unistd::{Whence, lseek};
 
 pub(crate) use names::OldNames;
 pub(crate) use revive::Revived;
 
+use super::inode::Inode;
 use super::link::{LinkRemap, Links};
 use super::path::{Reason, TMPFILE};
 use super::{FilePolicy, FileRef, FileValidation};
@@ -47,13 +47,8 @@ pub(crate) struct Ghost {
     /// The name that it had last.
     path: Bytes,
     birth: Birth,
-    /// Type and permissions.
-    mode: u32,
-    user: u32,
-    group: u32,
+    inode: Inode,
     size: u64,
-    accessed: Time,
-    modified: Time,
     /// Extended attributes: names and values.
     attributes: Vec<(Bytes, Bytes)>,
     /// Where its data is; their addresses are offsets in the file. The rest is holes.
@@ -92,16 +87,6 @@ enum Birth {
     Linked { name: Bytes, inode: u64 },
     /// It is that file, by another name that it has had.
     Again(u32),
-}
-
-/// Seconds and nanoseconds.
-#[derive(Encode, Decode, Debug, Clone, Copy)]
-struct Time(i64, i64);
-
-impl From<Time> for TimeSpec {
-    fn from(Time(seconds, nanoseconds): Time) -> Self {
-        TimeSpec::new(seconds, nanoseconds)
-    }
 }
 
 pub(super) const DELETED: &[u8] = b" (deleted)";
@@ -443,12 +428,8 @@ impl Ghost {
         Self {
             path: path.to_vec().into(),
             birth,
-            mode: stat.st_mode,
-            user: stat.st_uid,
-            group: stat.st_gid,
+            inode: Inode::of(stat),
             size: 0,
-            accessed: Time(stat.st_atime, stat.st_atime_nsec),
-            modified: Time(stat.st_mtime, stat.st_mtime_nsec),
             attributes: Vec::new(),
             runs: Vec::new(),
         }
@@ -468,7 +449,7 @@ impl Ghost {
     }
 
     fn kind(&self) -> SFlag {
-        SFlag::from_bits_truncate(self.mode & SFlag::S_IFMT.bits())
+        self.inode.kind()
     }
 
     /// An image is not trusted.
@@ -534,21 +515,23 @@ mod tests {
     use nix::sys::stat::fstat;
     use nix::unistd::geteuid;
 
+    use super::super::inode::Time;
     use super::super::link;
     use super::super::tests::{Scratch, make, probe, refused};
     use super::super::{Collector, FilePolicy, FileRef, Finder};
     use super::*;
 
+    fn inode(mode: u32) -> Inode {
+        let (user, group) = (geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        Inode { mode, user, group, accessed: Time(1, 2), modified: Time(3, 4) }
+    }
+
     fn ghost(path: &Path) -> Ghost {
         Ghost {
             path: path.as_os_str().as_bytes().to_vec().into(),
             birth: Birth::Named,
-            mode: libc::S_IFREG | 0o640,
-            user: geteuid().as_raw(),
-            group: nix::unistd::getegid().as_raw(),
+            inode: inode(libc::S_IFREG | 0o640),
             size: 5000,
-            accessed: Time(1, 2),
-            modified: Time(3, 4),
             attributes: Vec::new(),
             runs: vec![Run { addr: 0, len: PAGE, segment: 0, offset: 0 }],
         }
@@ -575,9 +558,9 @@ mod tests {
                 "zero byte",
                 Ghost { attributes: vec![(b"user.\0".to_vec().into(), Bytes::default())], ..good() },
             ),
-            ("directory", Ghost { mode: libc::S_IFDIR | 0o755, ..good() }),
-            ("socket", Ghost { mode: libc::S_IFSOCK | 0o755, size: 0, runs: Vec::new(), ..good() }),
-            ("device", Ghost { mode: libc::S_IFCHR | 0o666, ..good() }),
+            ("directory", Ghost { inode: inode(libc::S_IFDIR | 0o755), ..good() }),
+            ("socket", Ghost { inode: inode(libc::S_IFSOCK | 0o755), size: 0, runs: Vec::new(), ..good() }),
+            ("device", Ghost { inode: inode(libc::S_IFCHR | 0o666), ..good() }),
             ("size", Ghost { size: 1 << 63, ..good() }),
             ("end", Ghost { runs: run(2 * PAGE, PAGE, 0), ..good() }),
             ("overflow", Ghost { runs: run(u64::MAX, PAGE, 0), ..good() }),
@@ -585,7 +568,7 @@ mod tests {
             ("no segment", Ghost { runs: vec![Run { segment: 9, ..good().runs[0] }], ..good() }),
             ("huge", Ghost { birth: Birth::Huge(64), ..good() }),
             ("huge size", Ghost { birth: Birth::Huge(21), ..good() }),
-            ("fifo", Ghost { mode: libc::S_IFIFO | 0o600, ..good() }),
+            ("fifo", Ghost { inode: inode(libc::S_IFIFO | 0o600), ..good() }),
             ("way out", Ghost { birth: linked(b"../file"), ..good() }),
             ("no name", Ghost { birth: linked(b""), ..good() }),
             ("itself", Ghost { birth: Birth::Again(1), ..good() }),
@@ -706,7 +689,8 @@ mod tests {
     #[test]
     fn permissions_and_times_come_last() {
         let scratch = Scratch::new();
-        let image = image(&scratch, &Ghost { mode: libc::S_IFREG | 0o4, ..ghost(&scratch.path("file")) });
+        let image =
+            image(&scratch, &Ghost { inode: inode(libc::S_IFREG | 0o4), ..ghost(&scratch.path("file")) });
         let mut revived = Revived::make(&image).unwrap();
         let file = File::from(revived.open(1, OFlag::O_RDWR).unwrap());
         revived.finish().unwrap();

@@ -15,6 +15,7 @@ mod fanotify;
 mod ghost;
 mod handler;
 mod handles;
+mod inode;
 mod inotify;
 mod link;
 mod locks;
@@ -375,6 +376,9 @@ impl<'i> Builder<'i> {
                 true => self.waiting.push(unmade),
                 false => self.make(unmade)?,
             }
+        }
+        for (number, ends) in &self.pipes {
+            ends.settle().about(|| Subject::Section(format!("{} {number}", Pipe::NAME)))?;
         }
         self.finder.finish()
     }

@@ -9,6 +9,7 @@ use nix::sys::stat::{Mode, SFlag};
 use nix::unistd::pipe2;
 
 use super::external::HINT;
+use super::inode::Inode;
 use super::{
     Builder, Collector, Description, External, FileKind, FilePolicy, FileRef, Finder, OPEN_FLAGS, OuterPipes,
     Probe,
@@ -46,10 +47,16 @@ pub(crate) struct Pipe {
 #[derive(Encode, Decode, Debug, Clone, PartialEq, Eq)]
 enum Source {
     /// pipe(2): both ends are made together.
-    Nameless,
+    Nameless(Inode),
     Fifo(FileRef),
     /// An end of it is outside the tree: the caller supplies another, by this key. Whatever was in it stays there.
     External(Bytes),
+}
+
+impl Source {
+    fn is_nameless(&self) -> bool {
+        matches!(self, Self::Nameless(_))
+    }
 }
 
 impl Record for Pipe {
@@ -99,7 +106,7 @@ impl Seen {
         let named = policy.external.get(&key).cloned();
         let all = outside && policy.outer_pipes == OuterPipes::External;
         if let Some(key) = named.or(all.then(|| key.key()))
-            && self.pipe.source == Source::Nameless
+            && self.pipe.source.is_nameless()
         {
             self.pipe.source = Source::External(key);
             self.pipe.contents = Contents::Stream(Bytes::default());
@@ -120,7 +127,7 @@ impl FileKind for PipeEnd {
         let key = (probe.stat.st_dev, probe.stat.st_ino);
         if !collector.pipes.contains_key(&key) {
             let source = match probe.name.starts_with(b"pipe:[") {
-                true => Source::Nameless,
+                true => Source::Nameless(Inode::of(&probe.stat)),
                 false => match collector.file(probe)? {
                     Ok(file) => Source::Fifo(file),
                     Err(refusal) => return Ok(Err(refusal)),
@@ -137,7 +144,7 @@ impl FileKind for PipeEnd {
         let events = hangup(probe)?;
         let reads = access == OFlag::O_RDONLY;
         // Only a fifo can be opened for reading while nobody writes.
-        let quiet = reads && seen.pipe.source != Source::Nameless && !events.contains(PollFlags::POLLHUP);
+        let quiet = reads && !seen.pipe.source.is_nameless() && !events.contains(PollFlags::POLLHUP);
         let fresh = quiet && is_at_its_end(probe)?;
         seen.doubtful |= quiet && !fresh && readable_bytes(probe.file.as_fd()).call("ioctl(FIONREAD)")? > 0;
         seen.readers |= access != OFlag::O_WRONLY;
@@ -329,6 +336,7 @@ pub(super) enum Ends {
 pub(super) struct Pair {
     reader: OwnedFd,
     writer: OwnedFd,
+    inode: Inode,
     reader_given: bool,
     writer_given: bool,
 }
@@ -337,10 +345,11 @@ impl Pipe {
     fn make(self, finder: &Finder) -> Result<Ends> {
         match self.source {
             Source::External(key) => Ok(Ends::External(key)),
-            Source::Nameless => {
+            Source::Nameless(ref inode) => {
+                let inode = inode.clone();
                 let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).call("pipe2")?;
                 self.fill(&writer)?;
-                Ok(Ends::Pipe(Pair { reader, writer, reader_given: false, writer_given: false }))
+                Ok(Ends::Pipe(Pair { reader, writer, inode, reader_given: false, writer_given: false }))
             }
             Source::Fifo(ref file) => {
                 let both = finder.open(file, OFlag::O_RDWR | OFlag::O_NONBLOCK)?;
@@ -397,6 +406,16 @@ impl Contents {
     }
 }
 
+impl Ends {
+    /// All descriptions of it are there.
+    pub(super) fn settle(&self) -> Result<()> {
+        let Ends::Pipe(Pair { reader, inode, .. }) = self else { return Ok(()) };
+        let way = format!("/proc/self/fd/{}", reader.as_raw_fd());
+        inode.own(&way)?;
+        inode.settle(&way)
+    }
+}
+
 impl Pair {
     /// An open file description of this pipe with these flags.
     fn take(&mut self, flags: OFlag) -> Result<OwnedFd> {
@@ -425,6 +444,11 @@ mod tests {
     use super::*;
     use crate::image::Records;
 
+    fn inode() -> Inode {
+        let (reader, _writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        Inode::of(&nix::sys::stat::fstat(&reader).unwrap())
+    }
+
     #[test]
     fn pipes_that_cannot_be() {
         let made = |capacity, contents, source| {
@@ -438,7 +462,7 @@ mod tests {
         };
         let stream = |length| Contents::Stream(vec![1; length].into());
         let packets = |count, length| Contents::Packets(vec![vec![1; length].into(); count]);
-        let nameless = || Source::Nameless;
+        let nameless = || Source::Nameless(inode());
         assert_eq!(made(8192, stream(8192), nameless()), Ok(()));
         assert_eq!(made(8192, packets(2, 4096), nameless()), Ok(()));
         for (capacity, contents) in [

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
-use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, PROC_SUPER_MAGIC, fstatfs};
 use nix::unistd::{Whence, lseek};
 
 use super::path::TMPFILE;
@@ -41,6 +41,10 @@ impl FileKind for Regular {
         if !tasks.iter().all(|task| collector.task(*task) == Some(task.get())) {
             return Ok(Err(probe.refusal("what /proc shows of a task that is not part of the tree")));
         }
+        if may_be_trigger(probe)? {
+            let reason = "it may be told of pressure on resources (PSI): nothing shows what it waits for";
+            return Ok(Err(probe.refusal(reason)));
+        }
         let of_task = !tasks.is_empty();
         let position = probe.info.pos;
         Ok(collector.file(probe)?.map(|file| Self { file, position, of_task }))
@@ -73,6 +77,23 @@ impl FileKind for Regular {
     }
 }
 
+/// Could something have been written to it that makes poll(2) tell of pressure (accounting/psi.rst)?
+fn may_be_trigger(probe: &Probe) -> Result<bool> {
+    let writable = !probe.flags.contains(OFlag::O_PATH) && probe.flags & OFlag::O_ACCMODE != OFlag::O_RDONLY;
+    if !writable || !is_named_pressure(&probe.name) {
+        return Ok(false);
+    }
+    let of = fstatfs(&probe.file).call("fstatfs")?.filesystem_type();
+    Ok(of == PROC_SUPER_MAGIC || of == CGROUP2_SUPER_MAGIC)
+}
+
+/// `/proc/pressure/...`, or `....pressure` of a control group, wherever these are mounted.
+fn is_named_pressure(name: &[u8]) -> bool {
+    let mut parts = name.rsplit(|byte| *byte == b'/');
+    let (last, directory) = (parts.next().unwrap_or_default(), parts.next());
+    last.ends_with(b".pressure") || directory == Some(b"pressure")
+}
+
 /// The process (and the thread) that a file of /proc tells of.
 fn shown_tasks(probe: &Probe) -> Result<Vec<Pid>> {
     if fstatfs(&probe.file).call("fstatfs")?.filesystem_type() != PROC_SUPER_MAGIC {
@@ -96,6 +117,17 @@ fn named_tasks(name: &[u8]) -> Vec<Pid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_pressure() {
+        for name in ["/proc/pressure/io", "/host/proc/pressure/cpu", "/sys/fs/cgroup/a/memory.pressure"] {
+            assert!(is_named_pressure(name.as_bytes()), "{name}");
+        }
+        for name in ["/proc/self/io", "/proc/pressure", "/sys/fs/cgroup/pressure.d/cgroup.procs", "pressure"]
+        {
+            assert!(!is_named_pressure(name.as_bytes()), "{name}");
+        }
+    }
 
     #[test]
     fn tasks_in_names() {

@@ -6,17 +6,16 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::fcntl::OFlag;
 
-use super::tracking::take_uffd;
 use super::{
-    ADDRESS_END, AddressSpace, Backing, Inheritance, Made, Origin, Run, Segments, SharedObject, Traits, Vdso,
-    Vma, locks, vdso::Foreign,
+    ADDRESS_END, AddressSpace, Backing, Fillers, Inheritance, Made, Origin, Run, Segments, SharedObject,
+    Traits, Vdso, Vma, locks, vdso::Foreign,
 };
 use crate::Pid;
-use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
+use crate::error::{Context, Error, ErrorKind, Result, Subject};
 use crate::image::{Image, Owner};
 use crate::proc::smaps::Mapping;
 use crate::resource::fds::{Channel, FileRef, Finder};
-use crate::sys::{PAGE, uffd};
+use crate::sys::PAGE;
 use crate::tracee::{Batch, Puppet, Scratch, sys};
 
 /// Where the engine's own things are in every task that it rebuilds: one range, free in all of them.
@@ -177,11 +176,11 @@ impl SharedObject {
 }
 
 /// Makes the shared objects in the root, before it has children who inherit them. Gives those that outlive it.
-pub(crate) fn prepare_shared(
+pub(crate) fn prepare_shared<'s>(
     puppet: &mut Puppet<'_>,
-    shared: &SharedPlan,
+    shared: &'s SharedPlan,
     workshop: &Workshop,
-    image: &Image,
+    fillers: &Fillers<'s>,
 ) -> Result<Vec<Made>> {
     let mut made = Vec::new();
     for (number, (at, object)) in &shared.objects {
@@ -216,9 +215,10 @@ pub(crate) fn prepare_shared(
                 }
             }
         }
-        Segments(image).each(&object.runs, |pieces| {
+        let memory = puppet.memory().clone();
+        fillers.fill(puppet.tgid(), &object.runs, move |pieces| {
             let pieces: Vec<_> = pieces.iter().map(|(addr, bytes)| (start + addr, *bytes)).collect();
-            puppet.memory().write_all(&pieces)
+            memory.write_all(&pieces)
         })?;
     }
     Ok(made)
@@ -325,6 +325,7 @@ pub(crate) struct MmBuilder<'b> {
 }
 
 impl MmBuilder<'_> {
+    /// Its mappings, which are empty.
     pub(crate) fn build(&self, puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
         let workshop = self.workshop.range();
         let foreign = Foreign::plan(space, self.image, puppet.memory(), self.blank, workshop)?;
@@ -348,9 +349,7 @@ impl MmBuilder<'_> {
         numbers.close(&mut batch);
         puppet.run(batch)?.check()?;
         foreign.map_or(Ok(()), |foreign| self.settle(foreign, puppet))?;
-        set_policies(puppet, space)?;
-        self.fill(puppet, space)?;
-        lock(puppet, space)
+        set_policies(puppet, space)
     }
 
     /// Removes what the task does not need, and moves the kernel's mappings out of the way.
@@ -460,59 +459,11 @@ impl MmBuilder<'_> {
         puppet.run(batch)?.check()?;
         puppet.memory().write(foreign.at, &foreign.text)
     }
-
-    fn fill(&self, puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
-        // userfaultfd does not take droppable memory.
-        let takes = |vma: &Vma| vma.is_anonymous() && !vma.has(Traits::DROPPABLE);
-        let large = |run: &Run| run.len >= super::pages::LARGE && space.vma_at(run.addr).is_some_and(takes);
-        let missing = self.inheritance.missing(&space.runs);
-        let (bulk, rest): (Vec<Run>, Vec<Run>) = missing.iter().partition(|run| large(run));
-        let left = if bulk.is_empty() { None } else { self.fill_bulk(puppet, space, &bulk).err() };
-        if let Some(error) = left {
-            if error.kind() == ErrorKind::Image {
-                return Err(error);
-            }
-            // Not allowed here, by sysctl or seccomp: the slower way does it as well.
-            tracing::debug!(%error, "userfaultfd is not available");
-            self.write(puppet, space, &bulk)?;
-        }
-        self.write(puppet, space, &rest)
-    }
-
-    fn write(&self, puppet: &Puppet<'_>, space: &AddressSpace, runs: &[Run]) -> Result<()> {
-        let memory = puppet.memory();
-        let writable = |addr: u64| {
-            space
-                .vma_at(addr)
-                .is_some_and(|vma| vma.prot & libc::PROT_WRITE as u32 != 0 || vma.is_filled_first())
-        };
-        Segments(self.image).each(runs, |pieces| {
-            let (fast, slow): (Vec<_>, Vec<_>) = pieces.iter().partition(|(addr, _)| writable(*addr));
-            memory.write_all(&fast)?;
-            slow.into_iter().try_for_each(|(addr, bytes)| memory.write(addr, bytes))
-        })
-    }
-
-    /// Places pages by userfaultfd, which allocates and copies in one step, from several threads.
-    fn fill_bulk(&self, puppet: &mut Puppet<'_>, space: &AddressSpace, runs: &[Run]) -> Result<()> {
-        let ours = take_uffd(puppet)?;
-        uffd::handshake(ours.as_fd()).call("ioctl(UFFDIO_API)")?;
-        let mut last = 0;
-        for vma in runs.iter().filter_map(|run| space.vma_at(run.addr)) {
-            if vma.start >= last {
-                let registered =
-                    uffd::register(ours.as_fd(), vma.start..vma.end).call("ioctl(UFFDIO_REGISTER)");
-                registered.about(|| vma.subject())?;
-                last = vma.end;
-            }
-        }
-        copy_in_parallel(ours.as_fd(), self.image, runs)
-    }
 }
 
 /// What needs the pages to be there: protection of huge ones, guard regions, locks. Locking touches pages: later it
 /// would make copies of those that have come to be shared with children.
-fn lock(puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
+pub(crate) fn lock(puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
     const MADV_GUARD_INSTALL: u64 = 102;
     let mut batch = puppet.batch();
     for vma in space.vmas.iter().filter(|vma| vma.is_filled_first() && !vma.is_execute_only()) {
@@ -562,54 +513,6 @@ fn set_policies(puppet: &mut Puppet<'_>, space: &AddressSpace) -> Result<()> {
 fn other_kernel() -> Error {
     Error::new(ErrorKind::Kernel, "the vdso of this kernel differs from that of the checkpoint's")
         .with_hint("restore on the kernel that the checkpoint was made on")
-}
-
-/// At most so many threads fill memory.
-const FILLERS: usize = 4;
-
-fn copy_in_parallel(uffd: std::os::fd::BorrowedFd<'_>, image: &Image, runs: &[Run]) -> Result<()> {
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-    let shares = share(runs, processors.clamp(2, FILLERS));
-    std::thread::scope(|scope| {
-        let fillers: Vec<_> = shares
-            .iter()
-            .map(|share| {
-                scope.spawn(move || {
-                    Segments(image).each(share, |pieces| {
-                        pieces.iter().try_for_each(|(addr, bytes)| {
-                            uffd::copy(uffd, *addr, bytes).call("ioctl(UFFDIO_COPY)")
-                        })
-                    })
-                })
-            })
-            .collect();
-        fillers.into_iter().try_for_each(|filler| {
-            filler
-                .join()
-                .unwrap_or_else(|_| Err(Error::new(ErrorKind::Kernel, "a filling thread ended early")))
-        })
-    })
-}
-
-/// Divides runs into parts of about the same number of bytes, each in order.
-fn share(runs: &[Run], parts: usize) -> Vec<Vec<Run>> {
-    let total: u64 = runs.iter().map(|run| run.len).sum();
-    let each = (total / parts as u64).next_multiple_of(PAGE).max(PAGE);
-    let mut shares = vec![Vec::new()];
-    let mut room = each;
-    for run in runs {
-        let mut rest = *run;
-        while rest.len > room {
-            let head = Run { len: room, ..rest };
-            rest = Run { addr: rest.addr + room, len: rest.len - room, offset: rest.offset + room, ..rest };
-            shares.last_mut().into_iter().for_each(|share| share.push(head));
-            shares.push(Vec::new());
-            room = each;
-        }
-        room -= rest.len;
-        shares.last_mut().into_iter().for_each(|share| share.push(rest));
-    }
-    shares
 }
 
 /// Which descriptor number each file has in the task.
@@ -694,18 +597,5 @@ mod tests {
     fn no_workshop_for_too_much() {
         assert!(Workshop::find(std::iter::empty(), 1 << 40).is_ok());
         assert!(Workshop::find(std::iter::empty(), u64::MAX).is_err());
-    }
-
-    #[test]
-    fn shares_are_even_and_complete() {
-        let run = |addr, pages| Run { addr, len: pages * PAGE, segment: 0, offset: addr };
-        let runs = [run(0, 1), run(0x10_0000, 7), run(0x20_0000, 2)];
-        let shares = share(&runs, 2);
-        let bytes: Vec<u64> = shares.iter().map(|share| share.iter().map(|run| run.len).sum()).collect();
-        assert_eq!(bytes, [5 * PAGE, 5 * PAGE]);
-        assert_eq!(
-            shares[1][0],
-            Run { addr: 0x10_0000 + 4 * PAGE, len: 3 * PAGE, segment: 0, offset: 0x10_0000 + 4 * PAGE }
-        );
     }
 }

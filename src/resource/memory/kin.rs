@@ -108,10 +108,48 @@ impl Inheritance {
     }
 
     /// The runs of a process that it still has to be given.
-    pub(super) fn missing(&self, runs: &[Run]) -> Vec<Run> {
-        let ranges: Vec<_> = runs.iter().map(Run::range).collect();
-        overlap(runs, &without(&ranges, self.shared.iter().cloned()))
+    pub(crate) fn missing(&self, runs: &[Run]) -> Vec<Run> {
+        beside(runs, &self.shared)
     }
+}
+
+/// What a process has to have before it has children: what they inherit, and what becomes of no use later.
+#[derive(Debug, Default)]
+pub(crate) struct Legacy(Vec<Range<u64>>);
+
+impl Legacy {
+    /// A child inherits this.
+    pub(crate) fn add(&mut self, inheritance: &Inheritance) {
+        self.0.extend(inheritance.shared.iter().cloned());
+    }
+
+    /// Of these runs those that have to be there first, and the others.
+    pub(crate) fn divide(&self, runs: &[Run], space: &AddressSpace) -> (Vec<Run>, Vec<Run>) {
+        // Locking needs pages, and comes before there are children.
+        let needed = |vma: &&Vma| vma.has(Traits::LOCKED) || vma.is_filled_first();
+        let needed = space.vmas.iter().filter(needed).map(Vma::range);
+        let first = union(self.0.iter().cloned().chain(needed).collect());
+        (overlap(runs, &first), beside(runs, &first))
+    }
+}
+
+/// The parts of runs that are outside of the ranges; both are in order.
+fn beside(runs: &[Run], ranges: &[Range<u64>]) -> Vec<Run> {
+    let all: Vec<_> = runs.iter().map(Run::range).collect();
+    overlap(runs, &without(&all, ranges.iter().cloned()))
+}
+
+/// All of them, in order, each address once, joined where they meet.
+pub(super) fn union(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|next, last| {
+        let joins = next.start <= last.end;
+        if joins {
+            last.end = last.end.max(next.end);
+        }
+        joins
+    });
+    ranges
 }
 
 /// Huge pages go as a whole.
@@ -275,6 +313,15 @@ mod tests {
         let ranges = vec![PAGE..2 * PAGE, HUGE - PAGE..HUGE + PAGE, 5 * HUGE..6 * HUGE];
         assert_eq!(widen(ranges.clone(), 0), ranges);
         assert_eq!(widen(ranges, 21), [0..2 * HUGE, 5 * HUGE..6 * HUGE]);
+    }
+
+    #[test]
+    fn each_address_once() {
+        let ranges = vec![20..30, 0..10, 5..7, 8..12, 12..15, 25..26];
+        assert_eq!(union(ranges), [0..15, 20..30]);
+        assert_eq!(union(Vec::new()), []);
+        let runs = [run(0, 10, 100), run(18, 10, 300)];
+        assert_eq!(beside(&runs, &[2..4, 8..20]), [run(0, 2, 100), run(4, 4, 104), run(20, 8, 302)]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! environment, auxiliary vector), its executable, and which pages hold what.
 
 mod build;
+mod fill;
 mod handover;
 pub(crate) mod inside;
 mod keys;
@@ -38,8 +39,9 @@ use keys::Keys;
 use locks::FutureLocks;
 use policy::RangePolicy;
 
-pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, prepare_shared, seal};
-pub(crate) use kin::{Inheritance, Kin, Relatives, overlap, without};
+pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, lock, prepare_shared, seal};
+pub(crate) use fill::{Fillers, fill};
+pub(crate) use kin::{Inheritance, Kin, Legacy, Relatives, overlap, without};
 pub(crate) use layout::Layout;
 pub(crate) use pages::{Counts, FromInside, Own, PageWriter, Run, Segments, Whose};
 pub(crate) use parent::{Paged, Parent, PreDumped};

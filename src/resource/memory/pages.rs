@@ -24,7 +24,7 @@ use crate::hooks::Progress;
 use crate::image::{Decode, Encode, Image, ImageSink, Owner, Records, SegmentWriter};
 use crate::sys::PAGE;
 use crate::sys::direct::PageBuffer;
-use crate::tracee::Memory;
+use crate::tracee::{Memory, Transfer};
 
 /// Consecutive pages and where their contents are.
 #[derive(Encode, Decode, Debug, Clone, Copy, PartialEq, Eq)]
@@ -554,12 +554,20 @@ impl Segments<'_> {
     }
 
     /// Calls `fill` with pieces of the runs' contents, in the order of their places in the image, a buffer at a time.
-    pub(crate) fn each(
+    pub(crate) fn each(&self, runs: &[Run], fill: impl FnMut(&[Transfer<'_>]) -> Result<()>) -> Result<()> {
+        self.each_through(&mut Vec::new(), runs, fill)
+    }
+
+    /// The same through a buffer that has been used before.
+    pub(super) fn each_through(
         &self,
+        buffer: &mut Vec<u8>,
         runs: &[Run],
-        mut fill: impl FnMut(&[(u64, &[u8])]) -> Result<()>,
+        mut fill: impl FnMut(&[Transfer<'_>]) -> Result<()>,
     ) -> Result<()> {
-        let mut buffer = vec![0; BUFFER];
+        if buffer.is_empty() {
+            *buffer = vec![0; BUFFER];
+        }
         let mut runs = runs.to_vec();
         runs.sort_unstable_by_key(|run| (run.segment, run.offset));
         let mut left = runs.into_iter().peekable();
@@ -591,7 +599,7 @@ impl Segments<'_> {
             }
             let contents = buffer.get_mut(..(window.end - window.start) as usize).unwrap_or_default();
             segment.read(window.start, contents)?;
-            let parts: Vec<(u64, &[u8])> = group
+            let parts: Vec<Transfer<'_>> = group
                 .iter()
                 .map(|run| {
                     let start = (run.offset - window.start) as usize;

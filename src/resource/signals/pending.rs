@@ -7,10 +7,11 @@
 use super::posix_timers::Sent;
 use crate::Pid;
 use crate::error::{NameCall, Result};
-use crate::image::{Bytes, Decode, Encode, Record, Tag};
+use crate::freeze::Process;
+use crate::image::{Bytes, Decode, Encode, Image, Owner, Record, Tag};
 use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
 use crate::sys::ptrace::{SIGINFO_SIZE, SigInfo, peek_siginfo};
-use crate::tracee::{Answers, Batch, Memory, Scratch, Springboard, Tracee, sys};
+use crate::tracee::{Answers, Batch, Sys, sys};
 
 /// One `siginfo_t` after another.
 #[derive(Encode, Decode, Debug)]
@@ -18,7 +19,12 @@ pub(crate) struct Queue(Vec<Bytes>);
 
 impl Queue {
     fn ask(view: View<'_>, shared: bool, batch: &mut Batch) -> Result<Asked> {
-        let signals = peek_siginfo(view.tid(), shared).call("ptrace(PEEKSIGINFO)")?;
+        let mut signals = peek_siginfo(view.tid(), shared).call("ptrace(PEEKSIGINFO)")?;
+        if !signals.iter().any(is_continue) {
+            let thread = (!shared).then_some(view.number());
+            let lost = view.continues.iter().filter(|one| one.thread == thread);
+            signals.extend(lost.map(|one| one.info));
+        }
         Ok((Sent::ask(&signals, view, batch)?, signals))
     }
 
@@ -43,7 +49,7 @@ impl Queue {
 
     /// The end of every batch is a stop signal, which would discard a SIGCONT: that one waits for the end.
     fn queue(&self, batch: &mut Batch, mut send: impl FnMut(&mut Batch, u64, u64)) {
-        for info in self.infos().filter(|info| info.signo() != libc::SIGCONT) {
+        for info in self.infos().filter(|info| !is_continue(info)) {
             let address = batch.input(&info.0);
             send(batch, info.signo() as u64, address);
         }
@@ -68,34 +74,61 @@ impl Snapshot {
         let mut all = Vec::new();
         for (tid, shared) in queues {
             let queue = peek_siginfo(tid, shared).call("ptrace(PEEKSIGINFO)")?;
-            all.extend(queue.iter().filter(|info| info.signo() != libc::SIGCONT).map(|info| info.0));
+            all.extend(queue.iter().filter(|info| !is_continue(info)).map(|info| info.0));
         }
         Ok(Self(all))
     }
 }
 
-/// The pending SIGCONTs of a process, which the stop signal at the end of a batch discards.
-pub(crate) fn continues(tid: Pid) -> Result<Vec<SigInfo>> {
-    let queue = peek_siginfo(tid, true).call("ptrace(PEEKSIGINFO)")?;
-    Ok(queue.into_iter().filter(|info| info.signo() == libc::SIGCONT).collect())
+fn is_continue(info: &SigInfo) -> bool {
+    info.signo() == libc::SIGCONT
 }
 
-/// Queues them again, when no batch follows any more.
-pub(crate) fn queue_continues(
-    continues: &[SigInfo],
-    tools: (Springboard, Scratch),
-    process: u32,
-    tracee: &Tracee,
-    memory: &Memory,
-) -> Result<()> {
-    let (springboard, scratch) = tools;
-    for info in continues {
-        let address = scratch.input().start;
-        memory.write(address, &info.0)?;
-        let args = [u64::from(process), info.signo() as u64, address, 0, 0, 0];
-        springboard.call(tracee, memory, sys::rt_sigqueueinfo, args)?;
+/// A SIGCONT that waits for a process, or for one of its threads. The stop signal at the end of a batch discards it, so
+/// that it is queued again when no batch follows any more.
+#[derive(Clone, Copy)]
+pub(crate) struct Continue {
+    /// By which its process knows it; none: the process.
+    pub(crate) thread: Option<u32>,
+    pub(crate) info: SigInfo,
+}
+
+impl Continue {
+    /// Those that wait now, before there is any batch.
+    pub(crate) fn all(process: &Process) -> Result<Vec<Self>> {
+        let mut queues = vec![(process.speaker(), None)];
+        queues.extend(process.threads.iter().map(|thread| (thread.tid(), Some(thread.tracee.number()))));
+        let mut all = Vec::new();
+        for (tid, thread) in queues {
+            let queue = peek_siginfo(tid, thread.is_none()).call("ptrace(PEEKSIGINFO)")?;
+            all.extend(queue.into_iter().filter(is_continue).map(|info| Self { thread, info }));
+        }
+        Ok(all)
     }
-    Ok(())
+
+    /// Those of an image.
+    pub(crate) fn load(image: &Image, process: Pid, threads: &[u32]) -> Result<Vec<Self>> {
+        let of = |queue: &Queue, thread| -> Vec<Self> {
+            queue.infos().filter(is_continue).map(|info| Self { thread, info }).collect()
+        };
+        let shared: Option<ProcessPending> = image.get(Owner(process.get()))?;
+        let mut all = shared.map_or(Vec::new(), |pending| of(&pending.0, None));
+        for thread in threads {
+            let own: Option<ThreadPending> = image.get(Owner(*thread))?;
+            all.extend(own.map_or(Vec::new(), |pending| of(&pending.0, Some(*thread))));
+        }
+        Ok(all)
+    }
+
+    /// The call by which the thread, or one that speaks for the process with this number, queues it again; its siginfo
+    /// is at `info`.
+    pub(crate) fn call(&self, process: u32, info: u64) -> (Sys, [u64; 6]) {
+        let (process, signal) = (u64::from(process), libc::SIGCONT as u64);
+        match self.thread {
+            None => (sys::rt_sigqueueinfo, [process, signal, info, 0, 0, 0]),
+            Some(thread) => (sys::rt_tgsigqueueinfo, [process, thread.into(), signal, info, 0, 0]),
+        }
+    }
 }
 
 /// Signals pending for the process.
@@ -106,13 +139,6 @@ impl Record for ProcessPending {
     const TAG: Tag = Tag::new(b"SIGP");
     const VERSION: u16 = 1;
     const NAME: &'static str = "pending signals of a process";
-}
-
-impl ProcessPending {
-    /// Those that have to be queued when no batch follows any more.
-    pub(crate) fn continues(&self) -> impl Iterator<Item = SigInfo> {
-        self.0.infos().filter(|info| info.signo() == libc::SIGCONT)
-    }
 }
 
 impl State for ProcessPending {

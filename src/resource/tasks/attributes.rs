@@ -1,7 +1,9 @@
 //! Small attributes that prctl(2), arch_prctl(2) and personality(2) get and set, each a word: one table.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use super::caller::{Caller, for_good};
 use crate::error::{Result, Subject};
 use crate::image::{Decode, Encode, Record, Tag};
 use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
@@ -19,10 +21,28 @@ struct Attribute {
     name: &'static str,
     scope: Scope,
     get: Get,
-    /// What every new task has: then nothing has to be set. None: it comes from whoever restores.
+    /// Then nothing has to be set. None: it comes from whoever restores, and is set in any case.
     default: Option<u64>,
+    /// What a new task has to do to come by the default, if whoever makes it has this value.
+    inherited: fn(u64) -> Inherited,
     /// The call that sets it; none for a value that cannot be set.
-    set: fn(u64) -> Option<(Sys, [u64; 4])>,
+    set: fn(u64) -> Option<Set>,
+}
+
+type Set = (Sys, [u64; 4]);
+
+/// What becomes of an attribute of whoever makes a task by clone(2) and execve(2).
+enum Inherited {
+    /// The new task does not have it.
+    Not,
+    /// It has, until it makes this call.
+    Until(Set),
+    /// It has for good.
+    Ever,
+}
+
+fn not_inherited(_: u64) -> Inherited {
+    Inherited::Not
 }
 
 const fn result(option: i32) -> Get {
@@ -33,17 +53,32 @@ const fn speculation(which: u64) -> Get {
     Get::Result(sys::prctl, [libc::PR_GET_SPECULATION_CTRL as u64, which])
 }
 
-fn set(option: i32, value: u64) -> Option<(Sys, [u64; 4])> {
+fn set(option: i32, value: u64) -> Option<Set> {
     Some((sys::prctl, [option as u64, value, 0, 0]))
 }
 
 /// Only what prctl itself has restricted is set again: the rest follows from the machine.
-fn set_speculation(which: u64, value: u64) -> Option<(Sys, [u64; 4])> {
+fn set_speculation(which: u64, value: u64) -> Option<Set> {
     const RESTRICTED: u64 =
         (libc::PR_SPEC_DISABLE | libc::PR_SPEC_FORCE_DISABLE | PR_SPEC_DISABLE_NOEXEC) as u64;
-    const PR_SPEC_DISABLE_NOEXEC: libc::c_uint = 1 << 4;
-    let value = value & RESTRICTED;
-    Some((sys::prctl, [libc::PR_SET_SPECULATION_CTRL as u64, which, value, 0]))
+    Some(speculate(which, value & RESTRICTED))
+}
+
+fn speculate(which: u64, how: u64) -> Set {
+    (sys::prctl, [libc::PR_SET_SPECULATION_CTRL as u64, which, how, 0])
+}
+
+const PR_SPEC_DISABLE_NOEXEC: libc::c_uint = 1 << 4;
+
+fn inherited_speculation(which: u64, value: u64) -> Inherited {
+    let has = |flag: libc::c_uint| value & u64::from(flag) != 0;
+    if has(libc::PR_SPEC_FORCE_DISABLE) {
+        Inherited::Ever
+    } else if has(libc::PR_SPEC_DISABLE) {
+        Inherited::Until(speculate(which, libc::PR_SPEC_ENABLE.into()))
+    } else {
+        Inherited::Not // restricted until execve(2), or not at all
+    }
 }
 
 const PR_GET_MDWE: i32 = 66;
@@ -57,6 +92,7 @@ const ATTRIBUTES: &[Attribute] = &[
         scope: Scope::Thread,
         get: Get::Result(sys::personality, [0xffff_ffff, 0]),
         default: None,
+        inherited: not_inherited,
         set: |value| Some((sys::personality, [value, 0, 0, 0])),
     },
     Attribute {
@@ -64,6 +100,7 @@ const ATTRIBUTES: &[Attribute] = &[
         scope: Scope::Thread,
         get: result(libc::PR_GET_TIMERSLACK),
         default: None,
+        inherited: not_inherited,
         set: |value| set(libc::PR_SET_TIMERSLACK, value),
     },
     Attribute {
@@ -71,6 +108,7 @@ const ATTRIBUTES: &[Attribute] = &[
         scope: Scope::Thread,
         get: result(libc::PR_MCE_KILL_GET),
         default: None,
+        inherited: not_inherited,
         // PR_MCE_KILL_SET is 1, PR_MCE_KILL_CLEAR 0; the default policy is 2
         set: |value| Some((sys::prctl, [libc::PR_MCE_KILL as u64, u64::from(value != 2), value % 2, 0])),
     },
@@ -79,6 +117,9 @@ const ATTRIBUTES: &[Attribute] = &[
         scope: Scope::Thread,
         get: Get::Written(libc::PR_GET_TSC as u64),
         default: Some(libc::PR_TSC_ENABLE as u64),
+        inherited: |_| {
+            Inherited::Until((sys::prctl, [libc::PR_SET_TSC as u64, libc::PR_TSC_ENABLE as u64, 0, 0]))
+        },
         set: |value| set(libc::PR_SET_TSC, value),
     },
     Attribute {
@@ -86,6 +127,7 @@ const ATTRIBUTES: &[Attribute] = &[
         scope: Scope::Thread,
         get: Get::Result(sys::arch_prctl, [ARCH_GET_CPUID, 0]),
         default: Some(1),
+        inherited: not_inherited,
         set: |value| Some((sys::arch_prctl, [ARCH_SET_CPUID, value, 0, 0])),
     },
     Attribute {
@@ -93,6 +135,7 @@ const ATTRIBUTES: &[Attribute] = &[
         scope: Scope::Thread,
         get: speculation(0),
         default: Some(SPECULATION_FREE),
+        inherited: |value| inherited_speculation(0, value),
         set: |value| set_speculation(0, value),
     },
     Attribute {
@@ -100,6 +143,7 @@ const ATTRIBUTES: &[Attribute] = &[
         scope: Scope::Thread,
         get: speculation(1),
         default: Some(SPECULATION_FREE),
+        inherited: |value| inherited_speculation(1, value),
         set: |value| set_speculation(1, value),
     },
     Attribute {
@@ -107,6 +151,7 @@ const ATTRIBUTES: &[Attribute] = &[
         scope: Scope::Process,
         get: Get::Written(libc::PR_GET_CHILD_SUBREAPER as u64),
         default: Some(0),
+        inherited: not_inherited,
         set: |value| set(libc::PR_SET_CHILD_SUBREAPER, value),
     },
     Attribute {
@@ -114,6 +159,7 @@ const ATTRIBUTES: &[Attribute] = &[
         scope: Scope::Process,
         get: result(libc::PR_GET_THP_DISABLE),
         default: None,
+        inherited: not_inherited,
         // Since Linux 6.18 the upper bits are flags, which are the third argument.
         set: |value| Some((sys::prctl, [libc::PR_SET_THP_DISABLE as u64, value & 1, value & !1, 0])),
     },
@@ -122,6 +168,7 @@ const ATTRIBUTES: &[Attribute] = &[
         scope: Scope::Process,
         get: result(PR_GET_MDWE),
         default: Some(0),
+        inherited: |_| Inherited::Ever,
         set: |value| set(libc::PR_SET_MDWE, value),
     },
     Attribute {
@@ -129,6 +176,7 @@ const ATTRIBUTES: &[Attribute] = &[
         scope: Scope::Process,
         get: result(libc::PR_GET_MEMORY_MERGE),
         default: Some(0),
+        inherited: |_| Inherited::Until((sys::prctl, [libc::PR_SET_MEMORY_MERGE as u64, 0, 0, 0])),
         set: |value| set(libc::PR_SET_MEMORY_MERGE, value),
     },
     Attribute {
@@ -136,6 +184,7 @@ const ATTRIBUTES: &[Attribute] = &[
         scope: Scope::Thread,
         get: Get::Written(libc::PR_GET_PDEATHSIG as u64),
         default: Some(0),
+        inherited: not_inherited,
         set: |value| set(libc::PR_SET_PDEATHSIG, value),
     },
     Attribute {
@@ -143,6 +192,7 @@ const ATTRIBUTES: &[Attribute] = &[
         scope: Scope::Thread,
         get: result(libc::PR_GET_NO_NEW_PRIVS),
         default: Some(0),
+        inherited: |_| Inherited::Ever,
         set: |value| set(libc::PR_SET_NO_NEW_PRIVS, value),
     },
     // Last: it decides who may look at the process.
@@ -151,6 +201,7 @@ const ATTRIBUTES: &[Attribute] = &[
         scope: Scope::Process,
         get: result(libc::PR_GET_DUMPABLE),
         default: None,
+        inherited: not_inherited,
         // 2 (only root may read a dump) cannot be set by prctl
         set: |value| (value < 2).then_some(()).and_then(|()| set(libc::PR_SET_DUMPABLE, value)),
     },
@@ -184,13 +235,13 @@ impl<const PROCESS: bool> State for Attributes<PROCESS> {
     type Asked = Vec<(u16, Call, Option<Output>)>;
 
     fn ask(_: View<'_>, batch: &mut Batch) -> Result<Self::Asked> {
-        let own = ATTRIBUTES.iter().enumerate().filter(|(_, attribute)| attribute.scope == Self::SCOPE);
+        let own = numbered().filter(|(_, attribute)| attribute.scope == Self::SCOPE);
         Ok(own
             .map(|(number, attribute)| match attribute.get {
-                Get::Result(sys, args) => (number as u16, batch.call(sys, &args), None),
+                Get::Result(sys, args) => (number, batch.call(sys, &args), None),
                 Get::Written(option) => {
                     let value = batch.output(8);
-                    (number as u16, batch.call(sys::prctl, &[option, value.addr]), Some(value))
+                    (number, batch.call(sys::prctl, &[option, value.addr]), Some(value))
                 }
             })
             .collect())
@@ -227,6 +278,24 @@ impl<const PROCESS: bool> State for Attributes<PROCESS> {
         Ok(Some(Self(values)))
     }
 
+    fn check(&self, caller: &Caller) -> Result<()> {
+        let own = &caller.attributes.0;
+        for (number, attribute) in numbered().filter(|(_, attribute)| attribute.scope == Self::SCOPE) {
+            let Some(own) = own.get(&number) else { continue };
+            let wanted = self.0.iter().find(|(other, _)| *other == number).map(|(_, value)| *value);
+            let wanted = wanted.or(attribute.default).unwrap_or(*own);
+            if matches!((attribute.inherited)(*own), Inherited::Ever)
+                && (attribute.set)(wanted) != (attribute.set)(*own)
+            {
+                let reason = format!(
+                    "it is {wanted} in the image, and the caller has {own}, as all tasks that it makes"
+                );
+                return Err(for_good(attribute.name, reason));
+            }
+        }
+        Ok(())
+    }
+
     fn build(&self, _: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
         for (number, value) in &self.0 {
             let attribute = ATTRIBUTES.get(usize::from(*number));
@@ -236,6 +305,44 @@ impl<const PROCESS: bool> State for Attributes<PROCESS> {
             }
         }
         Ok(())
+    }
+}
+
+fn numbered() -> impl Iterator<Item = (u16, &'static Attribute)> {
+    ATTRIBUTES.iter().enumerate().map(|(number, attribute)| (number as u16, attribute))
+}
+
+/// Those of whoever restores that its tasks are born with, if every other task has the default: by their numbers.
+#[derive(Debug, Default)]
+pub(crate) struct Own(BTreeMap<u16, u64>);
+
+impl Own {
+    /// Of the calling thread, and its process.
+    pub(crate) fn look() -> Self {
+        let value = |attribute: &Attribute| match attribute.get {
+            Get::Result(sys::prctl, [option, which]) => crate::sys::attribute(option as i32, which).ok(),
+            Get::Written(option) => crate::sys::written_attribute(option as i32).ok(),
+            Get::Result(..) => None,
+        };
+        let own = numbered().filter_map(|(number, attribute)| {
+            attribute.default?;
+            // A kernel without the attribute has nothing to be inherited.
+            let value = value(attribute).filter(|value| !is_default(attribute, *value))?;
+            (!matches!((attribute.inherited)(value), Inherited::Not)).then_some((number, value))
+        });
+        Self(own.collect())
+    }
+
+    /// Makes the first new task give up what it need not keep.
+    pub(crate) fn shed(&self, batch: &mut Batch) {
+        for (attribute, value) in
+            self.0.iter().filter_map(|(number, value)| Some((ATTRIBUTES.get(usize::from(*number))?, *value)))
+        {
+            if let Inherited::Until((sys, args)) = (attribute.inherited)(value) {
+                batch.about(Subject::Attribute(attribute.name));
+                batch.call(sys, &args);
+            }
+        }
     }
 }
 

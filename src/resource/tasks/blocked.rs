@@ -195,8 +195,7 @@ fn shorten(limit: Limit, regs: &mut Regs, elapsed: u64, memory: &Memory) -> Resu
     let mut args = regs.args();
     match limit {
         Limit::Millis(index) if limit.is_set(args) => {
-            let left = (args[index] * 1_000_000).saturating_sub(elapsed);
-            args[index] = left.div_ceil(1_000_000);
+            args[index] = millis_left(args[index], elapsed);
         }
         Limit::Timespec(index) if limit.is_set(args) => {
             let left = read_timespec(memory, args[index])?.saturating_sub(elapsed);
@@ -209,6 +208,11 @@ fn shorten(limit: Limit, regs: &mut Regs, elapsed: u64, memory: &Memory) -> Resu
     }
     regs.set_args(args);
     Ok(())
+}
+
+/// Of the argument of a call that takes it for an int: nothing says what the upper half of the register is.
+fn millis_left(argument: u64, elapsed: u64) -> u64 {
+    (u64::from(argument as u32) * 1_000_000).saturating_sub(elapsed).div_ceil(1_000_000)
 }
 
 /// How long the thread has been in this call.
@@ -336,7 +340,9 @@ impl Timeout {
         };
         Some(match (number, args) {
             (NANOSLEEP, [request, remaining, ..]) => sleep(request, remaining),
-            (CLOCK_NANOSLEEP, [_, 0, request, remaining, ..]) => sleep(request, remaining),
+            (CLOCK_NANOSLEEP, [_, flags, request, remaining, ..]) if flags as u32 == 0 => {
+                sleep(request, remaining)
+            }
             (POLL, [_, _, millis, ..]) => u32::try_from(millis as i32).map_or(Timeout::None, Timeout::Millis),
             (FUTEX, [_, op, _, at, ..]) if op & FUTEX_COMMAND == FUTEX_WAIT && at != 0 => {
                 Timeout::Timespec(at)
@@ -422,6 +428,15 @@ impl Note {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn upper_halves_of_ints_are_nothing() {
+        let garbage = 0xdead_beef_0000_0000;
+        assert_eq!(millis_left(garbage | 1500, 1_000_001), 1499);
+        assert_eq!(millis_left(garbage | 1500, u64::MAX), 0);
+        let args = [garbage, garbage, 5, 0, 0, 0];
+        assert_eq!(Timeout::of(CLOCK_NANOSLEEP, args), Some(Timeout::Timespec(5)));
+    }
 
     #[test]
     fn where_the_time_limit_is() {

@@ -5,7 +5,8 @@
 //! Keyrings of a thread or a process (keyrings(7)) are refused. A session keyring is not seen: to ask for it makes a
 //! task that has none join its user's.
 
-use crate::error::{Result, Subject};
+use super::caller::Caller;
+use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::image::{Decode, Encode, Record, Tag};
 use crate::proc::status::{Ids, Status};
 use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
@@ -83,6 +84,19 @@ impl State for Credentials {
         Ok(Some(Self::new(view.status, securebits)))
     }
 
+    fn check(&self, caller: &Caller) -> Result<()> {
+        match self.bounding & !caller.status.cap_bnd {
+            0 => Ok(()),
+            missing => {
+                let bits: Vec<_> = (0..64).filter(|bit| missing >> bit & 1 == 1).collect();
+                let reason = format!("the caller's bounding set lacks capabilities of the image's: {bits:?}");
+                let error =
+                    Error::new(ErrorKind::Permission, reason).about(Subject::Attribute("credentials"));
+                Err(error.with_hint("no task gets back what its bounding set has lost (capabilities(7))"))
+            }
+        }
+    }
+
     fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
         let now = Self::new(task.fresh, own_securebits()?);
         if now == *self {
@@ -94,7 +108,7 @@ impl State for Credentials {
 }
 
 fn own_securebits() -> Result<u32> {
-    crate::sys::securebits().map_err(|errno| crate::error::Error::call("prctl(PR_GET_SECUREBITS)", errno))
+    crate::sys::securebits().map_err(|errno| Error::call("prctl(PR_GET_SECUREBITS)", errno))
 }
 
 impl Credentials {

@@ -3,6 +3,7 @@
 pub(crate) mod attributes;
 pub(crate) mod births;
 pub(crate) mod blocked;
+pub(crate) mod caller;
 pub(crate) mod cgroup;
 pub(crate) mod cpu;
 pub(crate) mod credentials;
@@ -10,6 +11,7 @@ pub(crate) mod dead_leader;
 pub(crate) mod dynamic_features;
 pub(crate) mod identity;
 pub(crate) mod job_stop;
+pub(crate) mod label;
 pub(crate) mod limits;
 pub(crate) mod login;
 pub(crate) mod membarrier;

@@ -73,7 +73,12 @@ impl Tree {
         let parent = |stat: &stat::Stat| own.get(&stat.ppid).copied().unwrap_or(outside(stat.ppid));
         let living = frozen.processes.iter().map(|process| Self::living(process, parent(&process.stat)));
         let mut processes: Vec<_> = living.collect();
-        processes.extend(frozen.zombies.iter().map(|zombie| Self::dead(zombie, parent(&zombie.stat))));
+        for zombie in &frozen.zombies {
+            if let Err((reason, hint)) = can_die_again(&zombie.stat) {
+                report.refuse(Refusal::new(zombie.pid, Subject::Attribute("wait status"), reason).hint(hint));
+            }
+            processes.push(Self::dead(zombie, parent(&zombie.stat)));
+        }
         let tree = Self { processes };
         if let Some(root) = tree.processes.first().filter(|root| root.exit_signal != libc::SIGCHLD as u32) {
             let reason =
@@ -175,6 +180,9 @@ impl Tree {
             match &process.life {
                 Life::Threads(threads) if threads.is_empty() => return image("it lives without a thread"),
                 Life::Zombie(_) if process.pid == root.pid => return image("the root of the tree is dead"),
+                Life::Zombie(status) if !is_final(*status) => {
+                    return image("it has ended in an impossible way");
+                }
                 _ => {}
             }
             let own = process.threads().iter().chain(process.leader_is_dead().then_some(&process.pid));
@@ -187,6 +195,37 @@ impl Tree {
             return Err(Error::new(ErrorKind::Image, "the parent of the root is in the tree").of(root.pid()));
         }
         plan::of(self, root, known, &tasks)
+    }
+}
+
+/// Why a process that has ended cannot end in that way once more, and what could be done about it.
+fn can_die_again(stat: &stat::Stat) -> std::result::Result<(), (&'static str, &'static str)> {
+    const CORE_DUMPED: i32 = 0x80;
+    match stat {
+        // The kernel shows to nobody else that a task which has ended does not run.
+        stat::Stat { wchan: 0, .. } => Err(("how it has ended may not be read", "CAP_SYS_PTRACE is needed")),
+        stat::Stat { exit_code, .. } if exit_code & CORE_DUMPED != 0 => {
+            Err(("it has dumped core, and would have to do so once more", "let its parent wait for it"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Is it a wait status by exit(2) or by a signal that ends processes?
+fn is_final(status: i32) -> bool {
+    const HARMLESS: [i32; 8] = [
+        libc::SIGCHLD,
+        libc::SIGCONT,
+        libc::SIGSTOP,
+        libc::SIGTSTP,
+        libc::SIGTTIN,
+        libc::SIGTTOU,
+        libc::SIGURG,
+        libc::SIGWINCH,
+    ];
+    match status & 0xff {
+        0 => (0..=0xff00).contains(&status),
+        signal => status == signal && signal <= 64 && !HARMLESS.contains(&signal),
     }
 }
 
@@ -234,6 +273,26 @@ mod tests {
             life: Life::Threads(vec![pid]),
             name: Vec::new(),
         }
+    }
+
+    #[test]
+    fn ways_to_end() {
+        let zombie = |wchan, code| {
+            let text = format!(
+                "7 (a) Z 1 1 1 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 1 0 0 1 0 0 0 0 0 0 0 0 0 {wchan} 0 0 17 \
+                 0 0 0 0 0 0 0 0 0 0 0 0 0 {code}\n"
+            );
+            can_die_again(&stat::parse(text.as_bytes()).unwrap())
+        };
+        assert_eq!((zombie(1, 0x700), zombie(1, 11)), (Ok(()), Ok(())));
+        assert!(zombie(0, 0).unwrap_err().0.contains("may not be read"));
+        assert!(zombie(1, 0x80 | 11).unwrap_err().0.contains("core"));
+        assert!([0, 0x100, 0xff00, 1, 9, 64].into_iter().all(is_final));
+        assert!(![-1, 0x1_0000, 0x7f, 0x8b, 65, 17, 19, 0x109, 0x137f, 0xffff].into_iter().any(is_final));
+        let died = |status| ProcessRecord { life: Life::Zombie(status), ..process(11, 10, 10, 10) };
+        let tree = |status| Tree { processes: vec![process(10, 1, 10, 10), died(status)] };
+        assert!(tree(9).plan().is_ok());
+        assert_eq!(tree(17).plan().unwrap_err().kind(), ErrorKind::Image);
     }
 
     #[test]

@@ -5,7 +5,9 @@ use crate::arch;
 use crate::error::{NameCall, Refusal, Result, Subject};
 use crate::freeze::{Frozen, Process, Thread};
 use crate::proc::read::Links;
+use crate::proc::status::Status;
 use crate::resource::Report;
+use crate::resource::tasks::caller::IO_FLUSHER;
 use crate::resource::tasks::seccomp;
 use crate::sys::{ptrace, sched};
 
@@ -79,10 +81,11 @@ pub(crate) fn check(process: &Process, report: &mut Report) -> Result<()> {
     if !process.seccomp.possible {
         report.refuse(seccomp::refusal(process.pid));
     }
-    // PR_SET_IO_FLUSHER shows in the flags only: reading it by prctl(2) needs CAP_SYS_RESOURCE.
-    const PF_MEMALLOC_NOIO_AND_LOCAL_THROTTLE: u32 = 0x0018_0000;
-    if process.stat.flags & PF_MEMALLOC_NOIO_AND_LOCAL_THROTTLE != 0 {
+    if process.stat.flags & IO_FLUSHER != 0 {
         report.attribute(process.pid, "I/O flusher", "PR_SET_IO_FLUSHER is not supported");
+    }
+    if tags_addresses(&process.status) {
+        report.attribute(process.pid, "address tagging", "ARCH_ENABLE_TAGGED_ADDR (LAM) is not supported");
     }
     for thread in &process.threads {
         per_thread(thread.tid(), report)?;
@@ -91,6 +94,11 @@ pub(crate) fn check(process: &Process, report: &mut Report) -> Result<()> {
         report.attribute(process.pid, "controlling terminal", "terminals are not supported yet");
     }
     Ok(())
+}
+
+/// Does the processor ignore some bits of its addresses?
+fn tags_addresses(status: &Status) -> bool {
+    status.untag_mask.is_some_and(|mask| mask != u64::MAX)
 }
 
 fn per_thread(tid: Pid, report: &mut Report) -> Result<()> {
@@ -122,4 +130,18 @@ pub(crate) fn in_32_bit_mode(process: &Process, report: &mut Report) -> Result<b
 pub(crate) fn can_be_asked(process: &Process) -> bool {
     let dispatches = |thread: &Thread| ptrace::dispatches_syscalls(thread.tid()).unwrap_or(false);
     process.seccomp.possible && !process.threads.iter().any(dispatches)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_seen() {
+        let mut status = crate::proc::status::parse(&std::fs::read("/proc/self/status").unwrap()).unwrap();
+        for (mask, tags) in [(None, false), (Some(u64::MAX), false), (Some(!(0x3f << 57)), true)] {
+            status.untag_mask = mask;
+            assert_eq!(tags_addresses(&status), tags, "{mask:x?}");
+        }
+    }
 }

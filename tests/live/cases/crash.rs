@@ -33,7 +33,7 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "crash_of_dump_lending",
-        test: || dump_in(16, "bare_dump", when_lent, COUNTER, &["8", "1000", "heeds all"]),
+        test: || dump_in(16, "bare_dump", when_lent, COUNTER, &["8", "1000", "0", "heeds all"]),
         programs: &[COUNTER],
     },
     Case {

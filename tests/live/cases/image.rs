@@ -199,7 +199,7 @@ fn replaced() -> Outcome {
     restore_after_all(target)
 }
 
-fn spawn_as(pid: u32) -> Result<Child, String> {
+pub(super) fn spawn_as(pid: u32) -> Result<Child, String> {
     fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).map_err(text)?;
     let child = Command::new("sleep").arg("100").spawn().map_err(text)?;
     // The next one must not be given a number that the target needs: this process starts threads.

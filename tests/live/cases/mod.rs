@@ -1,10 +1,12 @@
 //! What is not a subject in modes: refusals, crashes, conflicts, and the process that hosts the library.
 
+mod caller;
 mod chain;
 mod crash;
 pub(crate) mod criu;
 mod external;
 mod files;
+mod freeze;
 mod host;
 mod huge;
 mod image;
@@ -13,6 +15,7 @@ mod real;
 mod refusal;
 mod store;
 mod tracking;
+mod undone;
 mod vdso;
 
 use std::path::Path;
@@ -34,6 +37,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     [
         refusal::CASES,
         image::CASES,
+        caller::CASES,
         chain::CASES,
         tracking::CASES,
         pids::CASES,
@@ -43,8 +47,10 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         huge::CASES,
         vdso::CASES,
         files::CASES,
+        freeze::CASES,
         real::CASES,
         store::CASES,
+        undone::CASES,
     ]
     .into_iter()
     .flatten()

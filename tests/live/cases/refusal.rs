@@ -69,6 +69,9 @@ fn names_all() -> Outcome {
         if let Some(tid) = target.file("dispatches").and_then(|tid| tid.parse::<u32>().ok()) {
             others.push((tid, "syscall user dispatch".into(), "not supported".into()));
         }
+        if let Some(pid) = target.file("dumped_core").and_then(|pid| pid.parse().ok()) {
+            others.push((pid, "wait status".into(), "dumped core".into()));
+        }
         if target.file("keyrings").is_some() {
             others.push((target.pid, "keyring".into(), "process keyring".into()));
             others.push((thread, "keyring".into(), "thread keyring".into()));

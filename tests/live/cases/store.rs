@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -163,16 +164,18 @@ fn smaller() -> Outcome {
     target.verdict()
 }
 
-/// From a checkpoint to a restore, without a file in between; and by way of a directory without names.
+/// From a checkpoint to a restore, without a file in between; and by way of a directory without names. One of the
+/// writers finds nothing but zeroes.
 fn through_a_pipe() -> Outcome {
+    const WRITERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2);
     let spools = [Spool::Memory, Spool::Directory(crate::cell::lab()), Spool::Memory];
     for ((way, options), spool) in WAYS.into_iter().zip(spools) {
-        let target = Target::start(COUNTER, &["40"])?;
+        let target = Target::start(COUNTER, &["10", "1024", "30"])?;
         let (reader, writer) = std::io::pipe().map_err(text)?;
         let pid = target.pid;
         let restored = std::thread::scope(|scope| {
             let dumper = scope.spawn(move || {
-                let dumped = options(Checkpoint::of(pid)).write_to_stream(writer);
+                let dumped = options(Checkpoint::of(pid)).writers(WRITERS).write_to_stream(writer);
                 // Only when it is gone is its number free.
                 dumped.inspect(|_| reap(nix::unistd::Pid::from_raw(pid as i32)))
             });

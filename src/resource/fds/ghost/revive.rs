@@ -7,14 +7,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
-use nix::fcntl::{
-    AT_FDCWD, AtFlags, FcntlArg, OFlag, OpenHow, ResolveFlag, SealFlag, fcntl, open, openat, openat2,
-};
+use nix::fcntl::{AtFlags, FcntlArg, OFlag, OpenHow, ResolveFlag, SealFlag, fcntl, open, openat, openat2};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::stat::{
-    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, fstat, fstatat, mkdirat, mknodat, utimensat,
-};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, chown, ftruncate, geteuid, unlinkat};
+use nix::sys::stat::{Mode, SFlag, fstat, fstatat, mkdirat, mknodat};
+use nix::unistd::{UnlinkatFlags, ftruncate, geteuid, unlinkat};
 
 use super::super::link;
 use super::super::path::TMPFILE;
@@ -67,7 +63,7 @@ impl Ghost {
         const MFD_EXEC: u32 = 16;
         let name = c_string(self.path.strip_prefix(MEMFD).unwrap_or_default())?;
         // Where vm.memfd_noexec asks for it; a kernel that does not know of it (before 6.3) has none of these flags.
-        let never_executable = seals & F_SEAL_EXEC != 0 && self.mode & 0o111 == 0;
+        let never_executable = seals & F_SEAL_EXEC != 0 && self.inode.mode & 0o111 == 0;
         let more = MFdFlags::from_bits_retain(if never_executable { MFD_NOEXEC_SEAL } else { MFD_EXEC });
         let huge = huge.map(page).transpose()?.map_or(MFdFlags::empty(), PageShift::memfd_flags);
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | huge;
@@ -177,8 +173,7 @@ impl Made {
                 })
             })?;
         }
-        let (user, group) = (Uid::from_raw(ghost.user), Gid::from_raw(ghost.group));
-        chown(way.as_str(), Some(user), Some(group)).call("chown")?;
+        ghost.inode.own(&way)?;
         let way = c_string(way.as_bytes())?;
         ghost
             .attributes
@@ -213,12 +208,7 @@ impl Made {
             return self.unlink();
         }
         let way = self.way();
-        let follow = FchmodatFlags::FollowSymlink;
-        let mode = Mode::from_bits_truncate(self.ghost.mode);
-        fchmodat(AT_FDCWD, way.as_str(), mode, follow).call("fchmodat")?;
-        let (accessed, modified) = (self.ghost.accessed.into(), self.ghost.modified.into());
-        let follow = UtimensatFlags::FollowSymlink;
-        utimensat(AT_FDCWD, way.as_str(), &accessed, &modified, follow).call("utimensat")?;
+        self.ghost.inode.settle(&way)?;
         match self.ghost.birth {
             Birth::Memory { seals, mapped_first: false, .. } => self.seal(seals),
             Birth::Memory { mapped_first: true, .. } | Birth::Huge(_) => Ok(()),
