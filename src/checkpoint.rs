@@ -517,7 +517,7 @@ impl<'h> Checkpoint<'h> {
 /// An image is complete: its id, and what threads that sleep on are to remember.
 struct Complete {
     id: [u8; 16],
-    sleeps: Vec<(Pid, Blocked)>,
+    sleeps: BTreeMap<Pid, Blocked>,
 }
 
 /// Where an image goes.

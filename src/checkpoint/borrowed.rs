@@ -195,10 +195,9 @@ impl<'f> Borrowed<'f> {
         made.map(Some)
     }
 
-    pub(super) fn leave_notes(&self, sleeps: &[(Pid, Blocked)]) {
+    pub(super) fn leave_notes(&self, sleeps: &BTreeMap<Pid, Blocked>) {
         for thread in &self.process.threads {
-            let sleep = sleeps.iter().find(|(tid, _)| *tid == thread.tid());
-            if let (Some((_, sleep)), Ok(regs)) = (sleep, thread.tracee.regs()) {
+            if let (Some(sleep), Ok(regs)) = (sleeps.get(&thread.tid()), thread.tracee.regs()) {
                 sleep.leave_note(&regs, &self.memory);
             }
         }

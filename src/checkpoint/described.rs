@@ -32,7 +32,7 @@ pub(super) struct Described {
     pub(super) vdsos: BTreeSet<u32>,
     pub(super) shared: SharedObjects,
     pub(super) ghosts: Ghosts,
-    pub(super) sleeps: Vec<(Pid, Blocked)>,
+    pub(super) sleeps: BTreeMap<Pid, Blocked>,
     /// Who may share pages with whom.
     pub(super) kin: BTreeMap<u32, u32>,
 }
@@ -51,7 +51,7 @@ impl Described {
             vdsos: BTreeSet::new(),
             shared: SharedObjects::new()?,
             ghosts: Ghosts::default(),
-            sleeps: Vec::new(),
+            sleeps: BTreeMap::new(),
             kin: BTreeMap::new(),
         };
         let tree = Tree::describe(frozen, report);
@@ -195,7 +195,7 @@ impl Described {
         match Blocked::describe(view.tid(), &view.saved.regs, view.thread.sleeper, memory) {
             Ok(Some(sleep)) => {
                 self.records.put(Owner(view.number()), &sleep)?;
-                self.sleeps.push((view.tid(), sleep));
+                self.sleeps.insert(view.tid(), sleep);
             }
             Ok(None) => {}
             Err(error) => report.refuse(error.into_refusal()?),

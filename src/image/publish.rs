@@ -16,7 +16,7 @@ pub(super) enum Before {
     /// A manifest, which has the name of the draft now.
     Exchanged,
     /// The file system cannot exchange names: what was read just before it was replaced.
-    Replaced(Option<Manifest>),
+    Replaced(Option<Box<Manifest>>),
 }
 
 /// Makes the draft the directory's manifest.
@@ -43,7 +43,7 @@ pub(super) fn publish(dir: &Dir, draft: &str) -> Result<Before> {
     let replaced = match failed {
         Errno::EINVAL | Errno::ENOSYS => {
             let before = read_manifest(dir, MANIFEST).ok().map(|(manifest, _)| manifest);
-            renameat(dir, draft, dir, MANIFEST).map(|()| Before::Replaced(before))
+            renameat(dir, draft, dir, MANIFEST).map(|()| Before::Replaced(before.map(Box::new)))
         }
         errno => Err(errno),
     };
@@ -66,7 +66,7 @@ impl Before {
         let before = match self {
             Self::Nothing => None,
             Self::Exchanged => read_manifest(dir, draft).ok().map(|(manifest, _)| manifest),
-            Self::Replaced(before) => before,
+            Self::Replaced(before) => before.map(|before| *before),
         };
         let before = before.filter(|before| before.id != own.id);
         before.iter().flat_map(|before| &before.files).for_each(|file| dir.remove(&file.name));
