@@ -27,7 +27,8 @@ use crate::image::{
 };
 use crate::resource::Report;
 use crate::resource::fds::{
-    DevicePaths, External, FileHandler, FilePolicy, FileValidation, LinkRemap, OuterPipes, refuse_askers,
+    DevicePaths, External, FileHandler, FilePolicy, FileValidation, LinkRemap, OldNames, OuterPipes,
+    refuse_askers,
 };
 use crate::resource::memory::{
     self, AddressSpace, Counts, Kin, PageWriter, Parent, Relatives, Stock, Tracker,
@@ -398,6 +399,7 @@ impl<'h> Checkpoint<'h> {
         let mut stats = CheckpointStats::default();
         let root = self.root;
         let parent = self.parent.as_deref().map(Parent::open).transpose().in_phase(Phase::Read)?;
+        let old = to.names_there();
         self.tell(Event::PreDump { root }).in_phase(Phase::Freeze)?;
         sleep_precisely();
         let started = Instant::now();
@@ -425,6 +427,7 @@ impl<'h> Checkpoint<'h> {
         let Complete { id, sleeps } = self
             .write(described, &borrowed, (to, parent.as_ref()), &mut tracking, &mut stats)
             .in_phase(Phase::Write)?;
+        old.remove();
         let pids: Vec<Pid> = borrowed.iter().map(|process| process.process.speaker()).collect();
         stats.frozen = started.elapsed() - stats.freezing;
         self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;
@@ -521,6 +524,16 @@ struct Complete {
 enum Destination<'d> {
     Directory(&'d Path),
     Store(StoreWriter),
+}
+
+impl Destination<'_> {
+    /// Of an image that is there already.
+    fn names_there(&self) -> OldNames {
+        match self {
+            Destination::Directory(dir) => OldNames::of_image_in(dir),
+            Destination::Store(_) => OldNames::default(),
+        }
+    }
 }
 
 /// What tasks share; `None` if something has been refused that forbids any further look.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::error::{Context, Phase, Result};
 use crate::image::{Durability, Image, ImageWriter, ManifestInfo, Records};
+use crate::resource::fds::{Links, OldNames};
 use crate::resource::memory::{PageWriter, Places, Segments};
 use crate::resource::{PAGED, refuse_unknown};
 use crate::{Pid, checkpoint};
@@ -43,14 +44,20 @@ fn write(image: &Image, into: &Path) -> Result<()> {
     let mut progress = |_| Ok(());
     let mut pages = PageWriter::new(checkpoint::default_writers().get(), None, &mut progress);
     let moved = places.copy(image, &mut pages, &mut writer)?;
-    let mut records = Records::new()?;
+    let (mut records, mut links) = (Records::new()?, Links::default());
     for section in image.sections().filter(|section| !section.is_of_segments()) {
         match PAGED.iter().find(|kind| kind.tag == section.tag) {
-            Some(kind) => (kind.put)(&section, &moved, &mut records).about(|| section.subject())?,
+            Some(kind) => {
+                (kind.put)(&section, (&moved, &mut links), &mut records).about(|| section.subject())?
+            }
             None => records.copy(section)?,
         }
     }
     pages.finish(&mut records)?;
     let root = Pid::from(image.manifest().root);
-    writer.finish(records, ManifestInfo { root }).map(drop)
+    let old = OldNames::of_image_in(into);
+    writer.finish(records, ManifestInfo { root })?;
+    links.keep();
+    old.remove();
+    Ok(())
 }

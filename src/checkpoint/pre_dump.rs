@@ -21,7 +21,7 @@ use crate::image::{ImageWriter, ManifestInfo, Owner, Records};
 use crate::proc::read;
 use crate::proc::smaps::{Mapping, VmFlags};
 use crate::resource::Report;
-use crate::resource::fds::open_fds;
+use crate::resource::fds::{OldNames, open_fds};
 use crate::resource::memory::{
     Kin, Own, PageWriter, Parent, Populated, PreDumped, Run, Span, Stock, is_watched, overlap, subject,
     without,
@@ -63,12 +63,14 @@ impl Checkpoint<'_> {
         let _entered = span.enter();
         let mut stats = CheckpointStats::default();
         let parent = self.parent.as_deref().map(Parent::open).transpose().in_phase(Phase::Read)?;
+        let old = OldNames::of_image_in(dir);
         self.tell(Event::PreDump { root }).in_phase(Phase::Freeze)?;
         let mut tracker = self.tracker.take();
         let trusted = tracker.as_mut().is_some_and(|tracker| tracker.begin(parent.as_ref()));
         let mut tracking = Tracking { tracker, trusted };
         let seen = self.look(&mut tracking, &mut stats)?;
         let written = self.copy(&seen, dir, parent.as_ref(), &mut stats).in_phase(Phase::Write)?;
+        old.remove();
         let pids: Vec<Pid> = seen.iter().map(|seen| seen.pid).collect();
         tracking.finish(written, &pids);
         self.tell(Event::PostDump { root }).in_phase(Phase::Release)?;

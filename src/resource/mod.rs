@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind, Refusal, Result, Subject};
 use crate::freeze::{Process, Thread};
 use crate::image::{Image, Owner, Record, Records, Section, Tag};
 use crate::proc::status::Status;
+use crate::resource::fds::Links;
 use crate::resource::memory::{Moved, Paged, Run};
 use crate::resource::tasks::caller::Caller;
 use crate::tracee::{Answers, Batch, Saved, Tracee};
@@ -301,7 +302,7 @@ pub(crate) struct PagedKind {
     pub(crate) tag: Tag,
     pub(crate) runs: fn(&Section<'_>) -> Result<Vec<Run>>,
     /// Puts it among the records of another image, which has the pages elsewhere.
-    pub(crate) put: fn(&Section<'_>, &Moved<'_>, &mut Records) -> Result<()>,
+    pub(crate) put: fn(&Section<'_>, (&Moved<'_>, &mut Links), &mut Records) -> Result<()>,
 }
 
 impl PagedKind {
@@ -309,8 +310,9 @@ impl PagedKind {
         Self {
             tag: R::TAG,
             runs: |section| Ok(std::mem::take(section.record::<R>()?.runs())),
-            put: |section, moved, records| {
+            put: |section, (moved, links), records| {
                 let mut record = section.record::<R>()?;
+                record.give_names(links)?;
                 let there = record.runs().iter().map(|run| moved.run(run)).collect::<Result<Vec<_>>>()?;
                 *record.runs() = there.into_iter().flatten().collect();
                 records.put(section.owner, &record)

@@ -7,6 +7,7 @@
 //! The name that /proc shows of it is that of the original if nobody has taken it meanwhile; otherwise the
 //! file is made by another name beside it, and that is what /proc shows.
 
+mod names;
 mod revive;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use nix::unistd::{Whence, lseek};
 
+pub(crate) use names::OldNames;
 pub(crate) use revive::Revived;
 
 use super::inode::Inode;
@@ -62,6 +64,10 @@ impl Record for Ghost {
 impl Paged for Ghost {
     fn runs(&mut self) -> &mut Vec<Run> {
         &mut self.runs
+    }
+
+    fn give_names(&mut self, links: &mut Links) -> Result<()> {
+        names::again(self, links)
     }
 }
 

@@ -26,9 +26,18 @@ pub enum LinkRemap {
     /// They are refused: the default.
     #[default]
     Refuse,
-    /// They get a further name (`.cryosleep-link-..`) in the directory that they were in. It belongs to the image, and
-    /// is to be removed together with it; a checkpoint that fails leaves none.
+    /// They get a further name (`.cryosleep-link-..`) in the directory that they were in. It belongs to the image:
+    /// it goes when another checkpoint takes the image's place, and is to be removed with the image. A checkpoint that
+    /// fails leaves none.
     Link,
+}
+
+/// How these names begin.
+const BEGINNING: &str = ".cryosleep-link-";
+
+/// Is it one of these names, and nothing but a name?
+pub(super) fn is_ours(name: &[u8]) -> bool {
+    name.starts_with(BEGINNING.as_bytes()) && !name.contains(&b'/')
 }
 
 /// Names that a checkpoint has made: dropping them removes them.
@@ -40,7 +49,7 @@ impl Links {
     pub(super) fn make(&mut self, file: &OwnedFd, directory: OwnedFd) -> Result<OsString> {
         const TRIES: u32 = 10_000;
         for number in 0..TRIES {
-            let name = OsString::from(format!(".cryosleep-link-{}-{number}", std::process::id()));
+            let name = OsString::from(format!("{BEGINNING}{}-{number}", std::process::id()));
             match link(file, &directory, &name) {
                 Err(error) if error.raw_errno() == Some(Errno::EEXIST) => {}
                 made => {

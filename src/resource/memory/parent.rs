@@ -11,11 +11,17 @@ use super::pages::BUFFER;
 use super::{AddressSpace, Run, Segments};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Decode, Encode, Image, Owner, Record, Tag, ancestors};
+use crate::resource::fds::Links;
 use crate::sys::PAGE;
 
 /// A record that says where pages are.
 pub(crate) trait Paged: Record {
     fn runs(&mut self) -> &mut Vec<Run>;
+
+    /// Has what belongs to its image made once more, for another one.
+    fn give_names(&mut self, _links: &mut Links) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// The private pages of a process, by an image that holds nothing else of it: a pre-dump.

@@ -80,6 +80,12 @@ pub(super) const CASES: &[Case] = &[
 
 const ROUNDS: u32 = 40;
 
+/// A slow machine has fewer rounds.
+fn rounds(most: u32) -> impl Iterator<Item = u32> {
+    let started = Instant::now();
+    (0..most).take_while(move |_| started.elapsed() < Duration::from_secs(25))
+}
+
 /// A helper that has just begun.
 fn begun(role: &str, pid: u32, image: &Path) -> Result<Child, String> {
     let mut child = helper_by(&[], role, pid, image)?.stdout(Stdio::piped()).spawn().map_err(text)?;
@@ -139,7 +145,7 @@ fn dump(program: Program, part: &str) -> Outcome {
 }
 
 /// The target runs on, or is stopped and goes on after SIGCONT.
-fn dump_in(rounds: u32, role: &str, moment: Moment, program: Program, args: &[&str]) -> Outcome {
+fn dump_in(most: u32, role: &str, moment: Moment, program: Program, args: &[&str]) -> Outcome {
     let target = Target::start(program, args)?;
     std::thread::sleep(Duration::from_millis(60));
     let all: BTreeSet<u32> = view::tree(target.pid);
@@ -149,7 +155,7 @@ fn dump_in(rounds: u32, role: &str, moment: Moment, program: Program, args: &[&s
         target.dump(AfterDump::Resume)?; // the one that stays
     }
     let whole = measure(role, target.pid, target.image())?;
-    for round in 0..rounds {
+    for round in rounds(most) {
         interrupted((role, moment), target.pid, target.image(), whole, &mut dice)?;
         let alive = view::tree(target.pid);
         ensure(alive == all && all.iter().all(|pid| view::state(*pid) != 'Z'), || {
@@ -164,7 +170,7 @@ fn dump_in(rounds: u32, role: &str, moment: Moment, program: Program, args: &[&s
         let whole = Inspection::open(target.image()).and_then(|image| image.verify_pages());
         whole.map_err(|error| format!("round {round}: {error}"))?;
     }
-    println!("stopped {stopped} times in {rounds} rounds of {whole:?}");
+    println!("stopped {stopped} times in at most {most} rounds of {whole:?}");
     // A task that was in the middle of a batch stops at its end, perhaps only now; even if it was stopped before.
     let (started, mut quiet) = (Instant::now(), 0);
     while quiet < 3 && started.elapsed() < Duration::from_secs(20) {
@@ -270,7 +276,7 @@ fn restore(program: Program, part: &str) -> Outcome {
 }
 
 /// Nothing of the target is there, or all of it, and that is right.
-fn restore_in(rounds: u32, role: &str, program: Program, part: &str) -> Outcome {
+fn restore_in(most: u32, role: &str, program: Program, part: &str) -> Outcome {
     let target = Target::start(program, &[part])?;
     std::thread::sleep(Duration::from_millis(60));
     let all = view::tree(target.pid);
@@ -287,7 +293,7 @@ fn restore_in(rounds: u32, role: &str, program: Program, part: &str) -> Outcome 
         nothing_left()
     };
     end()?;
-    for round in 0..rounds {
+    for round in rounds(most) {
         interrupted((role, sometime), target.pid, target.image(), whole, &mut dice)?;
         let left = settled(all.len() + usize::from(role == "clone"));
         if left.is_empty() {
@@ -305,7 +311,7 @@ fn restore_in(rounds: u32, role: &str, program: Program, part: &str) -> Outcome 
         }
         end()?;
     }
-    println!("complete {complete} times in {rounds} rounds of {whole:?}");
+    println!("complete {complete} times in at most {most} rounds of {whole:?}");
     // The image is as good as it was, and what has been restored does not need who has done it.
     let status = helper(role, target.pid, target.image())?.wait().map_err(text)?;
     ensure(status.success(), || status.to_string())?;

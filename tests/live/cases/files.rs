@@ -69,8 +69,43 @@ fn linked() -> Outcome {
         nothing_left()?;
     }
     Restore::from(target.image()).run().map_err(text)?;
+    names_go_with_the_image(&target)?;
     target.go()?;
     target.verdict()
+}
+
+/// When another takes its place, but not those that belong to a third one; nor what has become another file's.
+fn names_go_with_the_image(target: &Target) -> Outcome {
+    let names = |many: usize, when: &str| {
+        ensure(links_in(target.dir()) == many, || format!("{} names {when}", links_in(target.dir())))
+    };
+    let again = || {
+        let checkpoint = Checkpoint::of(target.pid).link_remap(LinkRemap::Link).after(AfterDump::Resume);
+        checkpoint.write_to(target.image()).map(drop).map_err(text)
+    };
+    again()?;
+    names(2, "of an image that was replaced")?;
+    let flat = target.image().with_extension("flat");
+    for _ in 0..2 {
+        cryosleep::flatten(target.image(), &flat).map_err(text)?;
+        names(4, "of an image and what was made of it")?;
+    }
+    again()?;
+    names(4, "of a new one and what was made of the old one")?;
+    Checkpoint::of(target.pid).pre_dump(target.image()).map_err(text)?;
+    names(2, "of what was made of one that is gone")?;
+    target.signal(nix::sys::signal::Signal::SIGKILL)?;
+    reap(target.pid());
+    Restore::from(&flat).run().map(drop).map_err(text)?;
+    let entries = fs::read_dir(target.dir()).map_err(text)?.flatten().map(|entry| entry.path());
+    let links: Vec<_> = entries.filter(|path| path.to_string_lossy().contains("/.cryosleep")).collect();
+    let [other, _] = &links[..] else { return Err(format!("{links:?}")) };
+    fs::remove_file(other).map_err(text)?;
+    fs::write(other, "another file").map_err(text)?;
+    Checkpoint::of(target.pid).pre_dump(&flat).map_err(text)?;
+    ensure(fs::read(other).is_ok_and(|contents| contents == b"another file"), || "it is gone".into())?;
+    names(1, "that is another file's")?;
+    fs::remove_file(other).map_err(text)
 }
 
 fn linked_by_criu() -> Outcome {
