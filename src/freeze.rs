@@ -345,7 +345,7 @@ impl Freezing {
             }
         }
         for pid in std::mem::take(&mut self.zombies) {
-            let stat = read::parsed(pid, "stat", stat::parse).map_err(moved_on)?;
+            let stat = stat_of_dead(pid).map_err(moved_on)?;
             let status = read::parsed(pid, "status", status::parse).map_err(moved_on)?;
             frozen.zombies.push(Zombie { pid, number: own(&status.ns_tgid, pid), stat, status });
         }
@@ -353,6 +353,20 @@ impl Freezing {
             return Err(Error::new(ErrorKind::TaskGone, "it has ended").of(root));
         }
         Ok(frozen)
+    }
+}
+
+/// One that is dead already may run for a moment yet, which looks as if we were not allowed to see how it has ended.
+fn stat_of_dead(pid: Pid) -> Result<Stat> {
+    const LOOKS: u32 = 20;
+    let mut looks = 1;
+    loop {
+        let stat = read::parsed(pid, "stat", stat::parse)?;
+        if stat.wchan != 0 || looks == LOOKS {
+            return Ok(stat);
+        }
+        looks += 1;
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

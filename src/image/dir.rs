@@ -323,13 +323,10 @@ impl ImageWriter {
         }
         let draft = self.id.manifest_draft();
         self.write_file(draft.clone(), bytes)?;
-        let mut before = publish(&self.dir, &draft)?;
+        let before = publish(&self.dir, &draft)?;
         let synced = self.sync(&self.dir).about(|| self.dir.subject());
-        if synced.is_err() {
-            before = match before.put_back(&self.dir, &draft) {
-                Ok(()) => return synced,
-                Err(before) => before,
-            };
+        if synced.is_err() && before.put_back(&self.dir, &draft) {
+            return synced;
         }
         self.created.clear(); // they are the image
         before.remove(&self.dir, &draft, manifest);

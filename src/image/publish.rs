@@ -27,7 +27,7 @@ pub(super) fn publish(dir: &Dir, draft: &str) -> Result<Before> {
             Ok(()) => {
                 let foreign = refuse_foreign(dir, draft);
                 if foreign.is_err() {
-                    let _ = Before::Exchanged.put_back(dir, draft);
+                    Before::Exchanged.put_back(dir, draft);
                 }
                 return foreign.map(|()| Before::Exchanged);
             }
@@ -52,13 +52,12 @@ pub(super) fn publish(dir: &Dir, draft: &str) -> Result<Before> {
 
 impl Before {
     /// Puts it there again, if that is possible; the draft is one again then.
-    pub(super) fn put_back(self, dir: &Dir, draft: &str) -> Result<(), Self> {
-        let undone = match self {
-            Self::Exchanged => renameat2(dir, draft, dir, MANIFEST, RenameFlags::RENAME_EXCHANGE),
-            Self::Nothing => renameat2(dir, MANIFEST, dir, draft, RenameFlags::RENAME_NOREPLACE),
-            Self::Replaced(_) => return Err(self),
-        };
-        undone.map_err(|_| self)
+    pub(super) fn put_back(&self, dir: &Dir, draft: &str) -> bool {
+        match self {
+            Self::Exchanged => renameat2(dir, draft, dir, MANIFEST, RenameFlags::RENAME_EXCHANGE).is_ok(),
+            Self::Nothing => renameat2(dir, MANIFEST, dir, draft, RenameFlags::RENAME_NOREPLACE).is_ok(),
+            Self::Replaced(_) => false,
+        }
     }
 
     /// Removes all of it but the files of this image.
@@ -128,7 +127,7 @@ mod tests {
         fs::write(path(draft), "new").unwrap();
         let before = publish(&dir, draft).unwrap();
         assert!(matches!(before, Before::Nothing));
-        before.put_back(&dir, draft).unwrap();
+        assert!(before.put_back(&dir, draft));
         assert!(path(draft).exists() && !path(MANIFEST).exists());
         fs::remove_file(path(draft)).unwrap();
 
@@ -136,7 +135,7 @@ mod tests {
         fs::write(path(draft), "new").unwrap();
         let before = publish(&dir, draft).unwrap();
         assert_eq!(fs::read(path(MANIFEST)).unwrap(), b"new");
-        before.put_back(&dir, draft).unwrap();
+        assert!(before.put_back(&dir, draft));
         assert_eq!(fs::read(path(draft)).unwrap(), b"new");
         let image = Image::open(&scratch.0).unwrap();
         assert_eq!(image.require::<Thing>(Owner(1)).unwrap(), thing("old"));

@@ -13,7 +13,7 @@ pub(super) const CASES: &[Case] =
 
 /// Its children have threads that end or replace the whole process, at any moment of a freeze.
 fn restless() -> Outcome {
-    const ROUNDS: u32 = 20;
+    const ROUNDS: u32 = 12;
     let target = Target::start(TASKS, &["restless"])?;
     for round in 0..ROUNDS {
         let done = match round % 10 {
