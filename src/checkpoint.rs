@@ -34,7 +34,7 @@ use crate::resource::memory::{
     self, AddressSpace, Counts, Kin, PageWriter, Parent, Relatives, Stock, Tracker,
 };
 use crate::resource::tasks::blocked::Blocked;
-use crate::resource::tasks::sharing::{Kind, Shares, Sharing};
+use crate::resource::tasks::sharing::Shares;
 use crate::resource::tasks::unsupported;
 use crate::sys::ptrace::Resume;
 use crate::tracee::{Home, Memory, Springboard};
@@ -332,7 +332,9 @@ impl<'h> Checkpoint<'h> {
     /// holds is replaced in one step, when the new one is complete.
     ///
     /// # Errors
-    /// On every error the target runs on unharmed, and an image that was there before is still there.
+    /// The target runs on unharmed, and an image that was there before is still there; but for errors of
+    /// [`Phase::Release`], which come when the new image has already taken its place: a veto of [`Event::PostDump`], after
+    /// which the target runs on too, or a target that could not be let go, or killed, as it should.
     /// [`ErrorKind::Unsupported`] lists everything that cannot be brought back.
     pub fn write_to(self, dir: impl AsRef<Path>) -> Result<Dumped> {
         let dir = dir.as_ref();
@@ -542,10 +544,7 @@ fn look_first(frozen: &Frozen, report: &mut Report) -> Result<Option<Shares>> {
     let shares = Shares::find(frozen, report)?;
     let mut askers = Report::default();
     for process in &frozen.processes {
-        let own = |(tid, sharing): (Pid, Sharing)| {
-            (sharing.get(Kind::Files) == process.owner_for(tid).0).then_some((process.pid, tid))
-        };
-        refuse_askers(shares.seats(process).filter_map(own), &mut askers)?;
+        refuse_askers(shares.tables(process).map(|tid| (process.pid, tid)), &mut askers)?;
     }
     let may_go_on = askers.0.is_empty();
     report.0.append(&mut askers.0);

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::error::{Context, Phase, Result};
-use crate::image::{Image, ImageWriter, ManifestInfo, Records};
+use crate::image::{Durability, Image, ImageWriter, ManifestInfo, Records};
 use crate::resource::fds::{Links, OldNames};
 use crate::resource::memory::{PageWriter, Places, Segments};
 use crate::resource::{PAGED, refuse_unknown};
@@ -11,8 +11,8 @@ use crate::{Pid, checkpoint};
 
 /// Makes an image that needs no other one of an image and its parents
 /// ([`Checkpoint::parent`](crate::Checkpoint::parent)), in another directory: the parents can then be removed, if
-/// nothing else is a child of theirs. All pages that the image has of any of them are read, verified, and written anew.
-/// Pages that processes share are there once, as before.
+/// nothing else is a child of theirs, as the new one has reached the disk ([`Durability::Synced`]). All pages that the
+/// image has of any of them are read, verified, and written anew. Pages that processes share are there once, as before.
 ///
 /// ```no_run
 /// cryosleep::flatten("/var/lib/images/24", "/var/lib/images/day")?;
@@ -23,7 +23,7 @@ use crate::{Pid, checkpoint};
 /// # Errors
 /// [`ErrorKind::Image`](crate::ErrorKind::Image) when something about the chain is wrong, and
 /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) for the directory of one of its images. What was in the other
-/// directory is still there then.
+/// directory is still there then, unless it is the new image that cannot be read.
 pub fn flatten(image: impl AsRef<Path>, into: impl AsRef<Path>) -> Result<()> {
     let image = Image::open(image.as_ref()).in_phase(Phase::Read)?;
     write(&image, into.as_ref()).in_phase(Phase::Write)?;
@@ -40,7 +40,7 @@ fn write(image: &Image, into: &Path) -> Result<()> {
     }
     Segments(image).check(&runs)?;
     let places = Places::of(runs);
-    let mut writer = ImageWriter::create(into)?.instead_of(image)?;
+    let mut writer = ImageWriter::create(into)?.durability(Durability::Synced).instead_of(image)?;
     let mut progress = |_| Ok(());
     let mut pages = PageWriter::new(checkpoint::default_writers().get(), None, &mut progress);
     let moved = places.copy(image, &mut pages, &mut writer)?;

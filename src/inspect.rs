@@ -148,7 +148,7 @@ pub struct Manifest {
     pub kernel: String,
     /// In bytes.
     pub page_size: u32,
-    /// The root of the tree, as the caller of the checkpoint saw it.
+    /// The root of the tree, as the tree itself knows it.
     pub root: Pid,
     /// What it is good for.
     pub content: Content,
@@ -191,11 +191,11 @@ impl Manifest {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Process {
-    /// Its pid (as are all numbers here: as the caller of the checkpoint saw them).
+    /// Its pid (as are all numbers here: as the tree itself knows them).
     pub pid: Pid,
     /// Its parent; that of the root is not in the image.
     pub parent: Pid,
-    /// Its process group; 0 for one that the caller of the checkpoint could not see.
+    /// Its process group; 0 for one outside of the pid namespace that the tree lives in.
     pub group: Pid,
     /// Its session; 0 as for the group.
     pub session: Pid,

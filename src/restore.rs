@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info_span};
 
 use blueprint::{Blueprint, ProcessPlan, ThreadPlan, tables};
-use turns::{TURNS, Turn, take_turn};
+use turns::{TURNS, Turn, queue_continues, take_turn};
 
 use crate::arch::{Regs, RegsExt};
 use crate::checkpoint::{on_own_thread, sleep_precisely};
@@ -763,17 +763,4 @@ fn plan_of(process: &ProcessPlan, number: u32) -> Result<&ThreadPlan> {
         .threads
         .get(&number)
         .ok_or_else(|| Error::new(ErrorKind::Image, "a thread without its records").of(Pid::from(number)))
-}
-
-/// A SIGCONT survives no batch: each is sent by a call of its own.
-fn queue_continues(member: &Member, process: &ProcessPlan, workshop: &Workshop) -> Result<()> {
-    let (leader, scratch) = (member.leader()?, workshop.scratch());
-    for one in &process.continues {
-        let thread = member.threads.iter().find(|thread| Some(thread.number()) == one.thread);
-        let address = scratch.input().start;
-        let (call, args) = one.call(member.number, address);
-        member.memory.write(address, &one.info.0)?;
-        call_at(thread.unwrap_or(leader), scratch.syscall(), call, args)?;
-    }
-    Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::borrowed::{Borrowed, Tools};
 use crate::Pid;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::freeze::{Frozen, Thread};
 use crate::image::{Owner, Records};
 use crate::proc::read;
@@ -287,12 +287,15 @@ impl Asked {
 
     /// A timer that expires in between would be seen in neither place, or in both: then the thread is asked again.
     pub(super) fn at_rest(mut self, seen: &Seen<'_>) -> Result<Self> {
-        for _ in 0..5 {
+        const LOOKS: u32 = 50;
+        for _ in 0..LOOKS {
             if self.pending == pending::Snapshot::take(seen.view())? {
-                break;
+                return Ok(self);
             }
             self = Self::of(seen, self.scratch)?;
         }
-        Ok(self)
+        Err(Error::new(ErrorKind::Timeout, "its signals and timers change faster than they can be looked at")
+            .of(seen.view().tid())
+            .with_hint("somebody sends it one signal after another; try again"))
     }
 }

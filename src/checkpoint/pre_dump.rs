@@ -26,7 +26,7 @@ use crate::resource::memory::{
     Kin, Own, PageWriter, Parent, Populated, PreDumped, Run, Span, Stock, is_watched, overlap, subject,
     without,
 };
-use crate::resource::tasks::sharing::Kind;
+use crate::resource::tasks::sharing::{Kind, Shares};
 use crate::resource::tasks::tree::Tree;
 use crate::sys::PAGE;
 use crate::tracee::Memory;
@@ -93,7 +93,7 @@ impl Checkpoint<'_> {
         let borrowed = Borrowed::all(&frozen, &shares, tracking.tracker.as_deref_mut(), &mut report);
         let borrowed = borrowed.in_phase(Phase::Collect)?;
         for process in &frozen.processes {
-            refuse_devices(process, &mut report).in_phase(Phase::Collect)?;
+            refuse_devices(process, &shares, &mut report).in_phase(Phase::Collect)?;
         }
         for process in borrowed.iter().filter(|process| process.owns_memory) {
             refuse_mapped_devices(process, &mut report);
@@ -249,10 +249,10 @@ const WRITERS: [&[u8]; 5] =
 
 const REASON: &str = "memory that is written past the page tables cannot be pre-dumped";
 
-fn refuse_devices(process: &Process, report: &mut Report) -> Result<()> {
-    for thread in &process.threads {
-        for fd in open_fds(thread.tid())? {
-            let what = read::link(thread.tid(), &format!("fd/{fd}"))?;
+fn refuse_devices(process: &Process, shares: &Shares, report: &mut Report) -> Result<()> {
+    for tid in shares.tables(process) {
+        for fd in open_fds(tid)? {
+            let what = read::link(tid, &format!("fd/{fd}"))?;
             if WRITERS.iter().any(|writer| what.starts_with(writer)) {
                 let what = String::from_utf8_lossy(&what).into_owned();
                 report.refuse(Refusal::new(process.pid, Subject::Fd { fd, what }, REASON));

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
+use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, fsync, geteuid, mkdir, unlinkat};
 
 use super::chain::{self, ParentLink};
 use super::manifest::Id;
+use super::publish::{publish, sync_entry};
 use super::sections::{has_magic, named};
 use super::segment::{Chunks, Out, PageFormat, PageSegment, SegmentWriter, Stored};
 use super::{
@@ -23,7 +24,7 @@ use super::{
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 use crate::sys::direct;
 
-const MANIFEST: &str = "manifest";
+pub(super) const MANIFEST: &str = "manifest";
 /// No manifest is longer: it has room for more segments than can be numbered.
 pub(super) const MANIFEST_MAX: u64 = 16 << 20;
 /// No state file is longer, on either side: it is held in memory whole.
@@ -46,7 +47,7 @@ pub enum Durability {
     /// Nothing: the image is whole for every reader, but a crash of the machine may lose or tear it.
     #[default]
     Cached,
-    /// All of it. Pages that are not compressed go past the page cache (O_DIRECT), where the file system allows it:
+    /// All of it, and the directory, if it was made for it. Pages that are not compressed go past the page cache (O_DIRECT), where the file system allows it:
     /// that is faster than flushing them, but a restore will have to read them from the disk.
     Synced,
 }
@@ -63,7 +64,7 @@ impl Dir {
         Subject::Path(self.path.clone())
     }
 
-    fn file(&self, name: &str) -> Subject {
+    pub(super) fn file(&self, name: &str) -> Subject {
         Subject::Path(self.path.join(name))
     }
 
@@ -85,7 +86,7 @@ impl Dir {
         Ok(length(&stat.about(|| self.file(name))?))
     }
 
-    fn remove(&self, name: &str) {
+    pub(super) fn remove(&self, name: &str) {
         match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(errno) => tracing::warn!(dir = %self.path.display(), name, %errno, "image file not removed"),
@@ -161,6 +162,8 @@ impl Records {
 #[derive(Debug)]
 pub(crate) struct ImageWriter {
     dir: Dir,
+    /// The directory, by this writer.
+    made: bool,
     id: Id,
     durability: Durability,
     content: Content,
@@ -187,17 +190,20 @@ impl ImageWriter {
     /// Starts an image in `dir`, which is created (mode 0700) unless it exists. An image that it holds
     /// already stays untouched until this one is finished.
     pub(crate) fn create(dir: &Path) -> Result<Self> {
-        let fd = open_or_make_dir(dir).about(|| Subject::Path(dir.into()))?;
-        Self::create_in(fd, dir)
+        let (fd, made) = open_or_make_dir(dir).about(|| Subject::Path(dir.into()))?;
+        let mut writer = Self::create_in(fd, dir)?;
+        writer.made = made;
+        Ok(writer)
     }
 
     /// The same for a directory that is open already; `path` is what messages call it.
     pub(crate) fn create_in(dir: OwnedFd, path: &Path) -> Result<Self> {
         let dir = Dir { fd: dir, path: path.into() };
         check_target(&dir).about(|| dir.subject())?;
-        refuse_foreign_manifest(&dir)?;
+        refuse_foreign(&dir, MANIFEST)?;
         Ok(Self {
             dir,
+            made: false,
             id: Id::random(),
             durability: Durability::default(),
             content: Content::default(),
@@ -269,9 +275,7 @@ impl ImageWriter {
             (manifest.created, manifest.kernel) = (created, kernel);
         }
         let bytes = manifest.to_bytes()?;
-        let previous = read_manifest(&self.dir).ok().map(|(manifest, _)| manifest);
-        self.publish(&bytes)?;
-        self.remove_previous(previous.as_ref());
+        self.publish(&manifest, &bytes)?;
         let listed = manifest.files.iter().map(|file| file.length).sum::<u64>();
         Ok(Written { id: manifest.id, bytes: listed + bytes.len() as u64 })
     }
@@ -313,20 +317,23 @@ impl ImageWriter {
         Ok(ListedFile { length: self.dir.length(&name)?, name, crc32: None })
     }
 
-    fn publish(&mut self, manifest: &[u8]) -> Result<()> {
-        let draft = self.id.manifest_draft();
-        self.write_file(draft.clone(), manifest)?;
-        let renamed = renameat(&self.dir, draft.as_str(), &self.dir, MANIFEST).call("renameat");
-        renamed.about(|| self.dir.file(MANIFEST))?;
-        self.created.clear(); // from here on they are the image
-        self.sync(&self.dir).about(|| self.dir.subject())
-    }
-
-    fn remove_previous(&self, previous: Option<&Manifest>) {
-        let previous = previous.filter(|manifest| manifest.id != self.id.0);
-        for file in previous.iter().flat_map(|manifest| &manifest.files) {
-            self.dir.remove(&file.name);
+    fn publish(&mut self, manifest: &Manifest, bytes: &[u8]) -> Result<()> {
+        if self.made && self.durability == Durability::Synced {
+            sync_entry(&self.dir)?;
         }
+        let draft = self.id.manifest_draft();
+        self.write_file(draft.clone(), bytes)?;
+        let mut before = publish(&self.dir, &draft)?;
+        let synced = self.sync(&self.dir).about(|| self.dir.subject());
+        if synced.is_err() {
+            before = match before.put_back(&self.dir, &draft) {
+                Ok(()) => return synced,
+                Err(before) => before,
+            };
+        }
+        self.created.clear(); // they are the image
+        before.remove(&self.dir, &draft, manifest);
+        synced
     }
 }
 
@@ -352,19 +359,22 @@ impl Drop for ImageWriter {
     }
 }
 
-fn open_or_make_dir(path: &Path) -> Result<OwnedFd> {
+/// And was it made?
+fn open_or_make_dir(path: &Path) -> Result<(OwnedFd, bool)> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let with = |made| move |fd| (fd, made);
     match open(path, flags, Mode::empty()) {
         Err(Errno::ENOENT) => {
-            match mkdir(path, Mode::S_IRWXU) {
-                Ok(()) | Err(Errno::EEXIST) => {}
+            let made = match mkdir(path, Mode::S_IRWXU) {
+                Ok(()) => true,
+                Err(Errno::EEXIST) => false,
                 Err(errno) => return Err(Error::call("mkdir", errno)),
-            }
-            open(path, flags, Mode::empty()).call("open")
+            };
+            open(path, flags, Mode::empty()).call("open").map(with(made))
         }
         Err(errno @ (Errno::ENOTDIR | Errno::ELOOP)) => Err(Error::call("open", errno)
             .with_hint("an image is written into a directory, not through a symbolic link")),
-        opened => opened.call("open"),
+        opened => opened.call("open").map(with(false)),
     }
 }
 
@@ -378,9 +388,9 @@ fn check_target(dir: &Dir) -> Result<()> {
 }
 
 /// Replacing an image is fine, even one that a crash has torn; replacing somebody's other file is not.
-fn refuse_foreign_manifest(dir: &Dir) -> Result<()> {
+pub(super) fn refuse_foreign(dir: &Dir, name: &str) -> Result<()> {
     let mut start = Vec::new();
-    let file = match dir.open(MANIFEST) {
+    let file = match dir.open(name) {
         Err(error) if error.raw_errno() == Some(Errno::ENOENT) => return Ok(()),
         file => file?,
     };
@@ -424,7 +434,7 @@ impl Image {
 
     fn read(dir: &Arc<Dir>) -> Result<Self> {
         check_dir(dir)?;
-        let mut manifest = read_manifest(dir)?;
+        let mut manifest = read_manifest(dir, MANIFEST)?;
         let mut attempts = REPLACED_MAX;
         loop {
             let id = manifest.0.id;
@@ -433,7 +443,7 @@ impl Image {
                 Err(error) => error,
             };
             // Files that the manifest lists are gone when another image has taken its place since.
-            match read_manifest(dir) {
+            match read_manifest(dir, MANIFEST) {
                 Ok(now) if now.0.id != id && attempts > 0 => manifest = now,
                 _ => return Err(failed),
             }
@@ -444,7 +454,7 @@ impl Image {
     /// One image of a chain, if it still is the one that is meant.
     pub(super) fn read_link(dir: Dir, link: &ParentLink) -> Result<Self> {
         check_dir(&dir)?;
-        let (manifest, crc32) = read_manifest(&dir)?;
+        let (manifest, crc32) = read_manifest(&dir, MANIFEST)?;
         if (manifest.id, crc32) != (link.id, link.manifest_crc32) {
             return Err(bad_image("another image is there now, or it was altered").about(dir.subject()));
         }
@@ -602,11 +612,11 @@ fn check_dir(dir: &Dir) -> Result<()> {
 }
 
 /// And its checksum.
-fn read_manifest(dir: &Dir) -> Result<(Manifest, u32)> {
-    let (file, length) = open_trusted(dir, MANIFEST)?;
+pub(super) fn read_manifest(dir: &Dir, name: &str) -> Result<(Manifest, u32)> {
+    let (file, length) = open_trusted(dir, name)?;
     read_whole(file, length, MANIFEST_MAX)
         .and_then(|bytes| Ok((Manifest::from_bytes(&bytes)?, crc32fast::hash(&bytes))))
-        .about(|| dir.file(MANIFEST))
+        .about(|| dir.file(name))
 }
 
 pub(super) fn parse_state(state: Vec<u8>) -> Result<(Vec<u8>, Sections)> {
@@ -807,8 +817,17 @@ pub(super) mod tests {
         drop(writer.segment().unwrap());
         fs::create_dir(scratch.image().join("manifest")).unwrap(); // cannot be replaced by a file
         let error = writer.finish(records(&[]), INFO()).unwrap_err();
-        assert_eq!(error.syscall(), Some("renameat"));
+        assert_eq!(error.syscall(), Some("read"));
         assert_eq!(names(&scratch.image()), ["manifest"]);
+        fs::remove_dir(scratch.image().join("manifest")).unwrap();
+
+        let mut writer = ImageWriter::create(&scratch.image()).unwrap();
+        drop(writer.segment().unwrap());
+        fs::write(scratch.image().join("manifest"), "somebody's").unwrap();
+        let error = writer.finish(records(&[]), INFO()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+        assert_eq!(names(&scratch.image()), ["manifest"]);
+        assert_eq!(fs::read(scratch.image().join("manifest")).unwrap(), b"somebody's");
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod chain;
 mod codec;
 mod dir;
 mod manifest;
+mod publish;
 mod sections;
 mod segment;
 mod store;

@@ -4,8 +4,9 @@ use super::blueprint::ProcessPlan;
 use crate::error::{Context, Result};
 use crate::family::Member;
 use crate::proc::status::Status;
+use crate::resource::memory::Workshop;
 use crate::resource::{Rebuild, Rebuilt, Stage};
-use crate::tracee::{Batch, Puppet, Scratch, run_together};
+use crate::tracee::{Batch, Puppet, Scratch, call_at, run_together};
 
 /// Which threads of each process.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,19 @@ pub(super) fn take_turn(
         Turn::Leaders | Turn::All => work.iter().try_for_each(|work| work.alone().of(work.task.tid())),
         Turn::Others => work.chunks(Scratch::PARTS).try_for_each(at_once),
     }
+}
+
+/// A SIGCONT survives no batch: each is sent by a call of its own.
+pub(super) fn queue_continues(member: &Member, process: &ProcessPlan, workshop: &Workshop) -> Result<()> {
+    let (leader, scratch) = (member.leader()?, workshop.scratch());
+    for one in &process.continues {
+        let thread = member.threads.iter().find(|thread| Some(thread.number()) == one.thread);
+        let address = scratch.input().start;
+        let (call, args) = one.call(member.number, address);
+        member.memory.write(address, &one.info.0)?;
+        call_at(thread.unwrap_or(leader), scratch.syscall(), call, args)?;
+    }
+    Ok(())
 }
 
 /// What one thread has to build.

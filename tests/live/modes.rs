@@ -8,6 +8,17 @@ use nix::sys::signal::Signal;
 use crate::program::{Options, Program, Target, usual};
 use crate::{Outcome, view};
 
+/// In which pid namespaces a subject can live.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Namespaces {
+    Any,
+    /// It has something that only comes back under the numbers that it had for everybody, or is helped by a
+    /// process from outside.
+    Ours,
+    /// Another line of the table has more for ours.
+    Another,
+}
+
 /// One line of the table.
 #[derive(Clone, Copy)]
 pub(crate) struct Subject {
@@ -19,9 +30,7 @@ pub(crate) struct Subject {
     stopped: bool,
     /// It makes and reaps processes all the time: only those that stay are compared.
     churns: bool,
-    /// It has something that only comes back under the numbers that it had for everybody, or it looks for itself
-    /// in /proc, where another task has its number, or is helped by a process from outside.
-    only_original: bool,
+    namespaces: Namespaces,
     /// Its checkpoints, otherwise than usual.
     options: Options,
 }
@@ -34,7 +43,7 @@ impl Subject {
             settle: Duration::from_millis(60),
             stopped: false,
             churns: false,
-            only_original: false,
+            namespaces: Namespaces::Any,
             options: usual,
         }
     }
@@ -55,7 +64,12 @@ impl Subject {
     }
 
     pub(crate) const fn only_original(mut self) -> Self {
-        self.only_original = true;
+        self.namespaces = Namespaces::Ours;
+        self
+    }
+
+    pub(crate) const fn only_namespaced(mut self) -> Self {
+        self.namespaces = Namespaces::Another;
         self
     }
 
@@ -94,7 +108,11 @@ pub(crate) const MODES: [(&str, Mode); 6] = [
 
 impl Subject {
     pub(crate) fn has(&self, mode: Mode) -> bool {
-        !(self.only_original && matches!(mode, Mode::Namespaced))
+        match self.namespaces {
+            Namespaces::Any => true,
+            Namespaces::Ours => !matches!(mode, Mode::Namespaced),
+            Namespaces::Another => matches!(mode, Mode::Namespaced),
+        }
     }
 
     /// What it looks like now; at once it may be on its way back into a call that changes its signal mask.

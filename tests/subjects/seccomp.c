@@ -58,12 +58,7 @@ static int status_of(const char *path, const char *key)
 #define MODE "\nSeccomp:"
 #define FILTERS "\nSeccomp_filters:"
 
-static const char *own_status(void)
-{
-	static __thread char path[64];
-	sprintf(path, "/proc/self/task/%d/status", gettid());
-	return path;
-}
+#define OWN "/proc/thread-self/status"
 
 // The first so many of three calls are denied.
 static void expect_denied(int count)
@@ -75,10 +70,10 @@ static void expect_denied(int count)
 	errno = 0;
 	expect((syscall(SYS_getppid) == -1 && errno == 72) == (count > 1), "getppid: errno %d", errno);
 	errno = 0;
-	expect((syscall(SYS_sysinfo, &info) == -1 && errno == 73) == (count > 2), "sysinfo: errno %d, not %d denied; %d filters", errno, count, status_of(own_status(), FILTERS));
+	expect((syscall(SYS_sysinfo, &info) == -1 && errno == 73) == (count > 2), "sysinfo: errno %d, not %d denied; %d filters", errno, count, status_of(OWN, FILTERS));
 	expect(syscall(SYS_getpgid, 0) >= 0);
-	expect(status_of(own_status(), MODE) == (count ? 2 : 0));
-	expect(status_of(own_status(), FILTERS) == count, "%d filters", status_of(own_status(), FILTERS));
+	expect(status_of(OWN, MODE) == (count ? 2 : 0));
+	expect(status_of(OWN, FILTERS) == count, "%d filters", status_of(OWN, FILTERS));
 }
 
 static _Atomic int set_up, checked, go_on;
@@ -250,7 +245,7 @@ static int strict_mode(void)
 	wait_go();
 	for (int i = 0; i < COUNT_; i++) {
 		char path[64];
-		sprintf(path, "/proc/%d/status", pid[i]);
+		sprintf(path, "/proc/%d/status", in_proc(pid[i]));
 		expect(status_of(path, MODE) == 1, "%d: %d", i, status_of(path, MODE));
 		must(write(in[i][1], "a", 1));
 		expect(read(out[i][0], &byte, 1) == 1 && byte == 'b');

@@ -1,8 +1,6 @@
 // Tasks that share an address space, signal actions, an fd table or places in every mix that clone(2) and unshare(2)
 // can bring about. Each is an agent that does what it is told; who must see what follows from how they were made.
 #include "subject.h"
-#include <glob.h>
-#include <limits.h>
 #include <linux/kcmp.h>
 
 enum { MEMORY, ACTIONS, FILES, PLACES, KINDS };
@@ -226,37 +224,12 @@ static void check_kernel(const char *when)
 			}
 }
 
-// By which number /proc knows a task: it may be the /proc of a pid namespace around ours.
-static pid_t in_proc(pid_t tid)
-{
-	glob_t all;
-	pid_t found = 0;
-	zero(glob("/proc/[0-9]*/task/[0-9]*/status", 0, NULL, &all));
-	for (size_t i = 0; i < all.gl_pathc && !found; i++) {
-		char text[4096];
-		FILE *file = fopen(all.gl_pathv[i], "r");
-		if (!file)
-			continue;
-		text[fread(text, 1, sizeof text - 1, file)] = 0;
-		fclose(file);
-		char *line = strstr(text, "NSpid:"), *end = line ? strchr(line, '\n') : NULL;
-		if (!end)
-			continue;
-		*end = 0;
-		if (atoi(strrchr(line, '\t') + 1) == tid)
-			found = atoi(line + strlen("NSpid:"));
-	}
-	globfree(&all);
-	expect(found, "/proc does not know %d", tid);
-	return found;
-}
-
 // A field of its stat(5), the third or a later one.
 static const char *stat_of(pid_t tid, int number)
 {
-	static char text[1024], own[PATH_MAX];
+	static char text[1024];
 	char path[64];
-	snprintf(path, sizeof path, "/proc/%d/stat", getpid() == atoi(realpath("/proc/self", own) + 6) ? tid : in_proc(tid));
+	snprintf(path, sizeof path, "/proc/%d/stat", in_proc(tid));
 	FILE *file = must(fopen(path, "r"));
 	size_t length = fread(text, 1, sizeof text - 1, file);
 	text[length] = 0;

@@ -3,6 +3,8 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
+#include <limits.h>
 #include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
@@ -205,6 +207,48 @@ __attribute__((unused)) static void expect_painted_at(void *memory, size_t size,
 
 #define PAGE 4096L
 
+__attribute__((unused)) static int is_same_namespace(const char *status)
+{
+	char path[PATH_MAX];
+	struct stat own, other;
+	snprintf(path, sizeof path, "%.*s/ns/pid", (int)(strrchr(status, '/') - status), status);
+	must(stat("/proc/self/ns/pid", &own));
+	return !stat(path, &other) && own.st_ino == other.st_ino;
+}
+
+__attribute__((unused)) static int proc_is_ours(void)
+{
+	char own[PATH_MAX];
+	return getpid() == atoi(must(realpath("/proc/self", own)) + strlen("/proc/"));
+}
+
+// By which number /proc knows a task: it may be the /proc of a pid namespace around ours.
+__attribute__((unused)) static pid_t in_proc(pid_t tid)
+{
+	if (proc_is_ours())
+		return tid;
+	glob_t all;
+	pid_t found = 0;
+	zero(glob("/proc/[0-9]*/task/[0-9]*/status", 0, NULL, &all));
+	for (size_t i = 0; i < all.gl_pathc && !found; i++) {
+		char text[4096];
+		FILE *file = fopen(all.gl_pathv[i], "r");
+		if (!file)
+			continue;
+		text[fread(text, 1, sizeof text - 1, file)] = 0;
+		fclose(file);
+		char *line = strstr(text, "NSpid:"), *end = line ? strchr(line, '\n') : NULL;
+		if (!end)
+			continue;
+		*end = 0;
+		if (atoi(strrchr(line, '\t') + 1) == tid && is_same_namespace(all.gl_pathv[i]))
+			found = atoi(line + strlen("NSpid:"));
+	}
+	globfree(&all);
+	expect(found, "/proc does not know %d", tid);
+	return found;
+}
+
 // How many pages of this memory two processes have in common; 0 too where that is not for us to know.
 __attribute__((unused)) static int in_common(pid_t a, pid_t b, char *memory, size_t size)
 {
@@ -212,7 +256,7 @@ __attribute__((unused)) static int in_common(pid_t a, pid_t b, char *memory, siz
 	uint64_t *entries[2] = { malloc(count * 8), malloc(count * 8) };
 	for (int i = 0; i < 2; i++) {
 		char path[64];
-		snprintf(path, sizeof path, "/proc/%d/pagemap", i ? b : a);
+		snprintf(path, sizeof path, "/proc/%d/pagemap", in_proc(i ? b : a));
 		int fd = must(open(path, O_RDONLY));
 		expect(pread(fd, entries[i], count * 8, (unsigned long)memory / PAGE * 8) == (ssize_t)(count * 8));
 		close(fd);

@@ -7,9 +7,10 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
-use super::{Run, pages};
+use super::{Run, overlap, pages, without};
 use crate::Pid;
 use crate::error::{Error, ErrorKind, NameCall, Result, Subject};
 use crate::freeze::Process;
@@ -17,11 +18,14 @@ use crate::image::SegmentWriter;
 use crate::proc::smaps::{Mapping, Prot, VmFlags};
 use crate::proc::{limits, read};
 use crate::resource::fds::open_fds;
-use crate::sys::{direct, kcmp_file, pidfd};
+use crate::sys::{PAGE, direct, kcmp_file, pidfd};
 use crate::tracee::{Answers, Batch, Call, LastWill, Memory, Output, Puppet, Scratch, sys, with_hands};
 
 /// Bytes of one remote write: what has been summed up is still in the processor's cache then.
 const WRITE: u64 = 512 * 1024;
+
+/// The sum of a page of zeroes (and, one in four thousand millions, of another).
+const EMPTY: u32 = 0xbe41_5cb8;
 
 /// What a writer gets at once, at least, and which part of its share.
 const TURN: u64 = 4 * 1024 * 1024;
@@ -34,7 +38,16 @@ pub(super) const MOST: usize = Scratch::LAST_WILL;
 pub(crate) struct Work<'w> {
     pub(super) segments: Vec<&'w mut SegmentWriter>,
     pub(super) ranges: Vec<Range<u64>>,
+    /// Does it mean nothing that there is a page of zeroes at this address?
+    pub(super) sparse: &'w dyn Fn(u64) -> bool,
     pub(super) tell: &'w mut dyn FnMut(u64) -> Result<()>,
+}
+
+/// Where pages have been written to.
+pub(crate) struct Written {
+    pub(super) runs: Vec<Run>,
+    /// Pages of zeroes, which are not there any more.
+    pub(super) zero: u64,
 }
 
 /// May this process write a large file of ours, and have it open? A limit on file sizes would also send it a signal.
@@ -61,20 +74,31 @@ pub(crate) fn is_steady(mappings: &[Mapping], address: u64) -> bool {
 
 /// Has the task write its memory, by one thread for each segment where it can have so many. More than one to a
 /// file would wait for each other.
-pub(crate) fn write(speaker: &mut Puppet<'_>, work: Work<'_>) -> Result<Vec<Run>> {
-    let Work { segments, ranges, tell } = work;
+pub(crate) fn write(speaker: &mut Puppet<'_>, work: Work<'_>) -> Result<Written> {
+    let Work { segments, ranges, sparse, tell } = work;
     let turn = pages::size(&ranges) / (segments.len() as u64 * TURNS).max(1);
-    let left = Left::of(ranges, turn.max(TURN));
+    let left = Left::of(ranges.clone(), turn.max(TURN));
+    let (mut runs, mut zeroes) = (Vec::new(), Vec::new());
     with_hands(speaker, segments.len().saturating_sub(1), |writers| {
-        let Some((speaker, _)) = writers.split_first_mut() else { return Ok(Vec::new()) };
+        let Some((speaker, _)) = writers.split_first_mut() else { return Ok(()) };
         let files = segments.iter().map(|segment| segment.file()).collect::<Result<Vec<_>>>()?;
         let lent = Lent::lend(speaker, &files)?;
+        let lanes = segments.into_iter().zip(&lent.0);
         let lanes =
-            segments.into_iter().zip(&lent.0).map(|(segment, number)| Lane { segment, number: *number });
-        let written = write_together(writers, &mut lanes.collect::<Vec<_>>(), left, tell);
+            lanes.map(|(segment, number)| Lane { segment, number: *number, sparse, zeroes: Vec::new() });
+        let mut lanes: Vec<_> = lanes.collect();
+        let written = write_together(writers, &mut lanes, left, &mut runs, tell);
+        zeroes = lanes.into_iter().flat_map(|lane| lane.zeroes).collect();
         let Some((speaker, _)) = writers.split_first_mut() else { return written };
         lent.take_back(speaker).and(written)
-    })
+    })?;
+    runs.sort_unstable_by_key(|run| run.addr);
+    zeroes.sort_unstable_by_key(|range| range.start);
+    let zero = pages::size(&zeroes) / PAGE;
+    if zero > 0 {
+        runs = overlap(&runs, &without(&ranges, zeroes.into_iter()));
+    }
+    Ok(Written { runs, zero })
 }
 
 /// Every writer gets the next turn when it is done with one: some are slower than others. Whatever happens, all of them
@@ -83,11 +107,12 @@ fn write_together(
     writers: &mut [&mut Puppet<'_>],
     lanes: &mut [Lane<'_>],
     mut left: Left,
+    runs: &mut Vec<Run>,
     tell: &mut dyn FnMut(u64) -> Result<()>,
-) -> Result<Vec<Run>> {
-    let (mut runs, mut under_way) = (Vec::new(), VecDeque::new());
+) -> Result<()> {
+    let mut under_way = VecDeque::new();
     let mut begun = |index, writer: &mut Puppet<'_>, lane: &mut Lane<'_>| {
-        let (batch, writes) = lane.plan(writer.batch(), &mut left, &mut runs)?;
+        let (batch, writes) = lane.plan(writer.batch(), &mut left, runs)?;
         (!writes.is_empty()).then(|| writer.start(batch).map(|()| (index, writes))).transpose()
     };
     let mut written = Ok(());
@@ -100,12 +125,11 @@ fn write_together(
         written = written.and_then(|()| {
             let answers = answers?;
             under_way.extend(begun(index, writer, lane)?);
-            let len = writes.iter().map(Write::len).sum();
-            writes.into_iter().try_for_each(|write| lane.complete(writer.memory(), &answers, write))?;
-            tell(len)
+            let stored = writes.into_iter().map(|write| lane.complete(writer.memory(), &answers, write));
+            tell(stored.sum::<Result<u64>>()?)
         });
     }
-    written.map(|()| runs)
+    written
 }
 
 /// What is left to be written.
@@ -138,6 +162,9 @@ impl Left {
 struct Lane<'w> {
     segment: &'w mut SegmentWriter,
     number: RawFd,
+    sparse: &'w dyn Fn(u64) -> bool,
+    /// Pages of zeroes that were written, and taken back.
+    zeroes: Vec<Range<u64>>,
 }
 
 /// One write in a batch.
@@ -179,8 +206,9 @@ impl Lane<'_> {
         Ok((batch, writes))
     }
 
-    /// What the task may not read itself, or what a full disk cut short, is written from outside.
-    fn complete(&mut self, memory: &Memory, answers: &Answers, write: Write) -> Result<()> {
+    /// What the task may not read itself, or what a full disk cut short, is written from outside. How many bytes are
+    /// stored?
+    fn complete(&mut self, memory: &Memory, answers: &Answers, write: Write) -> Result<u64> {
         let len = write.len();
         let Write { call, piece, offset, sums } = write;
         let done = match answers.get(call) {
@@ -189,15 +217,43 @@ impl Lane<'_> {
             Err(error) if matches!(error.raw_errno(), Some(Errno::EFAULT | Errno::EINVAL)) => 0,
             Err(error) => return Err(error),
         };
-        if let Some(sums) = sums {
-            let (sums, _) = answers.bytes(&sums).as_chunks();
-            self.segment.add_sums(sums.iter().map(|sum| u32::from_ne_bytes(*sum)));
+        if done < len {
+            let rest = memory.read_vec(piece.start + done, (len - done) as usize)?;
+            direct::write_all_at(self.segment.file()?, &rest, offset + done).call("pwrite")?;
         }
-        if done == len {
-            return Ok(());
+        let Some(sums) = sums else { return Ok(len) };
+        let (sums, _) = answers.bytes(&sums).as_chunks();
+        let sums = || sums.iter().map(|sum| u32::from_ne_bytes(*sum));
+        self.segment.add_sums(sums());
+        let pages = piece.clone().step_by(PAGE as usize).zip(sums());
+        let empty = pages.filter(|(page, sum)| *sum == EMPTY && (self.sparse)(*page));
+        let mut zeroes: Vec<Range<u64>> = Vec::new();
+        for (page, _) in empty {
+            match zeroes.last_mut() {
+                Some(last) if last.end == page => last.end += PAGE,
+                _ => zeroes.push(page..page + PAGE),
+            }
         }
-        let rest = memory.read_vec(piece.start + done, (len - done) as usize)?;
-        direct::write_all_at(self.segment.file()?, &rest, offset + done).call("pwrite")
+        let zeroes = zeroes.into_iter().map(|range| {
+            let offset = offset + (range.start - piece.start);
+            self.take_back(memory, range, offset)
+        });
+        Ok(len - zeroes.sum::<Result<u64>>()?)
+    }
+
+    /// Takes pages back that seem to be of zeroes; how many bytes? What is left is a hole: the sums stay true.
+    fn take_back(&mut self, memory: &Memory, range: Range<u64>, offset: u64) -> Result<u64> {
+        let len = range.end - range.start;
+        let mut contents = vec![0; len as usize];
+        memory.read_protected(range.start, &mut contents)?;
+        let empty = contents.iter().all(|byte| *byte == 0);
+        if empty {
+            let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            // A file system that cannot make holes has zeroes there.
+            let _ = fallocate(self.segment.file()?.as_fd(), hole, offset as i64, len as i64);
+            self.zeroes.push(range);
+        }
+        Ok(if empty { len } else { 0 })
     }
 }
 
@@ -283,6 +339,11 @@ fn send(puppet: &Puppet<'_>, near: RawFd, files: &[&File]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sum_of_zeroes() {
+        assert_eq!(crate::arch::page_sum(&[0; PAGE as usize]), EMPTY);
+    }
 
     #[test]
     fn ranges_are_taken_in_pieces_that_do_not_join_them() {

@@ -13,7 +13,7 @@ use std::sync::mpsc;
 use nix::errno::Errno;
 
 use super::AddressSpace;
-use super::inside::{self, Work};
+use super::inside::{self, Work, Written};
 use super::kin::{self, Relatives};
 use super::parent::{Known, Paged, Parent};
 use super::survey::{Populated, Scan};
@@ -96,7 +96,7 @@ pub(crate) struct FromInside<'p> {
     pub(crate) is_possible: &'p dyn Fn() -> bool,
     /// Can the task read the mapping there, and will it read the same twice? Otherwise it cannot sum it up.
     pub(crate) is_steady: &'p dyn Fn(u64) -> bool,
-    pub(crate) write: &'p mut dyn FnMut(Work<'_>) -> Result<Vec<Run>>,
+    pub(crate) write: &'p mut dyn FnMut(Work<'_>) -> Result<Written>,
 }
 
 impl<'h> PageWriter<'h> {
@@ -192,7 +192,9 @@ impl<'h> PageWriter<'h> {
         kept.sort_unstable_by_key(|run| run.addr);
         let ranges = kin::without(&own.data, kept.iter().map(Run::range));
         let (inner, outer) = match inside {
-            Some(inside) if image.lends_files() => self.write_inside(ranges, &own.swapped, inside, image)?,
+            Some(inside) if image.lends_files() => {
+                self.write_inside(ranges, &own.swapped, (inside, &sparse), image)?
+            }
             _ => (Vec::new(), ranges),
         };
         kept.extend(inner);
@@ -206,7 +208,7 @@ impl<'h> PageWriter<'h> {
         &mut self,
         ranges: Vec<Range<u64>>,
         swapped: &[Range<u64>],
-        FromInside { is_possible, is_steady, write }: FromInside<'_>,
+        (FromInside { is_possible, is_steady, write }, sparse): (FromInside<'_>, &dyn Fn(u64) -> bool),
         image: &mut dyn ImageSink,
     ) -> Result<(Vec<Run>, Vec<Range<u64>>)> {
         if size(&ranges) < LARGE {
@@ -223,7 +225,9 @@ impl<'h> PageWriter<'h> {
         let (counts, progress) = (&mut self.counts, &mut *self.progress);
         let mut tell = |len| account(len, counts, progress);
         let segments = self.lanes.iter_mut().map(|lane| &mut lane.segment).take(writers).collect();
-        Ok((write(Work { segments, ranges: inner, tell: &mut tell })?, outer))
+        let Written { runs, zero } = write(Work { segments, ranges: inner, sparse, tell: &mut tell })?;
+        self.counts.zero += zero;
+        Ok((runs, outer))
     }
 
     /// What each writer gets of this work: each has a lane then, with room for it.

@@ -62,3 +62,27 @@ pub(super) fn for_good(what: &'static str, reason: impl Into<std::borrow::Cow<'s
         .about(Subject::Attribute(what))
         .with_hint("restore from a process that has not been restricted in this way")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_task_can_give_up() {
+        let tid = Pid::from(std::process::id());
+        let status = read::parsed(tid, "status", status::parse).unwrap();
+        let attributes = attributes::Own::default();
+        let mut caller = Caller { tid, status: Status { seccomp: 0, ..status }, attributes };
+        assert!(caller.check(!IO_FLUSHER, 0).is_ok());
+        let refused = |error: Error, what| {
+            assert_eq!(
+                (error.kind(), error.subject()),
+                (ErrorKind::Conflict, Some(&Subject::Attribute(what)))
+            );
+        };
+        refused(caller.check(IO_FLUSHER, 0).unwrap_err(), "I/O flusher");
+        refused(caller.check(0, 5).unwrap_err(), "core scheduling");
+        caller.status.seccomp = 2;
+        refused(caller.check(0, 0).unwrap_err(), "seccomp");
+    }
+}

@@ -191,6 +191,13 @@ impl Shares {
         std::iter::once((process.speaker(), self.process(process.number))).chain(threads)
     }
 
+    /// One task for each fd table that this process is the first to have.
+    pub(crate) fn tables<'s>(&'s self, process: &'s Process) -> impl Iterator<Item = Pid> + 's {
+        let is_first =
+            |(tid, sharing): &(Pid, Sharing)| sharing.get(Kind::Files) == process.owner_for(*tid).0;
+        self.seats(process).filter(is_first).map(|(tid, _)| tid)
+    }
+
     /// The tasks (as process and number) that share at least one object in another way than usual.
     pub(crate) fn all(&self) -> impl Iterator<Item = ((u32, u32), Sharing)> + '_ {
         let processes = self.processes.iter().map(|(pid, sharing)| ((*pid, *pid), *sharing));

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use cryosleep::AfterDump;
 use cryosleep::inspect::Inspection;
+use cryosleep::{AfterDump, Checkpoint};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::{Case, Dice, ensure, helper, helper_by};
+use super::{Case, Dice, ensure, flat, helper, helper_by};
 use crate::program::{Program, Target, nothing_left, others, reap};
 use crate::{Outcome, view};
 
@@ -52,6 +52,17 @@ pub(super) const CASES: &[Case] = &[
         test: || dump_in(20, "dump", sometime, SHARING, &["living"]),
         programs: &[SHARING],
     },
+    Case {
+        name: "crash_of_pre_dump",
+        test: || dump_in(15, "pre_dump", sometime, TASKS, &["threads"]),
+        programs: &[TASKS],
+    },
+    Case {
+        name: "crash_of_dump_to_stream",
+        test: || dump_in(15, "stream", sometime, TASKS, &["threads"]),
+        programs: &[TASKS],
+    },
+    Case { name: "crash_of_flatten", test: flatten, programs: &[COUNTER] },
     Case { name: "crash_of_restore_counter", test: || restore(COUNTER, ""), programs: &[COUNTER] },
     Case { name: "crash_of_restore_threads", test: || restore(TASKS, "threads"), programs: &[TASKS] },
     Case { name: "crash_of_restore_tree", test: || restore(TASKS, "sessions"), programs: &[TASKS] },
@@ -141,6 +152,9 @@ fn dump_in(most: u32, role: &str, moment: Moment, program: Program, args: &[&str
     let all: BTreeSet<u32> = view::tree(target.pid);
     let before = held(&all);
     let (mut dice, mut stopped) = (Dice::new(), 0);
+    if role == "stream" {
+        target.dump(AfterDump::Resume)?; // the one that stays
+    }
     let whole = measure(role, target.pid, target.image())?;
     for round in rounds(most) {
         interrupted((role, moment), target.pid, target.image(), whole, &mut dice)?;
@@ -172,6 +186,27 @@ fn dump_in(most: u32, role: &str, moment: Moment, program: Program, args: &[&str
     target.dump(AfterDump::Resume)?;
     let after = held(&all);
     ensure(before == after, || format!("descriptors and threads: {before:?} instead of {after:?}"))?;
+    target.go()?;
+    target.verdict()
+}
+
+/// The chain stays good, and the one image that is made of it is whole.
+fn flatten() -> Outcome {
+    const ROUNDS: u32 = 8;
+    let target = Target::start(COUNTER, &["16"])?;
+    target.dump(AfterDump::Resume)?;
+    let child = target.image().with_extension("child");
+    let checkpoint = Checkpoint::of(target.pid).after(AfterDump::Resume).parent(target.image());
+    checkpoint.write_to(&child).map_err(|error| error.to_string())?;
+    let whole = measure("flatten", 0, &child)?;
+    let mut dice = Dice::new();
+    for round in 0..ROUNDS {
+        interrupted(("flatten", sometime), 0, &child, whole, &mut dice)?;
+        for image in [&child, &flat(&child)] {
+            let whole = Inspection::open(image).and_then(|image| image.verify_pages());
+            whole.map_err(|error| format!("round {round}: {}: {error}", image.display()))?;
+        }
+    }
     target.go()?;
     target.verdict()
 }

@@ -84,6 +84,11 @@ impl Hooks for Herald {
     }
 }
 
+/// Where a helper makes one image of a chain.
+fn flat(image: &Path) -> std::path::PathBuf {
+    image.with_extension("flat")
+}
+
 /// What a helper does. Exit code 0: done; 2: refused; 1: another error.
 pub(crate) fn help() -> Option<ExitCode> {
     let role = std::env::var(HELPER).ok()?;
@@ -103,6 +108,17 @@ pub(crate) fn help() -> Option<ExitCode> {
             let tracked = &mut Tracker::new();
             let checkpoint = Checkpoint::of(pid).after(AfterDump::Resume).tracker(tracked);
             checkpoint.hooks(hooks).write_to(image).map(drop)
+        }
+        "pre_dump" => Checkpoint::of(pid).hooks(hooks).pre_dump(image).map(drop),
+        // To nowhere; what becomes of the stream does not matter here.
+        "stream" => Checkpoint::of(pid)
+            .after(AfterDump::Resume)
+            .hooks(hooks)
+            .write_to_stream(std::io::sink())
+            .map(drop),
+        "flatten" => {
+            println!("begins");
+            cryosleep::flatten(image, flat(Path::new(image)))
         }
         "killing_dump" => Checkpoint::of(pid).write_to(image).map(drop),
         "clone" => Restore::from(image).pids(Pids::NewNamespace).hooks(hooks).run().map(drop),
