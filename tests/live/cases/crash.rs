@@ -108,9 +108,10 @@ fn when_lent(pid: u32, whole: Duration, dice: &mut Dice) {
     let lent = (0..).map(at).find(|path| path.symlink_metadata().is_err()).unwrap_or_default();
     let started = Instant::now();
     while lent.symlink_metadata().is_err() && started.elapsed() < whole * 2 {}
-    if dice.roll(2) == 0 {
-        std::thread::sleep(Duration::from_micros(dice.roll(500)));
-    }
+    // Soon, or at any time in what is left.
+    let most = [0, 0, 500, whole.as_micros() as u64 / 2];
+    let most = most[dice.roll(4) as usize];
+    std::thread::sleep(Duration::from_micros(dice.roll(most + 1)));
 }
 
 /// Runs a helper and kills it.
@@ -163,7 +164,7 @@ fn dump_in(most: u32, role: &str, moment: Moment, program: Program, args: &[&str
             format!("round {round}: of {all:?} are left {alive:?}, saying {said:?}\n{}", view::whereabouts())
         })?;
         // Or the next checkpoint comes upon it as it was left.
-        if dice.roll(2) == 0 {
+        if dice.roll(3) == 0 {
             stopped += continue_stopped(&all)?;
         }
         // The image of a round before, or that of this one: whichever it is, it is whole.
