@@ -576,16 +576,20 @@ fn freeze_program(root: Pid, limit: Duration) -> Result<Frozen> {
 fn end_hands(frozen: &Frozen) -> Result<bool> {
     let mut found = false;
     for process in &frozen.processes {
+        let mut suspects = Vec::new();
         for thread in process.threads.iter().skip(1) {
-            if Springboard::may_be_at(thread.tracee.regs()?.pc()) {
-                let memory = Memory::open(process.speaker())?;
-                let mappings = memory::mappings(process.speaker())?;
-                let Some(vdso) = memory::vdso(&mappings) else { continue };
-                if Springboard::bring_home(&thread.tracee, &memory, &vdso)? == Home::End {
-                    thread.tracee.resume(Resume::Run)?;
-                    thread.tracee.wait_death(true)?;
-                    found = true;
-                }
+            suspects.extend(Springboard::may_be_at(thread.tracee.regs()?.pc()).then_some(thread));
+        }
+        if suspects.is_empty() {
+            continue;
+        }
+        let memory = Memory::open(process.speaker())?;
+        let Some(vdso) = memory::vdso(&memory::places(process.speaker())?) else { continue };
+        for thread in suspects {
+            if Springboard::bring_home(&thread.tracee, &memory, &vdso)? == Home::End {
+                thread.tracee.resume(Resume::Run)?;
+                thread.tracee.wait_death(true)?;
+                found = true;
             }
         }
     }
