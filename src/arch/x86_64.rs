@@ -29,21 +29,21 @@ pub(crate) const ENTRY_WORDS: usize = 8;
 /// `u32` each), how many pages.
 pub(crate) const SUM_PAGES: i64 = -1;
 
-/// The sums of `rdx` pages at `rdi`, to `rsi`. Of each page four parts are summed up at the same time, as the
-/// instruction takes three cycles but can begin in each, and then the four sums.
+/// The sums of `rdx` pages at `rdi`, to `rsi`. Four pages are summed up at the same time: the instruction takes three
+/// cycles but can begin in each, and of each page the processor fetches ahead what comes next.
 macro_rules! sum_pages {
     () => {
-        "6: test rdx, rdx
-        jz 8f
-        mov r8d, -1
-        mov r9d, -1
-        mov r10d, -1
-        mov r11d, -1
-        mov ecx, 128
+        "6: cmp rdx, 4
+        jb 8f
+        or r8d, -1
+        or r9d, -1
+        or r10d, -1
+        or r11d, -1
+        mov ecx, 512
         7: crc32 r8, qword ptr [rdi]
-        crc32 r9, qword ptr [rdi + 1024]
-        crc32 r10, qword ptr [rdi + 2048]
-        crc32 r11, qword ptr [rdi + 3072]
+        crc32 r9, qword ptr [rdi + 4096]
+        crc32 r10, qword ptr [rdi + 8192]
+        crc32 r11, qword ptr [rdi + 12288]
         add rdi, 8
         dec ecx
         jnz 7b
@@ -51,18 +51,28 @@ macro_rules! sum_pages {
         not r9d
         not r10d
         not r11d
-        mov eax, -1
-        crc32 eax, r8d
-        crc32 eax, r9d
-        crc32 eax, r10d
-        crc32 eax, r11d
-        not eax
-        mov [rsi], eax
-        add rsi, 4
-        add rdi, 3072
-        dec rdx
+        mov [rsi], r8d
+        mov [rsi + 4], r9d
+        mov [rsi + 8], r10d
+        mov [rsi + 12], r11d
+        add rsi, 16
+        add rdi, 12288
+        sub rdx, 4
         jmp 6b
-        8:"
+        8: test rdx, rdx
+        jz 9f
+        or r8d, -1
+        mov ecx, 512
+        7: crc32 r8, qword ptr [rdi]
+        add rdi, 8
+        dec ecx
+        jnz 7b
+        not r8d
+        mov [rsi], r8d
+        add rsi, 4
+        dec rdx
+        jmp 8b
+        9:"
     };
 }
 
@@ -103,7 +113,6 @@ global_asm!(
     ".globl __cryosleep_loop_end",
     ".hidden __cryosleep_loop_end",
     "__cryosleep_loop_end:",
-    ".balign 16, 0x90",
     "5:",
     sum_pages!(),
     "xor eax, eax",
@@ -172,16 +181,15 @@ pub(crate) fn can_sum() -> bool {
     std::arch::is_x86_feature_detected!("sse4.2")
 }
 
-/// The sum of a page: the CRC-32C of the four CRC-32Cs of its quarters, each as four bytes, the lowest first.
-pub(crate) fn page_sum(page: &[u8; PAGE as usize]) -> u32 {
+/// The sum of each page: its CRC-32C.
+pub(crate) fn page_sums(pages: &[[u8; PAGE as usize]]) -> Vec<u32> {
     if !can_sum() {
-        let quarters = page.chunks(PAGE as usize / 4).map(crc32c::crc32c);
-        return quarters.fold(0, |sum, quarter| crc32c::crc32c_append(sum, &quarter.to_le_bytes()));
+        return pages.iter().map(|page| crc32c::crc32c(page)).collect();
     }
-    let mut sum = 0;
-    // SAFETY: the processor knows the instruction, and one page is there, and room for one sum.
-    unsafe { __cryosleep_sum_pages(page.as_ptr(), &mut sum, 1) };
-    sum
+    let mut sums = vec![0; pages.len()];
+    // SAFETY: the processor knows the instruction, and there are so many pages, and room for so many sums.
+    unsafe { __cryosleep_sum_pages(pages.as_ptr().cast(), sums.as_mut_ptr(), pages.len()) };
+    sums
 }
 
 /// The position-independent code of a process 1.
@@ -544,16 +552,14 @@ mod tests {
     #[test]
     fn sums_are_those_of_the_crate() {
         assert!(can_sum());
-        let mut pages = [[0; PAGE as usize]; 3];
-        for (at, byte) in pages.as_flattened_mut().iter_mut().enumerate().skip(1) {
+        let mut pages = [[0; PAGE as usize]; 11];
+        for (at, byte) in pages.as_flattened_mut().iter_mut().enumerate() {
             *byte = ((at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8;
         }
-        for page in &pages {
-            let quarters: Vec<u8> =
-                page.chunks(1024).flat_map(|quarter| crc32c::crc32c(quarter).to_le_bytes()).collect();
-            assert_eq!(page_sum(page), crc32c::crc32c(&quarters));
+        for count in 0..=pages.len() {
+            let expected: Vec<u32> = pages[..count].iter().map(|page| crc32c::crc32c(page)).collect();
+            assert_eq!(page_sums(&pages[..count]), expected);
         }
-        assert_ne!(page_sum(&pages[0]), page_sum(&pages[1]));
     }
 
     #[test]

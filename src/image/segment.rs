@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::store::Pipe;
 use super::{Decode, Encode, ImageSource, Part, Record, Tag};
-use crate::arch::{can_sum, page_sum};
+use crate::arch::{can_sum, page_sums};
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 use crate::sys::{PAGE, direct};
 
@@ -30,7 +30,7 @@ pub(crate) const CHUNK: u64 = 64 * 1024;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PageChecksums {
-    /// One for each 64 KiB, the CRC-32 of its pages' sums, which are made of CRC-32Cs.
+    /// One for each 64 KiB, the CRC-32 of the CRC-32Cs of its pages.
     #[default]
     Crc32c,
     /// None: a damaged page is found by nobody but the program.
@@ -89,7 +89,7 @@ impl PageFormat {
 pub(crate) struct Chunks {
     /// Of the contents, in bytes.
     pub(crate) length: u64,
-    /// Of each the crc32 of the [`page_sum`]s of its pages, each as four bytes, the lowest first.
+    /// Of each the crc32 of the [`page_sums`], each as four bytes, the lowest first.
     pub(crate) sums: Option<Vec<u32>>,
     /// What each takes in the file, one behind the other: as much as its contents unless it is compressed. None: they
     /// all are stored as they are.
@@ -127,8 +127,8 @@ impl Chunks {
 }
 
 /// The sums of pages, of which there are whole ones only.
-fn page_sums(pages: &[u8]) -> impl Iterator<Item = u32> {
-    pages.as_chunks().0.iter().map(page_sum)
+fn sums_of(pages: &[u8]) -> impl Iterator<Item = u32> {
+    page_sums(pages.as_chunks().0).into_iter()
 }
 
 /// A page segment that is being written, from its start to its end.
@@ -234,7 +234,7 @@ impl SegmentWriter {
     fn take(&mut self, part: &[u8]) -> Result<()> {
         self.length += part.len() as u64;
         if self.format.is_summed() {
-            self.add_sums(page_sums(part));
+            self.add_sums(sums_of(part));
         }
         if self.format.compression == Compression::Lz4 {
             self.begun.extend(part);
@@ -417,7 +417,7 @@ impl PageSegment {
         }
         let chunks = contents.chunks(CHUNK as usize).zip(sums.into_iter().flatten().skip(first));
         for ((chunk, sum), at) in chunks.zip((start..).step_by(CHUNK as usize)) {
-            let pages: Vec<u8> = page_sums(chunk).flat_map(u32::to_le_bytes).collect();
+            let pages: Vec<u8> = sums_of(chunk).flat_map(u32::to_le_bytes).collect();
             if crc32fast::hash(&pages) != *sum {
                 return Err(self.damaged(at, "the checksum does not match"));
             }
@@ -604,7 +604,7 @@ mod tests {
         assert!(written.wants_sums());
         written.append(&pages[..12288]).unwrap();
         assert_eq!(written.reserve(pages.len() as u64 - 12288).unwrap(), 12288);
-        written.add_sums(page_sums(&pages[12288..]));
+        written.add_sums(sums_of(&pages[12288..]));
         assert_eq!(sums(appended), sums(written));
         let mut forgotten = SegmentWriter::new(0, Out::File(memory()), SUMMED);
         forgotten.reserve(CHUNK).unwrap();
