@@ -33,7 +33,8 @@ pub enum PageChecksums {
     /// One for each 64 KiB, the CRC-32 of the CRC-32Cs of its pages.
     #[default]
     Crc32c,
-    /// None: a damaged page is found by nobody but the program.
+    /// None: a damaged page is found by nobody but the program. What the target writes itself then holds its pages of
+    /// zeroes too, as nobody looks at them.
     Off,
 }
 

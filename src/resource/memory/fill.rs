@@ -110,14 +110,7 @@ impl<'s> Fillers<'s> {
             if enough(&work) {
                 return Ok(());
             }
-            work = match work.begin() {
-                Some(piece) => {
-                    drop(work);
-                    self.put(piece, &mut buffer);
-                    self.lock()
-                }
-                None => self.changed.wait(work).unwrap_or_else(PoisonError::into_inner),
-            };
+            work = self.step(work, &mut buffer);
         }
     }
 
@@ -126,14 +119,23 @@ impl<'s> Fillers<'s> {
         let mut buffer = Vec::new();
         let mut work = self.lock();
         while !work.over {
-            work = match work.begin() {
-                Some(piece) => {
-                    drop(work);
-                    self.put(piece, &mut buffer);
-                    self.lock()
-                }
-                None => self.changed.wait(work).unwrap_or_else(PoisonError::into_inner),
-            };
+            work = self.step(work, &mut buffer);
+        }
+    }
+
+    /// One piece of work, or a wait for some.
+    fn step<'w>(
+        &'w self,
+        mut work: MutexGuard<'w, Work<'s>>,
+        buffer: &mut Vec<u8>,
+    ) -> MutexGuard<'w, Work<'s>> {
+        match work.begin() {
+            Some(piece) => {
+                drop(work);
+                self.put(piece, buffer);
+                self.lock()
+            }
+            None => self.changed.wait(work).unwrap_or_else(PoisonError::into_inner),
         }
     }
 
