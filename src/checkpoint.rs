@@ -616,6 +616,8 @@ fn end_all(frozen: &Frozen, borrowed: Vec<Borrowed<'_>>) -> Result<()> {
         }
         let ended: Vec<&Process> = generation.into_iter().map(Borrowed::abandon).collect();
         ended.iter().try_for_each(|process| process.kill())?;
+        // The last one is the likeliest to have just begun.
+        ended.iter().rev().for_each(|process| process.help_to_die());
         ended.iter().try_for_each(|process| process.wait_death())?;
     }
     Ok(())

@@ -3,6 +3,7 @@
 mod undertaker;
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use crate::Pid;
@@ -61,6 +62,15 @@ impl Process {
         match nix::sys::signal::kill(self.pid.nix(), nix::sys::signal::Signal::SIGKILL) {
             Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
             Err(errno) => Err(Error::call("kill", errno).of(self.pid)),
+        }
+    }
+
+    /// Helps it to free its memory, once it has been killed: two do it in half the time. It does without, too.
+    pub(crate) fn help_to_die(&self) {
+        /// Less is gone before help comes.
+        const MUCH: u64 = 16 * 1024 * 1024;
+        if self.stat.rss * sys::PAGE >= MUCH {
+            let _ = sys::pidfd::open(self.pid).and_then(|pidfd| sys::pidfd::free_memory(pidfd.as_fd()));
         }
     }
 

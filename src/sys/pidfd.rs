@@ -37,6 +37,12 @@ pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()>
     check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, none, 0) }).map(drop)
 }
 
+/// process_mrelease(2) (since Linux 5.15): frees memory of a process that has been killed, beside its own exit.
+pub(crate) fn free_memory(pidfd: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: the call takes integers only, and memory of ours is not what it frees.
+    check(unsafe { libc::syscall(libc::SYS_process_mrelease, pidfd.as_raw_fd(), 0) }).map(drop)
+}
+
 /// linux/pidfd.h `struct pidfd_info`, in its first published size.
 #[repr(C)]
 #[derive(Default)]
