@@ -82,7 +82,7 @@ pub struct Checkpoint<'h> {
     durability: Durability,
     pages: PageFormat,
     files: FilePolicy,
-    writers: NonZeroUsize,
+    writers: Option<NonZeroUsize>,
     parent: Option<PathBuf>,
     tracker: Option<&'h mut Tracker>,
     hooks: Option<&'h mut dyn Hooks>,
@@ -198,7 +198,7 @@ impl<'h> Checkpoint<'h> {
             durability: Durability::default(),
             pages: PageFormat::default(),
             files: FilePolicy::default(),
-            writers: default_writers(),
+            writers: None,
             parent: None,
             tracker: None,
             hooks: None,
@@ -293,7 +293,7 @@ impl<'h> Checkpoint<'h> {
     /// to a directory, the caller's. The target may not be allowed any (RLIMIT_NPROC, pids.max): then there are fewer.
     /// Small amounts have one.
     pub fn writers(mut self, writers: NonZeroUsize) -> Self {
-        self.writers = writers;
+        self.writers = Some(writers);
         self
     }
 
@@ -483,7 +483,7 @@ impl<'h> Checkpoint<'h> {
             Some(hooks) => vetoed(hooks.progress(progress)),
             None => Ok(()),
         };
-        let mut pages = PageWriter::new(self.writers.get(), parent, &mut progress);
+        let mut pages = PageWriter::new(self.writers, parent, &mut progress);
         let donors: BTreeSet<u32> = kin.values().copied().collect();
         let mut written: BTreeMap<u32, (Pid, AddressSpace)> = BTreeMap::new();
         let owners = borrowed.iter().filter(|process| process.owns_memory);
@@ -551,6 +551,7 @@ fn look_first(frozen: &Frozen, report: &mut Report) -> Result<Option<Shares>> {
     Ok(may_go_on.then_some(shares))
 }
 
+/// To ask for the processors takes longer than to write what is not much.
 pub(crate) fn default_writers() -> NonZeroUsize {
     const MOST: NonZeroUsize = NonZeroUsize::MIN.saturating_add(3);
     std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).min(MOST)

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
+use crate::Pid;
 use crate::error::{Context, Phase, Result};
 use crate::image::{Durability, Image, ImageWriter, ManifestInfo, Records};
 use crate::resource::fds::{Links, OldNames};
 use crate::resource::memory::{PageWriter, Places, Segments};
 use crate::resource::{PAGED, refuse_unknown};
-use crate::{Pid, checkpoint};
 
 /// Makes an image that needs no other one of an image and its parents
 /// ([`Checkpoint::parent`](crate::Checkpoint::parent)), in another directory: the parents can then be removed, if
@@ -42,7 +42,7 @@ fn write(image: &Image, into: &Path) -> Result<()> {
     let places = Places::of(runs);
     let mut writer = ImageWriter::create(into)?.durability(Durability::Synced).instead_of(image)?;
     let mut progress = |_| Ok(());
-    let mut pages = PageWriter::new(checkpoint::default_writers().get(), None, &mut progress);
+    let mut pages = PageWriter::new(None, None, &mut progress);
     let moved = places.copy(image, &mut pages, &mut writer)?;
     let (mut records, mut links) = (Records::new()?, Links::default());
     for section in image.sections().filter(|section| !section.is_of_segments()) {

@@ -137,7 +137,7 @@ impl Checkpoint<'_> {
             Some(hooks) => vetoed(hooks.progress(progress)),
             None => Ok(()),
         };
-        let mut pages = PageWriter::new(self.writers.get(), parent, &mut progress);
+        let mut pages = PageWriter::new(self.writers, parent, &mut progress);
         let mut records = Records::new()?;
         for process in seen {
             let runs = process.write(&mut pages, &mut image).of(process.pid)?;

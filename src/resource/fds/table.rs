@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::makedev;
 
 use super::locks::{self, TableLock};
@@ -17,7 +18,7 @@ use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Refusal, Result, Subject};
 use crate::freeze::{Frozen, Process};
 use crate::image::{Bytes, Decode, Encode, Owner, Record, Records, Tag};
-use crate::proc::{fdinfo, limits, nameless, read};
+use crate::proc::{fdinfo, nameless};
 use crate::resource::Report;
 use crate::resource::sockets::Sockets;
 use crate::resource::tasks::tree::Tree;
@@ -409,9 +410,8 @@ pub(crate) struct Room {
 
 impl Room {
     pub(crate) fn find() -> Result<Self> {
-        let limits = read::parsed(Pid::from(std::process::id()), "limits", limits::parse)?;
-        let limit = limits[libc::RLIMIT_NOFILE as usize];
-        Ok(Self { soft: limit.soft, hard: limit.hard })
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).call("getrlimit")?;
+        Ok(Self { soft, hard })
     }
 
     pub(crate) fn check(self, highest: RawFd) -> Result<()> {

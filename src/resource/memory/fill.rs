@@ -64,8 +64,10 @@ impl<'s> Fillers<'s> {
         build: impl FnOnce(&Self) -> Result<T>,
     ) -> Result<T> {
         let fillers = Self { image, work: Mutex::default(), changed: Condvar::new() };
-        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-        let others = if bytes < LARGE { 0 } else { processors.clamp(2, FILLERS) - 1 };
+        let others = match bytes {
+            0..LARGE => 0, // to ask for the processors would take longer
+            _ => std::thread::available_parallelism().map_or(1, |most| most.get().clamp(2, FILLERS) - 1),
+        };
         std::thread::scope(|scope| {
             let _end = End(&fillers);
             for _ in 0..others {

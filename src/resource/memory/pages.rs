@@ -5,6 +5,7 @@
 //! kernel's page of zeroes or that still are what their file says are not stored.
 
 use std::fs::File;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -19,6 +20,7 @@ use super::parent::{Known, Paged, Parent};
 use super::survey::{Populated, Scan};
 use super::tracking::Stock;
 use crate::Pid;
+use crate::checkpoint::default_writers;
 use crate::error::{Error, ErrorKind, NameCall, Result};
 use crate::hooks::Progress;
 use crate::image::{Decode, Encode, Image, ImageSink, Owner, Records, SegmentWriter};
@@ -64,7 +66,8 @@ pub(crate) struct Counts {
 pub(crate) struct PageWriter<'h> {
     /// One for each writer; the first is everybody's.
     lanes: Vec<Lane>,
-    writers: usize,
+    /// How many there may be; as many as usual, if it does not matter yet.
+    writers: Option<NonZeroUsize>,
     /// The image that has what has not changed.
     parent: Option<&'h Parent>,
     counts: Counts,
@@ -100,9 +103,9 @@ pub(crate) struct FromInside<'p> {
 }
 
 impl<'h> PageWriter<'h> {
-    /// At most so many `writers` at the same time.
+    /// At most so many `writers` at the same time, or as many as is usual.
     pub(crate) fn new(
-        writers: usize,
+        writers: Option<NonZeroUsize>,
         parent: Option<&'h Parent>,
         progress: &'h mut dyn FnMut(Progress) -> Result<()>,
     ) -> Self {
@@ -232,8 +235,12 @@ impl<'h> PageWriter<'h> {
 
     /// What each writer gets of this work: each has a lane then, with room for it.
     fn parts(&mut self, ranges: &[Range<u64>], image: &mut dyn ImageSink) -> Result<Vec<Vec<Range<u64>>>> {
-        let most = self.writers.min(inside::MOST) as u64;
-        let parts = divide(ranges, (size(ranges) / SHARE).clamp(1, most));
+        let shares = size(ranges) / SHARE;
+        let most = match shares {
+            0 | 1 => 1,
+            _ => self.writers.get_or_insert_with(default_writers).get().min(inside::MOST) as u64,
+        };
+        let parts = divide(ranges, shares.clamp(1, most));
         while self.lanes.len() < parts.len() {
             self.lanes.push(Lane { segment: image.segment()?, buffer: PageBuffer::default() });
         }

@@ -1,11 +1,10 @@
-//! Resource limits: getrlimit(2). Read from `/proc/PID/limits`, which needs no privilege over the task; set by
-//! the task itself. Lowering is free, raising a hard limit needs CAP_SYS_RESOURCE.
+//! Resource limits: prlimit(2). Read and set by the task itself: anybody else would need its user id, or
+//! CAP_SYS_RESOURCE. Lowering is free, and so is what changes nothing; raising a hard limit needs CAP_SYS_RESOURCE.
 
 use crate::error::{Result, Subject};
 use crate::image::{Decode, Encode, Record, Tag};
-use crate::proc::{limits, read};
 use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
-use crate::tracee::{Answers, Batch, sys};
+use crate::tracee::{Answers, Batch, Call, Output, sys};
 
 /// Soft and hard limit, by the number of the resource; u64::MAX for none.
 #[derive(Encode, Decode, Debug)]
@@ -17,32 +16,33 @@ impl Record for Limits {
     const NAME: &'static str = "resource limits";
 }
 
-fn read_limits(pid: crate::Pid) -> Result<Vec<(u64, u64)>> {
-    let limits = read::parsed(pid, "limits", limits::parse)?;
-    Ok(limits.iter().map(|limit| (limit.soft, limit.hard)).collect())
-}
-
 impl State for Limits {
     const SCOPE: Scope = Scope::Process;
     const STAGE: Stage = Stage::Identity;
-    type Asked = ();
+    type Asked = Vec<(Call, Output)>;
 
-    fn ask(_: View<'_>, _: &mut Batch) -> Result<()> {
-        Ok(())
+    fn ask(_: View<'_>, batch: &mut Batch) -> Result<Self::Asked> {
+        let ask = |resource| {
+            let limit = batch.output(16);
+            (batch.call(sys::prlimit64, &[0, resource as u64, 0, limit.addr]), limit)
+        };
+        Ok((0..NAMES.len()).map(ask).collect())
     }
 
-    fn describe((): (), _: &Answers, view: View<'_>, _: &mut Report) -> Result<Option<Self>> {
-        read_limits(view.process.speaker()).map(|limits| Some(Self(limits)))
+    fn describe(asked: Self::Asked, answers: &Answers, _: View<'_>, _: &mut Report) -> Result<Option<Self>> {
+        let limit = |(call, limit)| {
+            answers.get(call)?;
+            let [soft, hard] = answers.words(&limit)[..] else { return Ok((0, 0)) };
+            Ok((soft, hard))
+        };
+        asked.into_iter().map(limit).collect::<Result<_>>().map(|limits| Some(Self(limits)))
     }
 
-    fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
-        let now = read_limits(task.pid)?;
-        for (resource, (wanted, now)) in self.0.iter().zip(&now).enumerate() {
-            if wanted != now {
-                batch.about(Subject::Attribute(NAMES.get(resource).copied().unwrap_or("resource limit")));
-                let limit = batch.input_words(&[wanted.0, wanted.1]);
-                batch.call(sys::prlimit64, &[0, resource as u64, limit, 0]);
-            }
+    fn build(&self, _: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
+        for (resource, (soft, hard)) in self.0.iter().enumerate() {
+            batch.about(Subject::Attribute(NAMES.get(resource).copied().unwrap_or("resource limit")));
+            let limit = batch.input_words(&[*soft, *hard]);
+            batch.call(sys::prlimit64, &[0, resource as u64, limit, 0]);
         }
         Ok(())
     }
