@@ -72,6 +72,7 @@ pub mod fuzz;
 mod hooks;
 mod image;
 pub mod inspect;
+mod parallel;
 mod pid;
 mod proc;
 mod resource;

@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::default_writers;
 use crate::Pid;
 use crate::arch::RegsExt;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -79,10 +78,9 @@ impl<'f> Borrowed<'f> {
         let own: Vec<Pid> = frozen.processes.iter().filter(owns).map(Process::speaker).collect();
         let mut surveys = match own.len() {
             0 | 1 => BTreeMap::new(),
-            _ => Survey::of_all(&own, default_writers().get())?,
+            _ => Survey::of_all(&own)?,
         };
         for process in &frozen.processes {
-            unsupported::check(process, report)?;
             let owner = shares.process(process.number).get(Kind::Memory);
             let first = owners.get(&owner).and_then(|index: &usize| all.get(*index));
             let survey = surveys.remove(&process.speaker());
@@ -101,6 +99,7 @@ impl<'f> Borrowed<'f> {
         (survey, tracker): (Option<Survey>, Option<&mut Tracker>),
         report: &mut Report,
     ) -> Result<Self> {
+        let can_be_asked = unsupported::check(process, report)?;
         let memory = Memory::open(process.speaker())?;
         let mut watched = Vec::new();
         let (mappings, pages) = match sharer {
@@ -119,15 +118,13 @@ impl<'f> Borrowed<'f> {
         let mut borrowed =
             Self { process, owns_memory, mappings, pages, watched, memory, tools, continues, due };
         // What we let tasks execute is 64-bit code.
-        if unsupported::in_32_bit_mode(process, report)? {
-            return Ok(borrowed);
-        }
+        let Some(registers) = unsupported::registers(process, report)? else { return Ok(borrowed) };
         let memory = &borrowed.memory;
-        for thread in &process.threads {
-            if let Some(vdso) = &vdso {
+        for (thread, mut regs) in process.threads.iter().zip(registers) {
+            if let Some(vdso) = vdso.as_ref().filter(|_| Springboard::may_be_at(regs.pc())) {
                 Springboard::bring_home(&thread.tracee, memory, vdso)?;
+                regs = thread.tracee.regs()?;
             }
-            let regs = thread.tracee.regs()?;
             // No system call is made in a critical section.
             if regs.interrupted_call().is_none() {
                 rseq::leave_critical_section(&thread.tracee, regs, memory)?;
@@ -135,9 +132,7 @@ impl<'f> Borrowed<'f> {
                 blocked::call_again(&thread.tracee, regs, thread.sleeper, memory)?;
             }
         }
-        if unsupported::can_be_asked(process)
-            && let Some(speaker) = process.threads.first()
-        {
+        if can_be_asked && let Some(speaker) = process.threads.first() {
             let vdso = vdso.ok_or_else(|| {
                 Error::new(
                     ErrorKind::Unsupported,

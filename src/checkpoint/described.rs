@@ -7,6 +7,7 @@ use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::freeze::{Frozen, Thread};
 use crate::image::{Owner, Records};
+use crate::parallel;
 use crate::proc::read;
 use crate::proc::smaps::Mapping;
 use crate::proc::status::{self, Status};
@@ -123,7 +124,7 @@ impl Described {
         speaker: &Thread,
         report: &mut Report,
     ) -> Result<Option<(memory::Asked, Answers)>> {
-        let seen = self.look(borrowed, speaker, report)?;
+        let seen = self.look(borrowed, (speaker, None), report)?;
         let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { return Ok(None) };
         self.thread(&seen, Asked::of(&seen, scratch)?, report)
     }
@@ -136,10 +137,22 @@ impl Described {
         threads: &[Thread],
         report: &mut Report,
     ) -> Result<()> {
+        let pid = borrowed.process.pid;
+        let status = |thread: &Thread| read::of_thread(pid, thread.tid(), "status", status::parse);
+        parallel::ahead(threads, status, |status| self.threads_by(borrowed, threads, status, report))
+    }
+
+    fn threads_by(
+        &mut self,
+        borrowed: &Borrowed<'_>,
+        threads: &[Thread],
+        status: &mut dyn FnMut() -> Result<Status>,
+        report: &mut Report,
+    ) -> Result<()> {
         const HALF: usize = Scratch::PARTS / 2;
         let mut before = Vec::new();
         for (index, some) in threads.chunks(HALF).enumerate() {
-            let seen = some.iter().map(|thread| self.look(borrowed, thread, report));
+            let seen = some.iter().map(|thread| self.look(borrowed, (thread, Some(status()?)), report));
             let seen = seen.collect::<Result<Vec<_>>>()?;
             let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { continue };
             if !seen.iter().all(Seen::ends_quietly) {
@@ -167,10 +180,11 @@ impl Described {
     pub(super) fn look<'b>(
         &mut self,
         borrowed: &'b Borrowed<'b>,
-        thread: &'b Thread,
+        (thread, status): (&'b Thread, Option<Status>),
         report: &mut Report,
     ) -> Result<Seen<'b>> {
-        let seen = Seen::of(borrowed, thread).of(thread.tid())?;
+        let saved = Saved::of(&thread.tracee)?;
+        let seen = Seen { borrowed, thread, saved, status };
         self.sleep(seen.view(), &borrowed.memory, report)?;
         Ok(seen)
     }
@@ -214,14 +228,6 @@ pub(super) struct Seen<'b> {
 }
 
 impl<'b> Seen<'b> {
-    pub(super) fn of(borrowed: &'b Borrowed<'b>, thread: &'b Thread) -> Result<Self> {
-        let process = borrowed.process;
-        let own = thread.tid() != process.speaker();
-        let read = || read::of_thread(process.pid, thread.tid(), "status", status::parse);
-        let status = own.then(read).transpose()?;
-        Ok(Self { borrowed, thread, saved: Saved::of(&thread.tracee)?, status })
-    }
-
     pub(super) fn view(&self) -> View<'_> {
         let Borrowed { process, due, continues, .. } = self.borrowed;
         let status = self.status.as_ref().unwrap_or(&process.status);

@@ -92,6 +92,11 @@ impl Links {
         opened.call("open").map(Self).map_err(|error| error.about(Subject::Path(path.into())).of(pid))
     }
 
+    /// `/proc/PID/task/TID/name`.
+    pub(crate) fn of_thread(pid: Pid, tid: Pid, name: &str) -> Result<Self> {
+        Self::of(pid, &format!("task/{tid}/{name}")).map_err(|error| error.of(tid))
+    }
+
     /// None if there is none of that name.
     pub(crate) fn get(&self, name: &str) -> Option<Vec<u8>> {
         readlinkat(&self.0, name).ok().map(OsString::into_vec)

@@ -22,9 +22,14 @@ pub(crate) fn wait(pidfd: BorrowedFd<'_>) -> nix::Result<Option<Ended>> {
     waitid(libc::P_PIDFD, pidfd.as_raw_fd() as u32, libc::WEXITED | libc::__WALL)
 }
 
+/// Has it ended? Takes its status. ECHILD: it is no (longer a) child or tracee of ours.
+pub(crate) fn take(pid: Pid) -> nix::Result<Option<Ended>> {
+    waitid(libc::P_PID, pid.get(), libc::WEXITED | libc::WNOHANG | libc::__WALL)
+}
+
 /// Takes the status of a process that has ended, if it is a child or tracee of ours.
 pub(crate) fn reap(pid: Pid) {
-    let _ = waitid(libc::P_PID, pid.get(), libc::WEXITED | libc::WNOHANG | libc::__WALL);
+    let _ = take(pid);
 }
 
 fn waitid(kind: libc::idtype_t, id: u32, options: i32) -> nix::Result<Option<Ended>> {

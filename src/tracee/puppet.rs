@@ -239,9 +239,8 @@ impl<'t> Puppet<'t> {
         let mut idle = saved.regs;
         idle.enter_loop(scratch.code, scratch.last(), scratch.last(), stack);
         tracee.set_regs(&idle)?;
-        let mut puppet = Self::own(tracee, process, memory, scratch, ending)?;
-        (puppet.regs, puppet.stack) = (saved.regs, stack);
-        puppet.back = Some((saved.regs, saved.mask));
+        let mut puppet = Self::new(tracee, process, memory, scratch, ending, saved.regs)?;
+        (puppet.stack, puppet.back) = (stack, Some((saved.regs, saved.mask)));
         Ok(puppet)
     }
 
@@ -254,6 +253,17 @@ impl<'t> Puppet<'t> {
         ending: Ending,
     ) -> Result<Self> {
         let regs = tracee.regs()?;
+        Self::new(tracee, process, memory, scratch, ending, regs)
+    }
+
+    fn new(
+        tracee: &Tracee,
+        process: Ids,
+        memory: &'t Memory,
+        scratch: Scratch,
+        ending: Ending,
+        regs: Regs,
+    ) -> Result<Self> {
         tracee.set_sigmask(ending.mask())?;
         Ok(Self {
             tracee: tracee.clone(),

@@ -8,6 +8,7 @@ use crate::Pid;
 use crate::arch::{NT_X86_XSTATE, Regs, XSTATE_MAX};
 use crate::error::{Error, ErrorKind, NameCall, Result};
 use crate::sys::ptrace::{self, Resume, SigInfo, SigMask};
+use crate::sys::wait;
 
 /// Why a tracee is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +176,7 @@ impl Tracee {
         if let Some(stop) = self.stopped()? {
             return Ok(Some(stop));
         }
-        match crate::sys::wait::peek(self.tid) {
+        match wait::peek(self.tid) {
             Ok(None) => Ok(None),
             // No child of ours any more: it was reaped by a thread that waits for everybody.
             Ok(Some(_)) | Err(Errno::ECHILD) => Err(self.gone()),
@@ -236,20 +237,18 @@ impl Tracee {
     /// Waits until the task, which has been killed, is dead. `reap` is for those whose parent is somebody
     /// else: the parent's own wait comes after ours.
     pub(crate) fn wait_death(&self, reap: bool) -> Result<()> {
+        let look = if reap { wait::take } else { wait::peek };
         let mut pause = Pause::new();
         loop {
-            match self.poll() {
-                Err(error) if error.kind() == ErrorKind::TaskGone => break,
-                Err(error) => return Err(error),
-                Ok(_) if pause.waited() > STEP => {
+            match look(self.tid) {
+                // No child of ours any more: it was reaped by a thread that waits for everybody.
+                Ok(Some(_)) | Err(Errno::ECHILD) => return Ok(()),
+                Err(errno) => return Err(Error::call("waitid", errno).of(self.tid)),
+                Ok(None) if pause.waited() > STEP => {
                     return Err(Error::new(ErrorKind::Timeout, "it did not die").of(self.tid));
                 }
-                Ok(_) => pause.wait(),
+                Ok(None) => pause.wait(),
             }
         }
-        if reap {
-            crate::sys::wait::reap(self.tid);
-        }
-        Ok(())
     }
 }

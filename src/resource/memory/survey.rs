@@ -11,6 +11,7 @@ use super::{ADDRESS_END, AddressSpace, mappings};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::freeze::Process;
+use crate::parallel;
 use crate::proc::smaps::Mapping;
 use crate::sys::PAGE;
 use crate::sys::pagemap::{Page, Query, scan};
@@ -44,23 +45,9 @@ impl Survey {
     }
 
     /// Of several processes, by several threads.
-    pub(crate) fn of_all(pids: &[Pid], threads: usize) -> Result<BTreeMap<Pid, Self>> {
-        let each = pids.len().div_ceil(threads.max(1)).max(1);
-        std::thread::scope(|scope| {
-            let mut lookers = Vec::new();
-            for some in pids.chunks(each) {
-                let look =
-                    move || some.iter().map(|pid| Ok((*pid, Self::one_by_one(*pid).of(*pid)?))).collect();
-                let looker = std::thread::Builder::new().name("cryosleep-maps".into());
-                lookers.push(looker.spawn_scoped(scope, look).call("clone")?);
-            }
-            let mut all = BTreeMap::new();
-            for looker in lookers {
-                let seen: Result<Vec<_>> = looker.join().unwrap_or_else(|_| Err(ended()));
-                all.extend(seen?);
-            }
-            Ok(all)
-        })
+    pub(crate) fn of_all(pids: &[Pid]) -> Result<BTreeMap<Pid, Self>> {
+        let seen = parallel::map(pids, 2, |pid| Ok((*pid, Self::one_by_one(*pid).of(*pid)?)))?;
+        Ok(seen.into_iter().collect())
     }
 }
 

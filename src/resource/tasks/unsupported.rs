@@ -1,9 +1,12 @@
 //! What a task may have that cannot be brought back yet: refused by name.
 
+use std::collections::BTreeSet;
+
 use crate::Pid;
-use crate::arch;
+use crate::arch::{self, Regs};
 use crate::error::{NameCall, Refusal, Result, Subject};
 use crate::freeze::{Frozen, Process, Thread};
+use crate::parallel;
 use crate::proc::read::Links;
 use crate::proc::status::Status;
 use crate::resource::Report;
@@ -18,6 +21,9 @@ const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "time", "time_for_
 /// 10 microseconds a thread to find out.
 const OF_PROCESSES: [&str; 2] = ["time", "user"];
 
+/// A process's own, and that of its next children.
+const OF_PIDS: [&str; 2] = ["pid", "pid_for_children"];
+
 /// Adds to the report who is in another namespace than the caller. Is the tree in more than one pid namespace? It may
 /// live in one of its own, but all of it in the same one: in two, the same number means two tasks, so that nothing else
 /// can be said of the tree.
@@ -28,7 +34,7 @@ pub(crate) fn namespaces(frozen: &Frozen, report: &mut Report) -> Result<bool> {
     let pids = Links::of(frozen.root()?.speaker(), "ns")?.get("pid");
     let mut nested = false;
     for process in &frozen.processes {
-        if !is_within(process, &pids, ours.clone(), report)? {
+        if !is_within(process, &pids, &ours, report)? {
             let reason = "it, or its next child, is in another namespace than the root of the tree";
             report.refuse(
                 Refusal::new(process.pid, Subject::Namespace("pid"), reason)
@@ -48,36 +54,50 @@ type Namespace = (&'static str, Vec<u8>);
 fn is_within(
     process: &Process,
     pids: &Option<Vec<u8>>,
-    mut ours: Vec<Namespace>,
+    ours: &[Namespace],
     report: &mut Report,
 ) -> Result<bool> {
-    let mut within = true;
-    for (index, thread) in process.threads.iter().enumerate() {
-        let links = Links::of(thread.tid(), "ns")?;
-        let differs = |name, wanted: &Vec<u8>| links.get(name).is_some_and(|theirs| theirs != *wanted);
-        let of_pids = |name| pids.as_ref().is_some_and(|pids| differs(name, pids));
+    /// For less, another thread of ours is not worth its while.
+    const FEW: usize = 32;
+    // What all threads of a process have in common the first one tells.
+    let left = |thread: &Thread| -> Result<Vec<&'static str>> {
+        let first = thread.tid() == process.speaker();
+        let links = Links::of_thread(process.pid, thread.tid(), "ns")?;
+        let other = |name, wanted: &Vec<u8>| links.get(name).is_some_and(|theirs| theirs != *wanted);
+        let ours = ours.iter().filter(|(name, _)| first || !OF_PROCESSES.contains(name));
         // pid_for_children has no link in a task whose own is empty. Each thread has one of its own.
-        within &= !of_pids("pid_for_children") && (index > 0 || !of_pids("pid"));
-        ours.retain(|(name, ours)| {
-            let other = differs(name, ours);
-            if other {
-                report.refuse(
-                    Refusal::new(
-                        thread.tid(),
-                        Subject::Namespace(name),
-                        "it is in another namespace than the caller",
-                    )
+        let of_pids = OF_PIDS.iter().filter(|name| first || **name != OF_PIDS[0]);
+        let of_pids = of_pids.filter(|name| pids.as_ref().is_some_and(|pids| other(name, pids)));
+        Ok(ours
+            .filter(|(name, ours)| other(name, ours))
+            .map(|(name, _)| *name)
+            .chain(of_pids.copied())
+            .collect())
+    };
+    let (mut within, mut reported) = (true, BTreeSet::new());
+    let left = parallel::map(&process.threads, FEW, left)?;
+    for (thread, name) in process
+        .threads
+        .iter()
+        .zip(left)
+        .flat_map(|(thread, left)| left.into_iter().map(move |name| (thread, name)))
+    {
+        if OF_PIDS.contains(&name) {
+            within = false;
+        } else if reported.insert(name) {
+            let reason = "it is in another namespace than the caller";
+            report.refuse(
+                Refusal::new(thread.tid(), Subject::Namespace(name), reason)
                     .hint("run the checkpoint inside the same namespaces"),
-                );
-            }
-            !other && (index > 0 || !OF_PROCESSES.contains(name)) // of these the first thread has told
-        });
+            );
+        }
     }
     Ok(within)
 }
 
-/// Adds to the report what this process holds that no resource describes.
-pub(crate) fn check(process: &Process, report: &mut Report) -> Result<()> {
+/// Adds to the report what this process holds that no resource describes. Can its tasks execute system calls for us? Some
+/// would be killed by a signal instead.
+pub(crate) fn check(process: &Process, report: &mut Report) -> Result<bool> {
     if !process.seccomp.possible {
         report.refuse(seccomp::refusal(process.pid));
     }
@@ -87,13 +107,16 @@ pub(crate) fn check(process: &Process, report: &mut Report) -> Result<()> {
     if tags_addresses(&process.status) {
         report.attribute(process.pid, "address tagging", "ARCH_ENABLE_TAGGED_ADDR (LAM) is not supported");
     }
+    // Kernels without them have no groups.
+    let has_groups = sched::core_cookie(process.speaker()).is_ok();
+    let mut can_be_asked = process.seccomp.possible;
     for thread in &process.threads {
-        per_thread(thread.tid(), report)?;
+        can_be_asked &= per_thread(thread.tid(), has_groups, report)?;
     }
     if process.stat.tty_nr != 0 {
         report.attribute(process.pid, "controlling terminal", "terminals are not supported yet");
     }
-    Ok(())
+    Ok(can_be_asked)
 }
 
 /// Does the processor ignore some bits of its addresses?
@@ -101,35 +124,34 @@ fn tags_addresses(status: &Status) -> bool {
     status.untag_mask.is_some_and(|mask| mask != u64::MAX)
 }
 
-fn per_thread(tid: Pid, report: &mut Report) -> Result<()> {
+/// Can it execute system calls for us?
+fn per_thread(tid: Pid, has_groups: bool, report: &mut Report) -> Result<bool> {
     if ptrace::has_breakpoints(tid).call("ptrace(PEEKUSER)")? {
         report.attribute(tid, "debug registers", "hardware breakpoints are not supported");
     }
-    // Kernels without these have nothing to be refused.
-    if sched::core_cookie(tid).is_ok_and(|cookie| cookie != 0) {
+    if has_groups && sched::core_cookie(tid).is_ok_and(|cookie| cookie != 0) {
         report.attribute(tid, "core scheduling", "groups of tasks that share cores are not supported");
     }
-    if ptrace::dispatches_syscalls(tid).unwrap_or(false) {
+    // Kernels that cannot be asked have nothing to be refused.
+    let dispatches = ptrace::dispatches_syscalls(tid).unwrap_or(false);
+    if dispatches {
         report.attribute(tid, "syscall user dispatch", "it is not supported");
     }
-    Ok(())
+    Ok(!dispatches)
 }
 
-/// Refuses a process with a thread that executes other code than ours.
-pub(crate) fn in_32_bit_mode(process: &Process, report: &mut Report) -> Result<bool> {
+/// The registers of all threads, unless one of them executes other code than ours, which is refused.
+pub(crate) fn registers(process: &Process, report: &mut Report) -> Result<Option<Vec<Regs>>> {
+    let mut all = Vec::with_capacity(process.threads.len());
     for thread in &process.threads {
-        if thread.tracee.regs()?.cs != arch::CS_64 {
+        let regs = thread.tracee.regs()?;
+        if regs.cs != arch::CS_64 {
             report.attribute(thread.tid(), "32-bit mode", "32-bit tasks are not supported");
-            return Ok(true);
+            return Ok(None);
         }
+        all.push(regs);
     }
-    Ok(false)
-}
-
-/// Can the tasks of this process execute system calls for us? Some would be killed by a signal instead.
-pub(crate) fn can_be_asked(process: &Process) -> bool {
-    let dispatches = |thread: &Thread| ptrace::dispatches_syscalls(thread.tid()).unwrap_or(false);
-    process.seccomp.possible && !process.threads.iter().any(dispatches)
+    Ok(Some(all))
 }
 
 #[cfg(test)]

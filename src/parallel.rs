@@ -1,0 +1,113 @@
+//! Looks at many tasks by several threads: what needs no ptrace(2), any thread of ours can look at.
+
+use std::sync::mpsc::sync_channel;
+use std::thread::Builder;
+
+use crate::error::{Error, ErrorKind, NameCall, Result};
+
+/// What `look` tells of each item, in order; of `few` and more by as many threads as there are processors, but at most
+/// four.
+pub(crate) fn map<I: Sync, T: Send>(
+    items: &[I],
+    few: usize,
+    look: impl Fn(&I) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    const MOST: usize = 4;
+    if items.len() < few {
+        return items.iter().map(look).collect();
+    }
+    let threads = std::thread::available_parallelism().map_or(1, |most| most.get().min(MOST));
+    let each = items.len().div_ceil(threads).max(1);
+    let look = &look;
+    std::thread::scope(|scope| {
+        let mut lookers = Vec::new();
+        for some in items.chunks(each) {
+            let looker = move || some.iter().map(look).collect::<Result<Vec<_>>>();
+            lookers.push(
+                Builder::new().name("cryosleep-look".into()).spawn_scoped(scope, looker).call("clone")?,
+            );
+        }
+        let mut all = Vec::with_capacity(items.len());
+        for looker in lookers {
+            all.extend(looker.join().unwrap_or_else(|_| Err(ended()))?);
+        }
+        Ok(all)
+    })
+}
+
+/// Has `body` get what `look` tells of each item, one after the other. Of many, a second thread looks ahead.
+pub(crate) fn ahead<I: Sync, T: Send, R>(
+    items: &[I],
+    look: impl Fn(&I) -> Result<T> + Send + Sync,
+    body: impl FnOnce(&mut dyn FnMut() -> Result<T>) -> Result<R>,
+) -> Result<R> {
+    const FEW: usize = 64;
+    /// To hand something over takes as long as to look at some.
+    const AT_ONCE: usize = 32;
+    const WAITING: usize = 4;
+    if items.len() < FEW {
+        let mut rest = items.iter();
+        return body(&mut || rest.next().map_or_else(|| Err(ended()), &look));
+    }
+    std::thread::scope(|scope| {
+        let (give, take) = sync_channel(WAITING);
+        let looker = move || {
+            // Until nobody wants to know any more.
+            let seen = |some: &[I]| give.send(some.iter().map(&look).collect::<Vec<_>>());
+            items.chunks(AT_ONCE).try_for_each(seen)
+        };
+        Builder::new().name("cryosleep-look".into()).spawn_scoped(scope, looker).call("clone")?;
+        let mut seen = take.into_iter().flatten();
+        body(&mut || seen.next().unwrap_or_else(|| Err(ended())))
+    })
+}
+
+fn ended() -> Error {
+    Error::new(ErrorKind::Kernel, "a looking thread ended early")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: [usize; 5] = [0, 1, 63, 64, 1000];
+
+    fn double(number: &usize) -> Result<usize> {
+        match number {
+            500 => Err(Error::new(ErrorKind::TaskGone, "five hundred")),
+            number => Ok(number * 2),
+        }
+    }
+
+    #[test]
+    fn all_are_looked_at_in_order() {
+        for size in SIZES {
+            let items: Vec<usize> = (1000..1000 + size).collect();
+            let expected: Vec<usize> = items.iter().map(|number| number * 2).collect();
+            assert_eq!(map(&items, 64, double).unwrap(), expected);
+            let one_by_one = ahead(&items, double, |next| items.iter().map(|_| next()).collect());
+            let one_by_one: Vec<usize> = one_by_one.unwrap();
+            assert_eq!(one_by_one, expected);
+        }
+    }
+
+    #[test]
+    fn errors_arrive() {
+        let items: Vec<usize> = (0..1000).collect();
+        assert_eq!(map(&items, 64, double).unwrap_err().kind(), ErrorKind::TaskGone);
+        let (mut seen, all) = (0, items.len());
+        let error = ahead(&items, double, |next| (0..all).try_for_each(|_| next().map(|_| seen += 1)));
+        assert_eq!((error.unwrap_err().kind(), seen), (ErrorKind::TaskGone, 500));
+    }
+
+    /// Nobody waits for ever: neither who looks for who has enough, nor who asks too often.
+    #[test]
+    fn who_stops_early_or_asks_too_often() {
+        let items: Vec<usize> = (1000..2000).collect();
+        assert_eq!(ahead(&items, double, |next| next()).unwrap(), 2000);
+        for items in [&items[..], &items[..10]] {
+            let error = ahead(items, double, |next| (0..=items.len()).try_for_each(|_| next().map(drop)));
+            assert_eq!(error.unwrap_err().kind(), ErrorKind::Kernel);
+        }
+    }
+}
