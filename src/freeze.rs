@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::Pid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Owner;
+use crate::parallel;
 use crate::proc::read;
 use crate::proc::stat::{self, Stat};
 use crate::proc::status::{self, Status};
@@ -76,13 +77,13 @@ impl Process {
 
     /// Waits until it has ended. A root that is the caller's own child is left for the caller to wait for.
     pub(crate) fn wait_death(&self) -> Result<()> {
+        /// For less, another thread of ours is not worth its while.
+        const FEW: usize = 200;
         let own_child = self.stat.ppid == std::process::id();
         // The leader is first, and is the last that can be waited for.
-        for thread in self.threads.iter().rev() {
-            let leader = thread.tid() == self.pid;
-            thread.tracee.wait_death(!(leader && own_child))?;
-        }
-        Ok(())
+        let (leader, others) = self.threads.split_at(usize::from(!self.leader_is_dead()));
+        parallel::map(others, FEW, |thread| thread.tracee.wait_death(true))?;
+        leader.iter().try_for_each(|thread| thread.tracee.wait_death(!own_child))
     }
 
     /// The thread that is asked for what all share. By its number /proc shows that, too: of a leader that has

@@ -1,4 +1,4 @@
-//! Looks at many tasks by several threads: what needs no ptrace(2), any thread of ours can look at.
+//! Looks at many tasks by several threads of ours: for ptrace(2) it must be one and the same, for all else it can be any.
 
 use std::sync::mpsc::sync_channel;
 use std::thread::Builder;
@@ -35,26 +35,26 @@ pub(crate) fn map<I: Sync, T: Send>(
     })
 }
 
-/// Has `body` get what `look` tells of each item, one after the other. Of many, a second thread looks ahead.
+/// Has `body` get what `look` tells of each item, one after the other. Of many, a second thread looks ahead, but not far:
+/// what is seen may change.
 pub(crate) fn ahead<I: Sync, T: Send, R>(
     items: &[I],
-    look: impl Fn(&I) -> Result<T> + Send + Sync,
+    mut look: impl FnMut(&I) -> Result<T> + Send,
     body: impl FnOnce(&mut dyn FnMut() -> Result<T>) -> Result<R>,
 ) -> Result<R> {
     const FEW: usize = 64;
     /// To hand something over takes as long as to look at some.
-    const AT_ONCE: usize = 32;
-    const WAITING: usize = 4;
+    const AT_ONCE: usize = 8;
     if items.len() < FEW {
         let mut rest = items.iter();
-        return body(&mut || rest.next().map_or_else(|| Err(ended()), &look));
+        return body(&mut || rest.next().map_or_else(|| Err(ended()), &mut look));
     }
     std::thread::scope(|scope| {
-        let (give, take) = sync_channel(WAITING);
+        let (give, take) = sync_channel(1);
         let looker = move || {
             // Until nobody wants to know any more.
-            let seen = |some: &[I]| give.send(some.iter().map(&look).collect::<Vec<_>>());
-            items.chunks(AT_ONCE).try_for_each(seen)
+            let mut seen = |some: &[I]| give.send(some.iter().map(&mut look).collect::<Vec<_>>());
+            items.chunks(AT_ONCE).try_for_each(&mut seen)
         };
         Builder::new().name("cryosleep-look".into()).spawn_scoped(scope, looker).call("clone")?;
         let mut seen = take.into_iter().flatten();

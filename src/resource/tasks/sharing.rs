@@ -11,8 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::tree::Tree;
 use crate::Pid;
 use crate::error::{Error, ErrorKind, NameCall, Result};
-use crate::freeze::{Frozen, Process};
+use crate::freeze::{Frozen, Process, Thread};
 use crate::image::{Decode, Encode, Image, Owner, Record, Records, Tag};
+use crate::parallel;
 use crate::resource::Report;
 use crate::sys::{Compare, kcmp};
 
@@ -124,7 +125,7 @@ impl Shares {
         }
         let (mut own, mut all) = (BTreeSet::new(), vec![memory]);
         for kind in Kind::OF_THREADS {
-            let threads = own_seats(frozen, kind).call("kcmp")?;
+            let threads = own_seats(frozen, kind)?;
             threads.iter().for_each(|seat| shares.put(kind, &[*seat]));
             own.extend(threads.iter().map(|seat| (kind, seat.number)));
             let sorted = Sorted::of(kind, processes.iter().chain(&threads).copied().collect())?;
@@ -322,12 +323,15 @@ impl Sorted {
 }
 
 /// The threads that do not have what the first of their process has.
-fn own_seats(frozen: &Frozen, kind: Kind) -> nix::Result<Vec<Seat>> {
+fn own_seats(frozen: &Frozen, kind: Kind) -> Result<Vec<Seat>> {
+    /// For less, another thread of ours is not worth its while.
+    const FEW: usize = 200;
     let mut own = Vec::new();
     for process in &frozen.processes {
-        let first = process.speaker();
-        for thread in process.threads.iter().skip(1) {
-            if kcmp(first, thread.tid(), kind.compare())? != Ordering::Equal {
+        let Some((first, others)) = process.threads.split_first() else { continue };
+        let order = |thread: &Thread| kcmp(first.tid(), thread.tid(), kind.compare()).call("kcmp");
+        for (thread, order) in others.iter().zip(parallel::map(others, FEW, order)?) {
+            if order != Ordering::Equal {
                 own.push(Seat { tid: thread.tid(), number: thread.tracee.number(), ..Seat::of(process) });
             }
         }
