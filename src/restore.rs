@@ -569,19 +569,17 @@ impl<'i> Ready<'i> {
             let mut puppet = member.puppet_of(*number)?;
             let scratch = puppet.scratch();
             let new_batch = || Batch::new(scratch);
+            let mut run = |batch: &mut Batch| puppet.run(std::mem::replace(batch, new_batch()))?.check();
             let mut batch = new_batch();
             self.room.make(blueprint.highest_number(*number, table), &mut batch);
-            puppet.run(batch)?.check()?;
-            table.install(
-                &self.channel,
-                |number| self.files.description(number),
-                |batch| puppet.run(batch)?.check(),
-                new_batch,
-            )?;
-            for watches in blueprint.watches.values().filter(|one| one.table() == *number) {
+            table.install(&self.channel, |number| self.files.description(number), &mut batch, &mut run)?;
+            let mut watches = blueprint.watches.values().filter(|one| one.table() == *number).peekable();
+            if watches.peek().is_some() {
+                run(&mut batch)?;
+            }
+            for watches in watches {
                 watches.connect(&mut puppet, table, &self.files, &self.channel)?;
             }
-            let mut batch = puppet.batch();
             batch.call(sys::close, &[self.channel.number() as u64]);
             puppet.run(batch)?.check()?;
             table.take_locks(|batch| puppet.run(batch)?.check(), new_batch)?;

@@ -12,8 +12,7 @@ use crate::{Outcome, view};
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Namespaces {
     Any,
-    /// It has something that only comes back under the numbers that it had for everybody, or is helped by a
-    /// process from outside.
+    /// It has something that only comes back under the numbers that it had for everybody.
     Ours,
     /// Another line of the table has more for ours.
     Another,

@@ -41,35 +41,22 @@ static void announce_release(void)
 }
 
 // A child that ends the wait, once the test allows it.
-static pid_t releaser(void (*release)(void))
+static pid_t releaser(void (*hold)(void), void (*release)(void))
 {
 	pid_t pid = must(fork());
-	if (pid)
+	if (pid) {
+		while (hold && access("held", F_OK))
+			nap(MS);
 		return pid;
+	}
+	if (hold) {
+		hold();
+		put_file("held", "");
+	}
 	wait_go();
 	announce_release();
 	release();
 	_exit(0);
-}
-
-// The same, outside of the tree: it holds something that cannot be checkpointed.
-static void outside_releaser(void (*hold)(void), void (*release)(void))
-{
-	pid_t pid = must(fork());
-	if (!pid) {
-		if (must(fork()))
-			_exit(0);
-		must(setsid());
-		hold();
-		put_file("held", "");
-		wait_go();
-		announce_release();
-		release();
-		_exit(0);
-	}
-	join_child(pid);
-	while (access("held", F_OK))
-		nap(MS);
 }
 
 static void released(long (*call)(void), long want)
@@ -273,9 +260,10 @@ static void remove_queue(void) { msgctl(id, IPC_RMID, NULL); }
 
 // --- files ---
 static int locked;
+static void open_locked(void) { locked = must(open("lock", O_RDWR | O_CREAT, 0600)); }
 static void hold_flock(void)
 {
-	locked = must(open("lock", O_RDWR | O_CREAT, 0600));
+	open_locked();
 	must(flock(locked, LOCK_EX));
 }
 static void close_locked(void) { close(locked); }
@@ -283,7 +271,7 @@ static long call_flock(void) { return flock(locked, LOCK_EX); }
 static struct flock whole = { .l_type = F_WRLCK };
 static void hold_posix(void)
 {
-	locked = must(open("lock", O_RDWR | O_CREAT, 0600));
+	open_locked();
 	must(fcntl(locked, F_SETLK, &whole));
 }
 static long call_setlkw(void) { return fcntl(locked, F_SETLKW, &whole); }
@@ -301,16 +289,6 @@ static void pipe_and_word(void)
 static void make_semaphore(void) { id = must(semget(IPC_PRIVATE, 1, 0600)); }
 static void make_queue(void) { id = must(msgget(IPC_PRIVATE, 0600)); }
 static void make_fifo(void) { must(mkfifo("fifo", 0600)); }
-static void flock_elsewhere(void)
-{
-	outside_releaser(hold_flock, close_locked);
-	locked = must(open("lock", O_RDWR));
-}
-static void posix_elsewhere(void)
-{
-	outside_releaser(hold_posix, close_locked);
-	locked = must(open("lock", O_RDWR));
-}
 
 static const struct {
 	const char *name;
@@ -318,7 +296,7 @@ static const struct {
 	enum { FOR, UNTIL, RELEASED } kind;
 	long want;
 	int want_errno;
-	void (*prepare)(void), (*release)(void), (*clean)(void);
+	void (*prepare)(void), (*release)(void), (*clean)(void), (*hold)(void);
 } calls[] = {
 	{ "nanosleep", call_nanosleep, FOR, 0, 0 },
 	{ "nanosleep_rem", call_nanosleep_rem, FOR, 0, 0 },
@@ -353,8 +331,8 @@ static const struct {
 	{ "sigwaitinfo", call_sigwaitinfo, RELEASED, SIGUSR1, 0, block_usr1, send_signal },
 	{ "semop", call_semop, RELEASED, 0, 0, make_semaphore, give, remove_semaphore },
 	{ "msgrcv", call_msgrcv, RELEASED, 8, 0, make_queue, send_message, remove_queue },
-	{ "flock", call_flock, RELEASED, 0, 0, flock_elsewhere },
-	{ "setlkw", call_setlkw, RELEASED, 0, 0, posix_elsewhere },
+	{ "flock", call_flock, RELEASED, 0, 0, open_locked, close_locked, NULL, hold_flock },
+	{ "setlkw", call_setlkw, RELEASED, 0, 0, open_locked, close_locked, NULL, hold_posix },
 	{ "open_fifo", call_open, RELEASED, 1, 0, make_fifo, open_other_end },
 };
 
@@ -374,7 +352,7 @@ int main(int argc, char **argv)
 		case UNTIL: absolute(calls[i].call, calls[i].want, calls[i].want_errno); break;
 		case RELEASED:
 			if (calls[i].release)
-				child = releaser(calls[i].release);
+				child = releaser(calls[i].hold, calls[i].release);
 			int waits = calls[i].release == nothing;
 			released(calls[i].call, waits && calls[i].call == call_wait4 ? child : calls[i].want);
 			if (child && !waits)

@@ -487,26 +487,28 @@ impl FdTable {
     }
 
     /// Sends the descriptions to a task whose only open descriptor is the channel, one message at a time, and
-    /// queues the calls with which the task receives them and puts them in their places.
+    /// queues the calls with which the task receives them and puts them in their places. The last ones remain in the
+    /// batch.
     pub(crate) fn install<'fd>(
         &self,
         channel: &Channel,
         description: impl Fn(u32) -> Result<std::os::fd::BorrowedFd<'fd>>,
-        mut run: impl FnMut(Batch) -> Result<()>,
-        new_batch: impl Fn() -> Batch,
+        batch: &mut Batch,
+        mut run: impl FnMut(&mut Batch) -> Result<()>,
     ) -> Result<()> {
         let mut placed: Vec<RawFd> = vec![channel.number()];
-        for message in self.slots.chunks(MESSAGE) {
+        for (index, message) in self.slots.chunks(MESSAGE).enumerate() {
+            if index > 0 {
+                run(batch)?;
+            }
             let fds = message.iter().map(|slot| description(slot.description)).collect::<Result<Vec<_>>>()?;
-            let mut batch = new_batch();
-            let received = channel.send(&fds, &placed, &mut batch)?;
+            let received = channel.send(&fds, &placed, batch)?;
             // From the highest down: no number that is still needed is taken, since each is at most its place.
             for (slot, from) in message.iter().zip(&received).rev() {
                 let what = String::from("its slot");
                 batch.about(Subject::Fd { fd: slot.fd, what });
-                place(slot, *from, &mut batch);
+                place(slot, *from, batch);
             }
-            run(batch)?;
             placed.extend(message.iter().map(|slot| slot.fd));
         }
         Ok(())

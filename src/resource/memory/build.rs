@@ -253,7 +253,7 @@ impl Opened {
         needs.try_for_each(|(file, flags)| self.open(file, flags, finder))
     }
 
-    /// Makes a task whose only open descriptor is the channel receive all of these. The batch is run first.
+    /// Makes a task whose only open descriptor is the channel receive all of these, the last ones with the batch.
     pub(crate) fn lend<'s>(
         &self,
         mut wanted: Vec<(&'s FileRef, OFlag)>,
@@ -265,11 +265,13 @@ impl Opened {
         wanted.sort_unstable_by_key(|(file, flags)| (*file, flags.bits()));
         wanted.dedup();
         let (mut numbers, mut taken) = (BTreeMap::new(), vec![channel.number()]);
-        for message in wanted.chunks(MESSAGE) {
+        for (index, message) in wanted.chunks(MESSAGE).enumerate() {
+            if index > 0 {
+                puppet.run(std::mem::replace(batch, puppet.batch()))?.check()?;
+            }
             let fds =
                 message.iter().map(|(file, flags)| self.get(file, *flags)).collect::<Result<Vec<_>>>()?;
             let received = channel.send(&fds, &taken, batch)?;
-            puppet.run(std::mem::replace(batch, puppet.batch()))?.check()?;
             let keys = message.iter().map(|(file, flags)| (*file, flags.bits()));
             numbers.extend(keys.zip(received.iter().copied()));
             taken.extend(received);
