@@ -576,9 +576,6 @@ impl Segments<'_> {
         runs: &[Run],
         mut fill: impl FnMut(&[Transfer<'_>]) -> Result<()>,
     ) -> Result<()> {
-        if buffer.is_empty() {
-            *buffer = vec![0; BUFFER];
-        }
         let mut runs = runs.to_vec();
         runs.sort_unstable_by_key(|run| (run.segment, run.offset));
         let mut left = runs.into_iter().peekable();
@@ -608,7 +605,11 @@ impl Segments<'_> {
                 }
                 left.next();
             }
-            let contents = buffer.get_mut(..(window.end - window.start) as usize).unwrap_or_default();
+            let len = (window.end - window.start) as usize;
+            if buffer.len() < len {
+                *buffer = vec![0; len];
+            }
+            let contents = buffer.get_mut(..len).unwrap_or_default();
             segment.read(window.start, contents)?;
             let parts: Vec<Transfer<'_>> = group
                 .iter()
