@@ -28,7 +28,13 @@ pub(super) const CASES: &[Case] = &[
     // So large that the target is given more threads to write it.
     Case {
         name: "crash_of_dump_large",
-        test: || dump_in(ROUNDS, "bare_dump", sometime, COUNTER, &["48"]),
+        test: || dump_in(ROUNDS, "bare_dump", when_helped, COUNTER, &["48"]),
+        programs: &[COUNTER],
+    },
+    // These stop before they end.
+    Case {
+        name: "crash_of_dump_stopping",
+        test: || dump_in(16, "bare_dump", when_helped, COUNTER, &["48", "1000", "0", "heeds all"]),
         programs: &[COUNTER],
     },
     Case {
@@ -106,8 +112,22 @@ fn sometime(_: u32, whole: Duration, dice: &mut Dice) {
 fn when_lent(pid: u32, whole: Duration, dice: &mut Dice) {
     let at = |number: u32| PathBuf::from(format!("/proc/{pid}/fd/{number}"));
     let lent = (0..).map(at).find(|path| path.symlink_metadata().is_err()).unwrap_or_default();
+    soon_after(|| lent.symlink_metadata().is_ok(), whole, dice);
+}
+
+/// Sometime, or when the target has more than the one thread that it is.
+fn when_helped(pid: u32, whole: Duration, dice: &mut Dice) {
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    match dice.roll(2) {
+        0 => sometime(pid, whole, dice),
+        _ => soon_after(|| threads() > 1, whole, dice),
+    }
+}
+
+/// As soon as this is seen, or later.
+fn soon_after(seen: impl Fn() -> bool, whole: Duration, dice: &mut Dice) {
     let started = Instant::now();
-    while lent.symlink_metadata().is_err() && started.elapsed() < whole * 2 {}
+    while !seen() && started.elapsed() < whole * 2 {}
     // Soon, or at any time in what is left.
     let most = [0, 0, 500, whole.as_micros() as u64 / 2];
     let most = most[dice.roll(4) as usize];
