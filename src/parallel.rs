@@ -3,10 +3,10 @@
 use std::sync::mpsc::sync_channel;
 use std::thread::Builder;
 
-use crate::error::{Error, ErrorKind, NameCall, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// What `look` tells of each item, in order; of `few` and more by as many threads as there are processors, but at most
-/// four.
+/// four, the calling one among them. Where there cannot be so many, it does more of the work.
 pub(crate) fn map<I: Sync, T: Send>(
     items: &[I],
     few: usize,
@@ -17,49 +17,53 @@ pub(crate) fn map<I: Sync, T: Send>(
         return items.iter().map(look).collect();
     }
     let threads = std::thread::available_parallelism().map_or(1, |most| most.get().min(MOST));
-    let each = items.len().div_ceil(threads).max(1);
-    let look = &look;
+    let (own, others) = items.split_at(items.len() / threads);
+    let each = others.len().div_ceil((threads - 1).max(1)).max(1);
+    let look_at = |some: &[I]| some.iter().map(&look).collect::<Result<Vec<_>>>();
     std::thread::scope(|scope| {
-        let mut lookers = Vec::new();
-        for some in items.chunks(each) {
-            let looker = move || some.iter().map(look).collect::<Result<Vec<_>>>();
-            lookers.push(
-                Builder::new().name("cryosleep-look".into()).spawn_scoped(scope, looker).call("clone")?,
-            );
-        }
-        let mut all = Vec::with_capacity(items.len());
-        for looker in lookers {
-            all.extend(looker.join().unwrap_or_else(|_| Err(ended()))?);
+        let begin = |some| thread().spawn_scoped(scope, move || look_at(some)).map_err(|_| some);
+        let begun: Vec<_> = others.chunks(each).map(begin).collect();
+        let mut all = look_at(own)?;
+        for looker in begun {
+            all.extend(match looker {
+                Ok(looker) => looker.join().unwrap_or_else(|_| Err(ended()))?,
+                Err(some) => look_at(some)?,
+            });
         }
         Ok(all)
     })
 }
 
-/// Has `body` get what `look` tells of each item, one after the other. Of many, a second thread looks ahead, but not far:
-/// what is seen may change.
+/// Has `body` get what `look` tells of each item, one after the other. Of many, a second thread looks ahead.
 pub(crate) fn ahead<I: Sync, T: Send, R>(
     items: &[I],
-    mut look: impl FnMut(&I) -> Result<T> + Send,
+    look: impl Fn(&I) -> Result<T> + Sync,
     body: impl FnOnce(&mut dyn FnMut() -> Result<T>) -> Result<R>,
 ) -> Result<R> {
     const FEW: usize = 64;
     /// To hand something over takes as long as to look at some.
     const AT_ONCE: usize = 8;
-    if items.len() < FEW {
-        let mut rest = items.iter();
-        return body(&mut || rest.next().map_or_else(|| Err(ended()), &mut look));
-    }
+    let look = &look;
     std::thread::scope(|scope| {
         let (give, take) = sync_channel(1);
         let looker = move || {
             // Until nobody wants to know any more.
-            let mut seen = |some: &[I]| give.send(some.iter().map(&mut look).collect::<Vec<_>>());
-            items.chunks(AT_ONCE).try_for_each(&mut seen)
+            let seen = |some: &[I]| give.send(some.iter().map(look).collect::<Vec<_>>());
+            items.chunks(AT_ONCE).try_for_each(seen)
         };
-        Builder::new().name("cryosleep-look".into()).spawn_scoped(scope, looker).call("clone")?;
-        let mut seen = take.into_iter().flatten();
-        body(&mut || seen.next().unwrap_or_else(|| Err(ended())))
+        let mut rest = items.iter();
+        let looks_ahead = items.len() >= FEW && thread().spawn_scoped(scope, looker).is_ok();
+        if looks_ahead {
+            let mut seen = take.into_iter().flatten();
+            body(&mut || seen.next().unwrap_or_else(|| Err(ended())))
+        } else {
+            body(&mut || rest.next().map_or_else(|| Err(ended()), look))
+        }
     })
+}
+
+fn thread() -> Builder {
+    Builder::new().name("cryosleep-look".into())
 }
 
 fn ended() -> Error {
