@@ -11,6 +11,7 @@
 
 mod chain;
 mod engine;
+mod machine;
 mod options;
 mod report;
 mod subject;
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use engine::Engine;
+use machine::Machine;
 use memmap2::{Advice, MmapMut};
 use options::Options;
 use report::Row;
@@ -59,6 +61,7 @@ fn bench(options: &Options) -> Result<ExitCode> {
     // CRIU's restored processes become ours to wait for when `criu` ends.
     nix::sys::prctl::set_child_subreaper(true)?;
     let homes = Homes::make(options)?;
+    let machine = Machine::look();
     let criu = engine::find_criu();
     let (mut rows, mut failed) = (Vec::new(), Vec::new());
     for kind in options.kinds() {
@@ -81,6 +84,7 @@ fn bench(options: &Options) -> Result<ExitCode> {
     print!("{}", report::table(&rows));
     print!("{chains}");
     println!("{}", report::LEGEND);
+    println!("{}", machine.line());
     println!(
         "Images on tmpfs: {}; on disk: {}, in the page cache.",
         homes.tmpfs.display(),
