@@ -69,6 +69,7 @@ pub(crate) mod sys {
         recvmsg = SYS_recvmsg;
         socketpair = SYS_socketpair;
         pwrite64 = SYS_pwrite64;
+        pwritev = SYS_pwritev;
         userfaultfd = SYS_userfaultfd;
         wait4 = SYS_wait4;
         waitid = SYS_waitid;

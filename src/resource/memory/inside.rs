@@ -24,6 +24,9 @@ use crate::tracee::{Answers, Batch, Call, LastWill, Memory, Output, Puppet, Scra
 /// Bytes of one remote write: what has been summed up is still in the processor's cache then.
 const WRITE: u64 = 512 * 1024;
 
+/// Pieces of memory in one remote write.
+const PIECES: usize = 64;
+
 /// The sum of a page of zeroes (and, one in four thousand millions, of another).
 const EMPTY: u32 = 0x98f9_4189;
 
@@ -148,10 +151,10 @@ impl Left {
         Self { ranges, begun: false, turn }
     }
 
-    /// The next piece; does it go on where the last one ended, in the same range?
-    fn next(&mut self) -> Option<(Range<u64>, bool)> {
+    /// The next piece, of at most so many bytes; does it go on where the last one ended, in the same range?
+    fn next(&mut self, most: u64) -> Option<(Range<u64>, bool)> {
         let range = self.ranges.pop()?;
-        let piece = range.start..range.end.min(range.start + WRITE);
+        let piece = range.start..range.end.min(range.start + most);
         let goes_on = std::mem::replace(&mut self.begun, piece.end < range.end);
         self.ranges.extend(self.begun.then_some(piece.end..range.end));
         Some((piece, goes_on))
@@ -170,14 +173,19 @@ struct Lane<'w> {
 /// One write in a batch.
 struct Write {
     call: Call,
-    piece: Range<u64>,
+    pieces: Vec<Piece>,
+}
+
+/// A piece of memory, where it goes, and the sums of its pages if they are wanted.
+struct Piece {
+    range: Range<u64>,
     offset: u64,
     sums: Option<Output>,
 }
 
-impl Write {
+impl Piece {
     fn len(&self) -> u64 {
-        self.piece.end - self.piece.start
+        self.range.end - self.range.start
     }
 }
 
@@ -191,41 +199,66 @@ impl Lane<'_> {
     ) -> Result<(Batch, Vec<Write>)> {
         let (mut writes, end) = (Vec::new(), self.segment.end() + left.turn);
         while !batch.is_nearly_full() && self.segment.end() < end {
-            let Some((piece, goes_on)) = left.next() else { break };
-            let len = piece.end - piece.start;
-            let offset = self.segment.reserve(len)?;
-            match runs.last_mut().filter(|run| goes_on && run.segment == self.segment.index) {
-                Some(run) => run.len += len,
-                None => runs.push(Run { addr: piece.start, len, segment: self.segment.index, offset }),
-            }
-            batch.about(Subject::Vma { start: piece.start, end: piece.end, what: String::new() });
-            let sums = self.segment.wants_sums().then(|| batch.sum_pages(&piece));
-            let call = batch.call(sys::pwrite64, &[self.number as u64, piece.start, len, offset]);
-            writes.push(Write { call, piece, offset, sums });
+            let pieces = self.pieces(&mut batch, left, runs)?;
+            let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { break };
+            batch.about(Subject::Vma { start: first.range.start, end: last.range.end, what: String::new() });
+            let vectors: Vec<u64> =
+                pieces.iter().flat_map(|piece| [piece.range.start, piece.len()]).collect();
+            let (number, vectors) = (self.number as u64, batch.input_words(&vectors));
+            let call = batch.call(sys::pwritev, &[number, vectors, pieces.len() as u64, first.offset, 0]);
+            writes.push(Write { call, pieces });
         }
         Ok((batch, writes))
+    }
+
+    /// What is written at once. Its sums come first.
+    fn pieces(&mut self, batch: &mut Batch, left: &mut Left, runs: &mut Vec<Run>) -> Result<Vec<Piece>> {
+        let (mut pieces, mut room): (Vec<Piece>, u64) = (Vec::new(), WRITE);
+        while room > 0 && pieces.len() < PIECES {
+            let Some((range, goes_on)) = left.next(room) else { break };
+            let len = range.end - range.start;
+            let (segment, offset) = (self.segment.index, self.segment.reserve(len)?);
+            match runs.last_mut().filter(|run| goes_on && run.segment == segment) {
+                Some(run) => run.len += len,
+                None => runs.push(Run { addr: range.start, len, segment, offset }),
+            }
+            let sums = self.segment.wants_sums().then(|| batch.sum_pages(&range));
+            pieces.push(Piece { range, offset, sums });
+            room -= len;
+        }
+        Ok(pieces)
     }
 
     /// What the task may not read itself, or what a full disk cut short, is written from outside. How many bytes are
     /// stored?
     fn complete(&mut self, memory: &Memory, answers: &Answers, write: Write) -> Result<u64> {
-        let len = write.len();
-        let Write { call, piece, offset, sums } = write;
-        let done = match answers.get(call) {
+        let mut done = match answers.get(write.call) {
             Ok(done) => done,
             // Or what cannot be written past the page cache.
             Err(error) if matches!(error.raw_errno(), Some(Errno::EFAULT | Errno::EINVAL)) => 0,
             Err(error) => return Err(error),
         };
-        if done < len {
-            let rest = memory.read_vec(piece.start + done, (len - done) as usize)?;
-            direct::write_all_at(self.segment.file()?, &rest, offset + done).call("pwrite")?;
+        let mut stored = 0;
+        for piece in write.pieces {
+            let (len, there) = (piece.len(), done.min(piece.len()));
+            if there < len {
+                let rest = memory.read_vec(piece.range.start + there, (len - there) as usize)?;
+                direct::write_all_at(self.segment.file()?, &rest, piece.offset + there).call("pwrite")?;
+            }
+            done -= there;
+            stored += len - self.sum_up(memory, answers, piece)?;
         }
-        let Some(sums) = sums else { return Ok(len) };
+        Ok(stored)
+    }
+
+    /// Takes note of the sums of a piece, and its pages of zeroes back; how many bytes?
+    fn sum_up(&mut self, memory: &Memory, answers: &Answers, piece: Piece) -> Result<u64> {
+        let Piece { range, offset, sums } = piece;
+        let Some(sums) = sums else { return Ok(0) };
         let (sums, _) = answers.bytes(&sums).as_chunks();
         let sums = || sums.iter().map(|sum| u32::from_ne_bytes(*sum));
         self.segment.add_sums(sums());
-        let pages = piece.clone().step_by(PAGE as usize).zip(sums());
+        let pages = range.clone().step_by(PAGE as usize).zip(sums());
         let empty = pages.filter(|(page, sum)| *sum == EMPTY && (self.sparse)(*page));
         let mut zeroes: Vec<Range<u64>> = Vec::new();
         for (page, _) in empty {
@@ -234,11 +267,11 @@ impl Lane<'_> {
                 _ => zeroes.push(page..page + PAGE),
             }
         }
-        let zeroes = zeroes.into_iter().map(|range| {
-            let offset = offset + (range.start - piece.start);
-            self.take_back(memory, range, offset)
+        let zeroes = zeroes.into_iter().map(|empty| {
+            let offset = offset + (empty.start - range.start);
+            self.take_back(memory, empty, offset)
         });
-        Ok(len - zeroes.sum::<Result<u64>>()?)
+        zeroes.sum()
     }
 
     /// Takes pages back that seem to be of zeroes; how many bytes? What is left is a hole: the sums stay true.
@@ -355,9 +388,9 @@ mod tests {
             (2 * WRITE + 4096..2 * WRITE + 8192, false),
         ];
         for piece in expected {
-            assert_eq!(left.next(), Some(piece));
+            assert_eq!(left.next(WRITE), Some(piece));
         }
-        assert_eq!(left.next(), None);
+        assert_eq!(left.next(WRITE), None);
     }
 
     #[test]
