@@ -1,4 +1,4 @@
-//! Looks at many tasks by several threads of ours: for ptrace(2) it must be one and the same, for all else it can be any.
+//! Looks at many tasks by several threads of ours: ptrace(2) has to be called by the tracer, all else by any.
 
 use std::sync::mpsc::sync_channel;
 use std::thread::Builder;

@@ -153,16 +153,19 @@ fn walk(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Frame(std::num::NonZeroU64);
 
-/// In which frames pages are, from this address on. None: in none, or it is not for us to know.
-pub(crate) fn frames(pagemap: &File, start: u64, pages: u64) -> std::io::Result<Vec<Option<Frame>>> {
+/// In which frames pages are, from this address on. None: in none, in one that nobody else has, or it is not for us to
+/// know.
+pub(crate) fn shared_frames(pagemap: &File, start: u64, pages: u64) -> std::io::Result<Vec<Option<Frame>>> {
     const ENTRY: u64 = 8;
     const PRESENT: u64 = 1 << 63;
+    /// Mapped exactly once.
+    const EXCLUSIVE: u64 = 1 << 56;
     const NUMBER: u64 = (1 << 55) - 1;
     let mut entries = vec![0; (pages * ENTRY) as usize];
     pagemap.read_exact_at(&mut entries, start / super::PAGE * ENTRY)?;
     let frame = |entry: &[u8]| {
         let entry = entry.try_into().map_or(0, u64::from_ne_bytes);
-        let number = if entry & PRESENT == 0 { 0 } else { entry & NUMBER };
+        let number = if entry & (PRESENT | EXCLUSIVE) == PRESENT { entry & NUMBER } else { 0 };
         std::num::NonZeroU64::new(number).map(Frame)
     };
     Ok(entries.chunks_exact(ENTRY as usize).map(frame).collect())

@@ -1,12 +1,14 @@
 // Counts without any system call, as fast as it can; with a number, beside so many MiB of memory that is full, and
 // with a second one, a limit on descriptors; with a third, so many MiB more, of zeroes that were written; with a fourth
-// word, no signal is one that it ignores.
+// word, no signal is one that it ignores; with a fifth, every other page of the memory is empty.
 #include "subject.h"
 #include <sys/resource.h>
 
+static int every_other;
+
 static uint64_t word(size_t place)
 {
-	return (place + 1) * 0x9e3779b97f4a7c15;
+	return every_other && place >> 9 & 1 ? 0 : (place + 1) * 0x9e3779b97f4a7c15;
 }
 
 static void heed(int signal)
@@ -18,8 +20,9 @@ int main(int argc, char **argv)
 {
 	begin();
 	volatile uint64_t count = 0, sum = 0;
+	every_other = argc > 5;
 	size_t words = argc > 1 ? (size_t)atoi(argv[1]) << 17 : 0;
-	uint64_t *memory = calloc(words + 1, sizeof *memory);
+	uint64_t *memory = aligned_alloc(4096, (words + 512) * sizeof *memory);
 	for (size_t i = 0; i < words; i++)
 		memory[i] = word(i);
 	size_t empty = argc > 3 ? (size_t)atoi(argv[3]) << 20 : 0;

@@ -24,6 +24,9 @@ use crate::tracee::{Answers, Batch, Call, LastWill, Memory, Output, Puppet, Scra
 /// Bytes of one remote write: what has been summed up is still in the processor's cache then.
 const WRITE: u64 = 512 * 1024;
 
+/// The least that a hole is made for.
+const HOLE: u64 = 64 * 1024;
+
 /// Pieces of memory in one remote write.
 const PIECES: usize = 64;
 
@@ -51,6 +54,8 @@ pub(crate) struct Written {
     pub(super) runs: Vec<Run>,
     /// Pages of zeroes, which are not there any more.
     pub(super) zero: u64,
+    /// What is better written by who leaves out pages of zeroes beforehand.
+    pub(super) left: Vec<Range<u64>>,
 }
 
 /// May this process write a large file of ours, and have it open? A limit on file sizes would also send it a signal.
@@ -80,7 +85,7 @@ pub(crate) fn is_steady(mappings: &[Mapping], address: u64) -> bool {
 pub(crate) fn write(speaker: &mut Puppet<'_>, work: Work<'_>) -> Result<Written> {
     let Work { segments, ranges, sparse, tell } = work;
     let turn = pages::size(&ranges) / (segments.len() as u64 * TURNS).max(1);
-    let left = Left::of(ranges.clone(), turn.max(TURN));
+    let mut left = Left::of(ranges.clone(), turn.max(TURN));
     let (mut runs, mut zeroes) = (Vec::new(), Vec::new());
     with_hands(speaker, segments.len().saturating_sub(1), |writers| {
         let Some((speaker, _)) = writers.split_first_mut() else { return Ok(()) };
@@ -90,7 +95,7 @@ pub(crate) fn write(speaker: &mut Puppet<'_>, work: Work<'_>) -> Result<Written>
         let lanes =
             lanes.map(|(segment, number)| Lane { segment, number: *number, sparse, zeroes: Vec::new() });
         let mut lanes: Vec<_> = lanes.collect();
-        let written = write_together(writers, &mut lanes, left, &mut runs, tell);
+        let written = write_together(writers, &mut lanes, &mut left, &mut runs, tell);
         zeroes = lanes.into_iter().flat_map(|lane| lane.zeroes).collect();
         let Some((speaker, _)) = writers.split_first_mut() else { return written };
         lent.take_back(speaker).and(written)
@@ -101,35 +106,43 @@ pub(crate) fn write(speaker: &mut Puppet<'_>, work: Work<'_>) -> Result<Written>
     if zero > 0 {
         runs = overlap(&runs, &without(&ranges, zeroes.into_iter()));
     }
-    Ok(Written { runs, zero })
+    Ok(Written { runs, zero, left: left.rest() })
 }
 
 /// Every writer gets the next turn when it is done with one: some are slower than others. Whatever happens, all of them
-/// are waited for.
+/// are waited for. If one page in so many is of zeroes, the rest is left.
 fn write_together(
     writers: &mut [&mut Puppet<'_>],
     lanes: &mut [Lane<'_>],
-    mut left: Left,
+    left: &mut Left,
     runs: &mut Vec<Run>,
     tell: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<()> {
-    let mut under_way = VecDeque::new();
-    let mut begun = |index, writer: &mut Puppet<'_>, lane: &mut Lane<'_>| {
-        let (batch, writes) = lane.plan(writer.batch(), &mut left, runs)?;
+    const MANY: u64 = 8;
+    let (mut under_way, mut all, mut stored) = (VecDeque::new(), 0, 0);
+    let mut begun = |index, writer: &mut Puppet<'_>, lane: &mut Lane<'_>, (all, stored): (u64, u64)| {
+        if (all - stored) * MANY > all {
+            return Ok(None);
+        }
+        let (batch, writes) = lane.plan(writer.batch(), left, runs)?;
         (!writes.is_empty()).then(|| writer.start(batch).map(|()| (index, writes))).transpose()
     };
     let mut written = Ok(());
     for (index, (writer, lane)) in writers.iter_mut().zip(&mut *lanes).enumerate() {
-        written = written.and_then(|()| begun(index, writer, lane).map(|turn| under_way.extend(turn)));
+        written =
+            written.and_then(|()| begun(index, writer, lane, (0, 0)).map(|turn| under_way.extend(turn)));
     }
     while let Some((index, writes)) = under_way.pop_front() {
         let (Some(writer), Some(lane)) = (writers.get_mut(index), lanes.get_mut(index)) else { continue };
         let answers = writer.finish();
         written = written.and_then(|()| {
             let answers = answers?;
-            under_way.extend(begun(index, writer, lane)?);
-            let stored = writes.into_iter().map(|write| lane.complete(writer.memory(), &answers, write));
-            tell(stored.sum::<Result<u64>>()?)
+            under_way.extend(begun(index, writer, lane, (all, stored))?);
+            all += writes.iter().flat_map(|write| &write.pieces).map(Piece::len).sum::<u64>();
+            let turn = writes.into_iter().map(|write| lane.complete(writer.memory(), &answers, write));
+            let turn = turn.sum::<Result<u64>>()?;
+            stored += turn;
+            tell(turn)
         });
     }
     written
@@ -149,6 +162,12 @@ impl Left {
     fn of(mut ranges: Vec<Range<u64>>, turn: u64) -> Self {
         ranges.reverse();
         Self { ranges, begun: false, turn }
+    }
+
+    /// All of it.
+    fn rest(mut self) -> Vec<Range<u64>> {
+        self.ranges.reverse();
+        self.ranges
     }
 
     /// The next piece, of at most so many bytes; does it go on where the last one ended, in the same range?
@@ -280,12 +299,13 @@ impl Lane<'_> {
         let mut contents = vec![0; len as usize];
         memory.read_protected(range.start, &mut contents)?;
         let empty = contents.iter().all(|byte| *byte == 0);
-        if empty {
+        // To make a hole takes as long as to write that much.
+        if empty && len >= HOLE {
             let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             // A file system that cannot make holes has zeroes there.
             let _ = fallocate(self.segment.file()?.as_fd(), hole, offset as i64, len as i64);
-            self.zeroes.push(range);
         }
+        self.zeroes.extend(empty.then_some(range));
         Ok(if empty { len } else { 0 })
     }
 }

@@ -10,7 +10,7 @@ use crate::Pid;
 use crate::error::{NameCall, Result};
 use crate::sys::PAGE;
 use crate::sys::hugetlb::PageShift;
-use crate::sys::pagemap::{Frame, frames};
+use crate::sys::pagemap::{Frame, shared_frames};
 
 /// The one who bore it: its pages have been stored already.
 #[derive(Clone, Copy)]
@@ -208,11 +208,16 @@ fn common_runs(one: &[Run], other: &[Run]) -> Vec<Run> {
 
 /// The kernel may move a page to another frame at any time, and another page to that one: so twice for one of them.
 fn compare(piece: Run, (here, there): (&File, &File), first: usize, common: &mut Vec<Run>) -> Result<()> {
-    let look = |pagemap| frames(pagemap, piece.addr, piece.len / PAGE).call("pread(/proc/PID/pagemap)");
-    let (before, theirs, after) = (look(here)?, look(there)?, look(here)?);
+    let look =
+        |pagemap| shared_frames(pagemap, piece.addr, piece.len / PAGE).call("pread(/proc/PID/pagemap)");
+    let before = look(there)?;
+    if before.iter().all(Option::is_none) {
+        return Ok(());
+    }
+    let (ours, after) = (look(here)?, look(there)?);
     let same =
         |((a, b), c): ((&Option<Frame>, &Option<Frame>), &Option<Frame>)| a.is_some() && a == b && a == c;
-    let all = before.iter().zip(&theirs).zip(&after).map(same);
+    let all = before.iter().zip(&ours).zip(&after).map(same);
     for at in all.enumerate().filter(|(_, same)| *same).map(|(index, _)| index as u64 * PAGE) {
         let page = Run { addr: piece.addr + at, len: PAGE, offset: piece.offset + at, ..piece };
         match common.get_mut(first..).and_then(|joinable| joinable.last_mut()) {

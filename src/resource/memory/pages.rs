@@ -223,13 +223,16 @@ impl<'h> PageWriter<'h> {
         if size(&inner) < LARGE || !is_possible() {
             return Ok((Vec::new(), ranges));
         }
-        let outer = kin::without(&ranges, inner.iter().cloned());
+        let mut outer = kin::without(&ranges, inner.iter().cloned());
         let writers = self.parts(&inner, image)?.len();
         let (counts, progress) = (&mut self.counts, &mut *self.progress);
         let mut tell = |len| account(len, counts, progress);
         let segments = self.lanes.iter_mut().map(|lane| &mut lane.segment).take(writers).collect();
-        let Written { runs, zero } = write(Work { segments, ranges: inner, sparse, tell: &mut tell })?;
+        let work = Work { segments, ranges: inner, sparse, tell: &mut tell };
+        let Written { runs, zero, left } = write(work)?;
         self.counts.zero += zero;
+        outer.extend(left);
+        outer.sort_unstable_by_key(|range| range.start);
         Ok((runs, outer))
     }
 

@@ -1,8 +1,9 @@
 //! Resource limits: prlimit(2). Read and set by the task itself: anybody else would need its user id, or
-//! CAP_SYS_RESOURCE. Lowering is free, and so is what changes nothing; raising a hard limit needs CAP_SYS_RESOURCE.
+//! CAP_SYS_RESOURCE. Lowering is free, raising a hard limit needs CAP_SYS_RESOURCE.
 
-use crate::error::{Result, Subject};
+use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::image::{Decode, Encode, Record, Tag};
+use crate::proc::{limits, read};
 use crate::resource::{Rebuilt, Report, Scope, Stage, State, View};
 use crate::tracee::{Answers, Batch, Call, Output, sys};
 
@@ -32,17 +33,23 @@ impl State for Limits {
     fn describe(asked: Self::Asked, answers: &Answers, _: View<'_>, _: &mut Report) -> Result<Option<Self>> {
         let limit = |(call, limit)| {
             answers.get(call)?;
-            let [soft, hard] = answers.words(&limit)[..] else { return Ok((0, 0)) };
-            Ok((soft, hard))
+            match answers.words(&limit)[..] {
+                [soft, hard] => Ok((soft, hard)),
+                _ => Err(Error::new(ErrorKind::Kernel, "a limit is missing")),
+            }
         };
         asked.into_iter().map(limit).collect::<Result<_>>().map(|limits| Some(Self(limits)))
     }
 
-    fn build(&self, _: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
-        for (resource, (soft, hard)) in self.0.iter().enumerate() {
-            batch.about(Subject::Attribute(NAMES.get(resource).copied().unwrap_or("resource limit")));
-            let limit = batch.input_words(&[*soft, *hard]);
-            batch.call(sys::prlimit64, &[0, resource as u64, limit, 0]);
+    fn build(&self, task: Rebuilt<'_>, batch: &mut Batch) -> Result<()> {
+        let now = read::parsed(task.pid, "limits", limits::parse)?;
+        for (resource, ((soft, hard), now)) in self.0.iter().zip(&now).enumerate() {
+            // Some could not be set again to what they are: fs.nr_open may have been lowered.
+            if (*soft, *hard) != (now.soft, now.hard) {
+                batch.about(Subject::Attribute(NAMES.get(resource).copied().unwrap_or("resource limit")));
+                let limit = batch.input_words(&[*soft, *hard]);
+                batch.call(sys::prlimit64, &[0, resource as u64, limit, 0]);
+            }
         }
         Ok(())
     }

@@ -95,8 +95,8 @@ fn is_within(
     Ok(within)
 }
 
-/// Adds to the report what this process holds that no resource describes. Can its tasks execute system calls for us? Some
-/// would be killed by a signal instead.
+/// Adds to the report what this process holds that no resource describes. Can its tasks execute system calls for us?
+/// Some would be killed by a signal instead.
 pub(crate) fn check(process: &Process, report: &mut Report) -> Result<bool> {
     if !process.seccomp.possible {
         report.refuse(seccomp::refusal(process.pid));

@@ -1,7 +1,7 @@
 //! Images and surroundings that are not what they were: a restore says so, and leaves no task behind.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::{Child, Command};
 
@@ -56,6 +56,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "restore_from_another_cgroup", test: other_cgroup, programs: &[COUNTER] },
     Case { name: "restore_without_cwd", test: || changed(FDS, "places", "inside", remove), programs: &[FDS] },
     Case { name: "copy_on_write_is_stored_once", test: stored_once, programs: &[FILES] },
+    Case { name: "empty_pages_are_not_stored", test: empty_pages, programs: &[COUNTER] },
     Case { name: "restore_when_lock_is_taken", test: lock_taken, programs: &[LOCKS] },
     Case { name: "restore_without_system_v_segment", test: lost_segment, programs: &[FILES] },
     Case { name: "restore_with_other_contents", test: other_contents, programs: &[FDS] },
@@ -291,6 +292,20 @@ fn stored_once() -> Outcome {
     ensure(bytes > 26 << 20 && bytes < most, || format!("{bytes} bytes, not {most}"))?;
     target.go()?;
     target.verdict()
+}
+
+/// Of 64 MiB every other page is empty. That is seen when some are written already.
+fn empty_pages() -> Outcome {
+    let mut target = Target::start(COUNTER, &["64", "1000", "0", "heeds all", "every other"])?;
+    target.dump(AfterDump::Resume)?;
+    let mut bytes = 0;
+    for entry in fs::read_dir(target.image()).map_err(text)? {
+        bytes += entry.and_then(|entry| entry.metadata()).map_err(text)?.blocks() * 512;
+    }
+    ensure((32 << 20..52 << 20).contains(&bytes), || format!("{bytes} bytes"))?;
+    target.dump_and_restore()?;
+    target.go()?;
+    target.stolen_verdict()
 }
 
 /// A segment that is still there is attached, one that has gone is made again, another one is not touched.
