@@ -4,7 +4,6 @@
 use std::arch::global_asm;
 
 use super::Cpu;
-use crate::sys::PAGE;
 use crate::sys::ptrace::SigMask;
 
 /// The general registers, in the kernel's `user_regs_struct`.
@@ -173,23 +172,11 @@ unsafe extern "C" {
     static __cryosleep_code_end: u8;
     static __cryosleep_init: u8;
     static __cryosleep_init_end: u8;
-    fn __cryosleep_sum_pages(pages: *const u8, sums: *mut u32, count: usize);
 }
 
 /// Has the processor the instruction by which tasks sum up their pages?
 pub(crate) fn can_sum() -> bool {
     std::arch::is_x86_feature_detected!("sse4.2")
-}
-
-/// The sum of each page: its CRC-32C.
-pub(crate) fn page_sums(pages: &[[u8; PAGE as usize]]) -> Vec<u32> {
-    if !can_sum() {
-        return pages.iter().map(|page| crc32c::crc32c(page)).collect();
-    }
-    let mut sums = vec![0; pages.len()];
-    // SAFETY: the processor knows the instruction, and there are so many pages, and room for so many sums.
-    unsafe { __cryosleep_sum_pages(pages.as_ptr().cast(), sums.as_mut_ptr(), pages.len()) };
-    sums
 }
 
 /// The position-independent code of a process 1.
@@ -537,6 +524,8 @@ pub(crate) fn stub_program(base: u64, room: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::page_sum;
+    use crate::sys::PAGE;
 
     #[test]
     fn code_is_where_the_constants_say() {
@@ -550,15 +539,21 @@ mod tests {
     }
 
     #[test]
-    fn sums_are_those_of_the_crate() {
+    fn tasks_sum_up_as_we_do() {
+        unsafe extern "C" {
+            fn __cryosleep_sum_pages(pages: *const u8, sums: *mut u32, count: usize);
+        }
         assert!(can_sum());
         let mut pages = [[0; PAGE as usize]; 11];
         for (at, byte) in pages.as_flattened_mut().iter_mut().enumerate() {
             *byte = ((at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8;
         }
         for count in 0..=pages.len() {
-            let expected: Vec<u32> = pages[..count].iter().map(|page| crc32c::crc32c(page)).collect();
-            assert_eq!(page_sums(&pages[..count]), expected);
+            let expected: Vec<u32> = pages[..count].iter().map(|page| page_sum(page)).collect();
+            let mut sums = vec![0; count];
+            // SAFETY: the processor knows the instruction, and there are so many pages, and room for so many sums.
+            unsafe { __cryosleep_sum_pages(pages.as_ptr().cast(), sums.as_mut_ptr(), count) };
+            assert_eq!(sums, expected);
         }
     }
 

@@ -38,6 +38,8 @@ pub(crate) use dir::{Image, ImageWriter, Records, Written};
 pub use manifest::Content;
 pub(crate) use manifest::{ListedFile, Manifest, ManifestInfo};
 pub(crate) use sections::{Kind, Section, SectionWriter, Sections};
+#[cfg(test)]
+pub(crate) use segment::page_sum;
 pub(crate) use segment::{Chunks, PageFormat, SegmentWriter};
 pub use store::{ImageSource, ImageStore, Part};
 pub(crate) use store::{StoreWriter, feed};

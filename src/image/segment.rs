@@ -10,9 +10,11 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crc_fast::CrcAlgorithm;
+
 use super::store::Pipe;
 use super::{Decode, Encode, ImageSource, Part, Record, Tag};
-use crate::arch::{can_sum, page_sums};
+use crate::arch::can_sum;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result, Subject};
 use crate::sys::{PAGE, direct};
 
@@ -90,7 +92,7 @@ impl PageFormat {
 pub(crate) struct Chunks {
     /// Of the contents, in bytes.
     pub(crate) length: u64,
-    /// Of each the crc32 of the [`page_sums`], each as four bytes, the lowest first.
+    /// Of each the crc32 of the [`page_sum`]s, each as four bytes, the lowest first.
     pub(crate) sums: Option<Vec<u32>>,
     /// What each takes in the file, one behind the other: as much as its contents unless it is compressed. None: they
     /// all are stored as they are.
@@ -127,9 +129,14 @@ impl Chunks {
     }
 }
 
+/// The sum of a page: its CRC-32C, for which tasks have an instruction.
+pub(crate) fn page_sum(page: &[u8]) -> u32 {
+    crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, page) as u32
+}
+
 /// The sums of pages, of which there are whole ones only.
 fn sums_of(pages: &[u8]) -> impl Iterator<Item = u32> {
-    page_sums(pages.as_chunks().0).into_iter()
+    pages.chunks_exact(PAGE as usize).map(page_sum)
 }
 
 /// A page segment that is being written, from its start to its end.

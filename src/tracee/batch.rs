@@ -151,7 +151,7 @@ impl Batch {
         Call(self.entries.len() - 1)
     }
 
-    /// Queues the sums of pages ([`arch::page_sums`]), which must be readable: where they will be. The processor must be
+    /// Queues the sums of pages (their CRC-32Cs), which must be readable: where they will be. The processor must be
     /// able to make them ([`arch::can_sum`]).
     pub(crate) fn sum_pages(&mut self, pages: &Range<u64>) -> Output {
         let count = (pages.end - pages.start) / PAGE;

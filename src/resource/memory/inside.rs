@@ -395,7 +395,7 @@ mod tests {
 
     #[test]
     fn sum_of_zeroes() {
-        assert_eq!(crate::arch::page_sums(&[[0; PAGE as usize]]), [EMPTY]);
+        assert_eq!(crate::image::page_sum(&[0; PAGE as usize]), EMPTY);
     }
 
     #[test]
