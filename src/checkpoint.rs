@@ -551,12 +551,6 @@ fn look_first(frozen: &Frozen, report: &mut Report) -> Result<Option<Shares>> {
     Ok(may_go_on.then_some(shares))
 }
 
-/// To ask for the processors takes longer than to write what is not much.
-pub(crate) fn default_writers() -> NonZeroUsize {
-    const MOST: NonZeroUsize = NonZeroUsize::MIN.saturating_add(3);
-    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).min(MOST)
-}
-
 /// The default slack of 50 us would make every short sleep of the engine's thread that much longer.
 pub(crate) fn sleep_precisely() {
     let _ = nix::sys::prctl::set_timerslack(1);

@@ -1,22 +1,31 @@
 //! Looks at many tasks by several threads of ours: ptrace(2) has to be called by the tracer, all else by any.
 
+use std::num::NonZeroUsize;
 use std::sync::mpsc::sync_channel;
 use std::thread::Builder;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// What `look` tells of each item, in order; of `few` and more by as many threads as there are processors, but at most
-/// four, the calling one among them. Where there cannot be so many, it does more of the work.
+/// More gain little.
+pub(crate) const MOST: NonZeroUsize = NonZeroUsize::MIN.saturating_add(3);
+
+/// How many threads do one thing at the same time, unless somebody says otherwise: as many as there are processors, but at
+/// most [`MOST`]. To ask takes longer than to do what is not much.
+pub(crate) fn usual() -> NonZeroUsize {
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).min(MOST)
+}
+
+/// What `look` tells of each item, in order; of `few` and more by the usual number of threads, the calling one among
+/// them. Where there cannot be so many, it does more of the work.
 pub(crate) fn map<I: Sync, T: Send>(
     items: &[I],
     few: usize,
     look: impl Fn(&I) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
-    const MOST: usize = 4;
     if items.len() < few {
         return items.iter().map(look).collect();
     }
-    let threads = std::thread::available_parallelism().map_or(1, |most| most.get().min(MOST));
+    let threads = usual().get();
     let (own, others) = items.split_at(items.len() / threads);
     let each = others.len().div_ceil((threads - 1).max(1)).max(1);
     let look_at = |some: &[I]| some.iter().map(&look).collect::<Result<Vec<_>>>();

@@ -63,8 +63,8 @@ fn enter(name: &str, limit: Duration) -> (Option<i32>, String) {
         let file = File::create(&log)?;
         let mut outer = Command::new(std::env::current_exe()?)
             .env(CELL, format!("outer {name}"))
-            // One more arena of the allocator looks like two mappings that somebody has forgotten.
-            .env("MALLOC_ARENA_MAX", "1")
+            // One more arena of the allocator looks like two mappings that a host has forgotten.
+            .envs(name.starts_with("host_").then_some(("MALLOC_ARENA_MAX", "1")))
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)

@@ -14,11 +14,9 @@ use super::{AddressSpace, Run, Segments, Traits, Vma};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::image::Image;
+use crate::parallel;
 use crate::sys::{PAGE, uffd};
 use crate::tracee::{Memory, Puppet, Transfer};
-
-/// At most so many threads fill memory, the engine's own among them.
-const FILLERS: usize = 4;
 
 /// What is in the same part of a segment is one piece of work. A multiple of a segment's chunks.
 const PART: u64 = 4 * 1024 * 1024;
@@ -66,7 +64,7 @@ impl<'s> Fillers<'s> {
         let fillers = Self { image, work: Mutex::default(), changed: Condvar::new() };
         let others = match bytes {
             0..LARGE => 0, // to ask for the processors would take longer
-            _ => std::thread::available_parallelism().map_or(1, |most| most.get().clamp(2, FILLERS) - 1),
+            _ => parallel::usual().get().max(2) - 1,
         };
         std::thread::scope(|scope| {
             let _end = End(&fillers);
@@ -364,7 +362,7 @@ mod tests {
             });
             let error = error.unwrap_err();
             assert_eq!((error.kind(), error.pid()), (ErrorKind::TaskGone, Some(Pid::from(7))));
-            assert!(put.load(Ordering::SeqCst) <= FILLERS as u64);
+            assert!(put.load(Ordering::SeqCst) <= parallel::MOST.get() as u64);
         }
     }
 

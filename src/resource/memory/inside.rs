@@ -293,7 +293,8 @@ impl Lane<'_> {
         zeroes.sum()
     }
 
-    /// Takes pages back that seem to be of zeroes; how many bytes? What is left is a hole: the sums stay true.
+    /// Takes pages back that seem to be of zeroes; how many bytes? What is left is a hole, or zeroes that no
+    /// run leads to: the sums stay true.
     fn take_back(&mut self, memory: &Memory, range: Range<u64>, offset: u64) -> Result<u64> {
         let len = range.end - range.start;
         let mut contents = vec![0; len as usize];

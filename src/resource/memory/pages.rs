@@ -20,10 +20,10 @@ use super::parent::{Known, Paged, Parent};
 use super::survey::{Populated, Scan};
 use super::tracking::Stock;
 use crate::Pid;
-use crate::checkpoint::default_writers;
 use crate::error::{Error, ErrorKind, NameCall, Result};
 use crate::hooks::Progress;
 use crate::image::{Decode, Encode, Image, ImageSink, Owner, Records, SegmentWriter};
+use crate::parallel;
 use crate::sys::PAGE;
 use crate::sys::direct::PageBuffer;
 use crate::tracee::{Memory, Transfer};
@@ -241,7 +241,7 @@ impl<'h> PageWriter<'h> {
         let shares = size(ranges) / SHARE;
         let most = match shares {
             0 | 1 => 1,
-            _ => self.writers.get_or_insert_with(default_writers).get().min(inside::MOST) as u64,
+            _ => self.writers.get_or_insert_with(parallel::usual).get().min(inside::MOST) as u64,
         };
         let parts = divide(ranges, shares.clamp(1, most));
         while self.lanes.len() < parts.len() {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::tree::Tree;
 use crate::Pid;
-use crate::error::{Error, ErrorKind, NameCall, Result};
+use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::freeze::{Frozen, Process, Thread};
 use crate::image::{Decode, Encode, Image, Owner, Record, Records, Tag};
 use crate::parallel;
@@ -329,7 +329,8 @@ fn own_seats(frozen: &Frozen, kind: Kind) -> Result<Vec<Seat>> {
     let mut own = Vec::new();
     for process in &frozen.processes {
         let Some((first, others)) = process.threads.split_first() else { continue };
-        let order = |thread: &Thread| kcmp(first.tid(), thread.tid(), kind.compare()).call("kcmp");
+        let order =
+            |thread: &Thread| kcmp(first.tid(), thread.tid(), kind.compare()).call("kcmp").of(thread.tid());
         for (thread, order) in others.iter().zip(parallel::map(others, FEW, order)?) {
             if order != Ordering::Equal {
                 own.push(Seat { tid: thread.tid(), number: thread.tracee.number(), ..Seat::of(process) });
