@@ -75,10 +75,11 @@ impl Pause {
         if self.looks < LOOKS {
             return std::hint::spin_loop();
         }
-        std::thread::sleep(match self.waited().as_micros() {
-            0..1_000 => Duration::from_micros(3),
-            1_000..10_000 => Duration::from_micros(50),
-            _ => Duration::from_millis(1),
+        // What has taken long may be found out a little later.
+        let part = self.waited() / 32;
+        std::thread::sleep(match part.as_micros() {
+            0..32 => Duration::from_micros(3),
+            _ => part.min(Duration::from_millis(1)),
         });
     }
 }
@@ -169,6 +170,18 @@ impl Tracee {
     /// Waits for the end of a step of our own making.
     pub(crate) fn wait_step(&self) -> Result<Stop> {
         self.wait(STEP)
+    }
+
+    /// Waits until one of them is stopped, or has ended: which one? None of them within the time of a step: the first.
+    pub(crate) fn wait_for_first<'t>(tracees: impl Iterator<Item = &'t Tracee> + Clone) -> usize {
+        let mut pause = Pause::new();
+        while pause.waited() < STEP {
+            if let Some(first) = tracees.clone().position(|tracee| !matches!(tracee.poll(), Ok(None))) {
+                return first;
+            }
+            pause.wait();
+        }
+        0
     }
 
     /// Is it stopped? Why? Never blocks, and takes no news that somebody else waits for.

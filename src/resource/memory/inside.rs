@@ -1,6 +1,6 @@
 //! Pages written by the task that owns them: one copy instead of two.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::IoSlice;
 use std::ops::Range;
@@ -19,7 +19,7 @@ use crate::proc::smaps::{Mapping, Prot, VmFlags};
 use crate::proc::{limits, read};
 use crate::resource::fds::open_fds;
 use crate::sys::{PAGE, direct, kcmp_file, pidfd};
-use crate::tracee::{Answers, Batch, Call, LastWill, Memory, Output, Puppet, Scratch, sys, with_hands};
+use crate::tracee::{Answers, Batch, Call, LastWill, Memory, Output, Puppet, Scratch, Tracee, sys, with_hands};
 
 /// Bytes of one remote write: what has been summed up is still in the processor's cache then.
 const WRITE: u64 = 512 * 1024;
@@ -33,9 +33,8 @@ const PIECES: usize = 64;
 /// The sum of a page of zeroes (and, one in four thousand millions, of another).
 const EMPTY: u32 = 0x98f9_4189;
 
-/// What a writer gets at once, at least, and which part of its share.
-const TURN: u64 = 4 * 1024 * 1024;
-const TURNS: u64 = 16;
+/// What a writer gets at once, at least and at most: half of its share of what is left, so that all end together.
+const TURN: Range<u64> = 4 * 1024 * 1024..32 * 1024 * 1024;
 
 /// Writers at the same time: of each one's file the task has a descriptor, which its last will closes.
 pub(super) const MOST: usize = Scratch::LAST_WILL;
@@ -84,8 +83,7 @@ pub(crate) fn is_steady(mappings: &[Mapping], address: u64) -> bool {
 /// file would wait for each other.
 pub(crate) fn write(speaker: &mut Puppet<'_>, work: Work<'_>) -> Result<Written> {
     let Work { segments, ranges, sparse, tell } = work;
-    let turn = pages::size(&ranges) / (segments.len() as u64 * TURNS).max(1);
-    let mut left = Left::of(ranges.clone(), turn.max(TURN));
+    let mut left = Left::of(ranges.clone(), segments.len());
     let (mut runs, mut zeroes) = (Vec::new(), Vec::new());
     with_hands(speaker, segments.len().saturating_sub(1), |writers| {
         let Some((speaker, _)) = writers.split_first_mut() else { return Ok(()) };
@@ -119,7 +117,7 @@ fn write_together(
     tell: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<()> {
     const MANY: u64 = 8;
-    let (mut under_way, mut all, mut stored) = (VecDeque::new(), 0, 0);
+    let (mut under_way, mut all, mut stored) = (Vec::new(), 0, 0);
     let mut begun = |index, writer: &mut Puppet<'_>, lane: &mut Lane<'_>, (all, stored): (u64, u64)| {
         if (all - stored) * MANY > all {
             return Ok(None);
@@ -132,7 +130,9 @@ fn write_together(
         written =
             written.and_then(|()| begun(index, writer, lane, (0, 0)).map(|turn| under_way.extend(turn)));
     }
-    while let Some((index, writes)) = under_way.pop_front() {
+    while !under_way.is_empty() {
+        let tracees = under_way.iter().filter_map(|(index, _)| writers.get(*index)).map(|writer| writer.tracee());
+        let (index, writes) = under_way.swap_remove(Tracee::wait_for_first(tracees));
         let (Some(writer), Some(lane)) = (writers.get_mut(index), lanes.get_mut(index)) else { continue };
         let answers = writer.finish();
         written = written.and_then(|()| {
@@ -154,14 +154,21 @@ struct Left {
     ranges: Vec<Range<u64>>,
     /// Has a part of it been taken?
     begun: bool,
-    /// How much is taken at once.
-    turn: u64,
+    /// How much it is.
+    bytes: u64,
+    writers: u64,
 }
 
 impl Left {
-    fn of(mut ranges: Vec<Range<u64>>, turn: u64) -> Self {
+    fn of(mut ranges: Vec<Range<u64>>, writers: usize) -> Self {
+        let bytes = pages::size(&ranges);
         ranges.reverse();
-        Self { ranges, begun: false, turn }
+        Self { ranges, begun: false, bytes, writers: writers.max(1) as u64 }
+    }
+
+    /// How much a writer takes at once.
+    fn turn(&self) -> u64 {
+        (self.bytes / (2 * self.writers)).clamp(TURN.start, TURN.end)
     }
 
     /// All of it.
@@ -174,6 +181,7 @@ impl Left {
     fn next(&mut self, most: u64) -> Option<(Range<u64>, bool)> {
         let range = self.ranges.pop()?;
         let piece = range.start..range.end.min(range.start + most);
+        self.bytes -= piece.end - piece.start;
         let goes_on = std::mem::replace(&mut self.begun, piece.end < range.end);
         self.ranges.extend(self.begun.then_some(piece.end..range.end));
         Some((piece, goes_on))
@@ -216,7 +224,7 @@ impl Lane<'_> {
         left: &mut Left,
         runs: &mut Vec<Run>,
     ) -> Result<(Batch, Vec<Write>)> {
-        let (mut writes, end) = (Vec::new(), self.segment.end() + left.turn);
+        let (mut writes, end) = (Vec::new(), self.segment.end() + left.turn());
         while !batch.is_nearly_full() && self.segment.end() < end {
             let pieces = self.pieces(&mut batch, left, runs)?;
             let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { break };
@@ -401,7 +409,7 @@ mod tests {
 
     #[test]
     fn ranges_are_taken_in_pieces_that_do_not_join_them() {
-        let mut left = Left::of(vec![0..2 * WRITE + 4096, 2 * WRITE + 4096..2 * WRITE + 8192], TURN);
+        let mut left = Left::of(vec![0..2 * WRITE + 4096, 2 * WRITE + 4096..2 * WRITE + 8192], 1);
         let expected = [
             (0..WRITE, false),
             (WRITE..2 * WRITE, true),
