@@ -30,12 +30,11 @@ use crate::resource::fds::{
     DevicePaths, External, FileHandler, FilePolicy, FileValidation, LinkRemap, OldNames, OuterPipes,
     refuse_askers,
 };
-use crate::resource::memory::{
-    self, AddressSpace, Counts, Kin, PageWriter, Parent, Relatives, Stock, Tracker,
-};
+use crate::resource::memory::{self, Counts, Crowd, Kinship, PageWriter, Parent, Stock, Tracker};
 use crate::resource::tasks::blocked::Blocked;
 use crate::resource::tasks::sharing::Shares;
 use crate::resource::tasks::unsupported;
+use crate::sys::PAGE;
 use crate::sys::ptrace::Resume;
 use crate::tracee::{Home, Memory, Springboard};
 
@@ -485,22 +484,23 @@ impl<'h> Checkpoint<'h> {
         };
         let mut pages = PageWriter::new(self.writers, parent, &mut progress);
         let donors: BTreeSet<u32> = kin.values().copied().collect();
-        let mut written: BTreeMap<u32, (Pid, AddressSpace)> = BTreeMap::new();
         let owners = borrowed.iter().filter(|process| process.owns_memory);
-        for (mut space, process) in spaces.into_iter().zip(owners) {
-            let Process { pid, number, .. } = *process.process;
-            let from = kin.get(&number);
-            let relatives = match donors.contains(&number) || from.is_some() {
-                true => Relatives::Some(
-                    from.and_then(|from| written.get(from))
-                        .map(|(pid, space)| Kin { pid: *pid, runs: &space.runs }),
-                ),
-                false => Relatives::None,
+        let mut rest: u64 = owners.clone().map(|process| process.process.stat.rss * PAGE).sum();
+        let mut crowd = Crowd::default();
+        for (space, process) in spaces.into_iter().zip(owners) {
+            let Process { pid, number, ref stat, .. } = *process.process;
+            rest -= stat.rss * PAGE;
+            let kinship = match kin.get(&number) {
+                Some(donor) => Kinship::Child(*donor),
+                None if donors.contains(&number) => Kinship::Donor,
+                None => Kinship::None,
             };
             let stock = tracking.take_stock(process, self.after).of(pid)?;
-            process.write_pages(&mut space, (relatives, &stock), &mut pages, &mut *image).of(pid)?;
+            let whose = (space, &stock);
+            process.write_pages(whose, (kinship, rest), &mut crowd, &mut pages, &mut *image).of(pid)?;
+        }
+        for (number, space) in crowd.finish(&mut pages, &mut *image)? {
             records.put(Owner(number), &space)?;
-            written.insert(number, (process.process.speaker(), space));
         }
         shared.write(Memory::open, &mut pages, &mut *image, &mut records)?;
         let links = ghosts.write(&mut pages, &mut *image, &mut records)?;

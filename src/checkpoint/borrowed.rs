@@ -13,7 +13,7 @@ use crate::image::ImageSink;
 use crate::proc::smaps::Mapping;
 use crate::resource::Report;
 use crate::resource::memory::{
-    self, AddressSpace, FromInside, PageWriter, Relatives, Scan, Stock, Survey, Tracker, Whose,
+    self, AddressSpace, Crowd, FromInside, Kinship, Member, PageWriter, Scan, Stock, Survey, Tracker,
 };
 use crate::resource::signals::{overruns::Due, pending::Continue};
 use crate::resource::tasks::blocked::{self, Blocked};
@@ -157,29 +157,29 @@ impl<'f> Borrowed<'f> {
         Puppet::borrow(&thread.tracee, ids, &self.memory, scratch, &saved, status.sig_cgt).map(Some)
     }
 
-    pub(super) fn write_pages(
-        &self,
-        space: &mut AddressSpace,
-        (relatives, stock): (Relatives<'_>, &Stock),
+    /// Has its pages written with those of the others; `rest` is how much those have that come after it.
+    pub(super) fn write_pages<'b>(
+        &'b self,
+        (space, stock): (AddressSpace, &Stock),
+        (kinship, rest): (Kinship, u64),
+        crowd: &mut Crowd<'b>,
         pages: &mut PageWriter<'_>,
         image: &mut dyn ImageSink,
     ) -> Result<()> {
-        let pid = self.process.speaker();
-        let Some(speaker) = self.process.threads.first() else { return Ok(()) };
-        let mut write = |work: memory::inside::Work<'_>| match self.puppet(speaker)? {
-            Some(mut puppet) => {
-                let runs = memory::inside::write(&mut puppet, work)?;
-                puppet.release().map(|()| runs)
-            }
-            None => Err(Error::new(ErrorKind::Kernel, "it cannot be asked").of(pid)),
-        };
+        let Process { pid, number, .. } = *self.process;
+        let speaker = self.process.speaker();
+        let member = Member { pid, speaker, number, kinship, pages: &self.pages, memory: &self.memory, rest };
+        let cannot = || Error::new(ErrorKind::Kernel, "it cannot be asked").of(speaker);
         let inside = FromInside {
             is_possible: &|| memory::inside::is_possible(self.process),
             is_steady: &|address| memory::inside::is_steady(&self.mappings, address),
-            write: &mut write,
+            rewritten: &|| rseq::area(speaker),
+            speaker: &|| {
+                let speaker = self.process.threads.first().ok_or_else(cannot)?;
+                self.puppet(speaker)?.ok_or_else(cannot)
+            },
         };
-        let whose = Whose { pid, number: self.process.number, pages: &self.pages, relatives, stock };
-        pages.write_private(space, whose, &self.memory, inside, image)
+        crowd.add(member, (space, stock), &inside, pages, image)
     }
 
     pub(super) fn make_descriptor(&self) -> Result<Option<OwnedFd>> {

@@ -229,7 +229,7 @@ impl Seen {
         };
         let Self { number, stock, data, swapped, .. } = self;
         let own = Own { number: *number, stock, data: data.clone(), swapped: swapped.clone() };
-        let runs = pages.write_own(&own, source, sparse, None, image)?;
+        let runs = pages.write_own(&own, &source, &sparse, image)?;
         let mut gone = gone.into_inner().unwrap_or_default();
         gone.sort_unstable_by_key(|range| range.start);
         Ok(overlap(&runs, &without(data, gone.into_iter())))

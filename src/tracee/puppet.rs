@@ -463,7 +463,8 @@ impl<'t> Puppet<'t> {
         self.put_back()
     }
 
-    fn put_back(&mut self) -> Result<()> {
+    /// The same; nothing more can be wanted of it then.
+    pub(crate) fn put_back(&mut self) -> Result<()> {
         if std::mem::take(&mut self.stop_arrived) {
             let sent = nix::sys::signal::kill(self.tgid().nix(), nix::sys::signal::Signal::SIGSTOP);
             sent.map_err(|errno| Error::call("kill", errno).of(self.tgid()))?;

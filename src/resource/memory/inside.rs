@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
+use super::pages::Sparse;
 use super::{Run, overlap, pages, without};
 use crate::Pid;
 use crate::error::{Error, ErrorKind, NameCall, Result, Subject};
@@ -19,7 +20,9 @@ use crate::proc::smaps::{Mapping, Prot, VmFlags};
 use crate::proc::{limits, read};
 use crate::resource::fds::open_fds;
 use crate::sys::{PAGE, direct, kcmp_file, pidfd};
-use crate::tracee::{Answers, Batch, Call, LastWill, Memory, Output, Puppet, Scratch, Tracee, sys, with_hands};
+use crate::tracee::{
+    Answers, Batch, Call, LastWill, Memory, Output, Puppet, Scratch, Tracee, sys, with_hands,
+};
 
 /// Bytes of one remote write: what has been summed up is still in the processor's cache then.
 const WRITE: u64 = 512 * 1024;
@@ -40,16 +43,16 @@ const TURN: Range<u64> = 4 * 1024 * 1024..32 * 1024 * 1024;
 pub(super) const MOST: usize = Scratch::LAST_WILL;
 
 /// Ranges of memory that are to be written, by one writer to each segment.
-pub(crate) struct Work<'w> {
-    pub(super) segments: Vec<&'w mut SegmentWriter>,
+pub(super) struct Work<'w> {
+    pub(super) segments: Vec<SegmentWriter>,
     pub(super) ranges: Vec<Range<u64>>,
-    /// Does it mean nothing that there is a page of zeroes at this address?
-    pub(super) sparse: &'w dyn Fn(u64) -> bool,
+    pub(super) sparse: &'w Sparse<'w>,
     pub(super) tell: &'w mut dyn FnMut(u64) -> Result<()>,
 }
 
 /// Where pages have been written to.
-pub(crate) struct Written {
+pub(super) struct Written {
+    pub(super) segments: Vec<SegmentWriter>,
     pub(super) runs: Vec<Run>,
     /// Pages of zeroes, which are not there any more.
     pub(super) zero: u64,
@@ -81,71 +84,153 @@ pub(crate) fn is_steady(mappings: &[Mapping], address: u64) -> bool {
 
 /// Has the task write its memory, by one thread for each segment where it can have so many. More than one to a
 /// file would wait for each other.
-pub(crate) fn write(speaker: &mut Puppet<'_>, work: Work<'_>) -> Result<Written> {
+pub(super) fn write(speaker: &mut Puppet<'_>, work: Work<'_>) -> Result<Written> {
     let Work { segments, ranges, sparse, tell } = work;
-    let mut left = Left::of(ranges.clone(), segments.len());
-    let (mut runs, mut zeroes) = (Vec::new(), Vec::new());
-    with_hands(speaker, segments.len().saturating_sub(1), |writers| {
-        let Some((speaker, _)) = writers.split_first_mut() else { return Ok(()) };
-        let files = segments.iter().map(|segment| segment.file()).collect::<Result<Vec<_>>>()?;
+    let (hands, mut share) = (segments.len().saturating_sub(1), Share::of(ranges, segments.len()));
+    with_hands(speaker, hands, |writers| {
+        let Some((speaker, _)) = writers.split_first_mut() else { return Err(nobody()) };
+        let files = segments.iter().map(SegmentWriter::file).collect::<Result<Vec<_>>>()?;
         let lent = Lent::lend(speaker, &files)?;
-        let lanes = segments.into_iter().zip(&lent.0);
-        let lanes =
-            lanes.map(|(segment, number)| Lane { segment, number: *number, sparse, zeroes: Vec::new() });
-        let mut lanes: Vec<_> = lanes.collect();
-        let written = write_together(writers, &mut lanes, &mut left, &mut runs, tell);
-        zeroes = lanes.into_iter().flat_map(|lane| lane.zeroes).collect();
-        let Some((speaker, _)) = writers.split_first_mut() else { return written };
-        lent.take_back(speaker).and(written)
-    })?;
-    runs.sort_unstable_by_key(|run| run.addr);
-    zeroes.sort_unstable_by_key(|range| range.start);
-    let zero = pages::size(&zeroes) / PAGE;
-    if zero > 0 {
-        runs = overlap(&runs, &without(&ranges, zeroes.into_iter()));
-    }
-    Ok(Written { runs, zero, left: left.rest() })
+        let mut lanes: Vec<_> =
+            segments.into_iter().zip(&lent.0).map(|(segment, number)| Lane::new(segment, *number)).collect();
+        let written = write_together(writers, &mut lanes, &mut share, sparse, tell);
+        // Whatever has happened, all of them are waited for.
+        let ended = writers.iter_mut().map(|writer| writer.finish()).collect::<Vec<_>>();
+        let Some((speaker, _)) = writers.split_first_mut() else { return Err(nobody()) };
+        let taken_back = lent.take_back(speaker);
+        written.and(ended.into_iter().try_for_each(|ended| ended.map(drop))).and(taken_back)?;
+        Ok(share.written(lanes))
+    })
 }
 
-/// Every writer gets the next turn when it is done with one: some are slower than others. Whatever happens, all of them
-/// are waited for. If one page in so many is of zeroes, the rest is left.
+fn nobody() -> Error {
+    Error::new(ErrorKind::Kernel, "there is nobody to write")
+}
+
+/// Every writer gets the next turn when it is done with one: some are slower than others.
 fn write_together(
     writers: &mut [&mut Puppet<'_>],
-    lanes: &mut [Lane<'_>],
-    left: &mut Left,
-    runs: &mut Vec<Run>,
+    lanes: &mut [Lane],
+    share: &mut Share,
+    sparse: &Sparse<'_>,
     tell: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<()> {
-    const MANY: u64 = 8;
-    let (mut under_way, mut all, mut stored) = (Vec::new(), 0, 0);
-    let mut begun = |index, writer: &mut Puppet<'_>, lane: &mut Lane<'_>, (all, stored): (u64, u64)| {
-        if (all - stored) * MANY > all {
-            return Ok(None);
+    let mut busy = Vec::new();
+    for (writer, lane) in writers.iter_mut().zip(lanes) {
+        if lane.begin(writer, share)? {
+            busy.push((writer, lane));
         }
-        let (batch, writes) = lane.plan(writer.batch(), left, runs)?;
-        (!writes.is_empty()).then(|| writer.start(batch).map(|()| (index, writes))).transpose()
-    };
-    let mut written = Ok(());
-    for (index, (writer, lane)) in writers.iter_mut().zip(&mut *lanes).enumerate() {
-        written =
-            written.and_then(|()| begun(index, writer, lane, (0, 0)).map(|turn| under_way.extend(turn)));
     }
-    while !under_way.is_empty() {
-        let tracees = under_way.iter().filter_map(|(index, _)| writers.get(*index)).map(|writer| writer.tracee());
-        let (index, writes) = under_way.swap_remove(Tracee::wait_for_first(tracees));
-        let (Some(writer), Some(lane)) = (writers.get_mut(index), lanes.get_mut(index)) else { continue };
-        let answers = writer.finish();
-        written = written.and_then(|()| {
-            let answers = answers?;
-            under_way.extend(begun(index, writer, lane, (all, stored))?);
-            all += writes.iter().flat_map(|write| &write.pieces).map(Piece::len).sum::<u64>();
-            let turn = writes.into_iter().map(|write| lane.complete(writer.memory(), &answers, write));
-            let turn = turn.sum::<Result<u64>>()?;
-            stored += turn;
-            tell(turn)
-        });
+    while !busy.is_empty() {
+        let first = Tracee::wait_for_first(busy.iter().map(|(writer, _)| writer.tracee()));
+        let Some((writer, lane)) = busy.get_mut(first) else { continue };
+        if !lane.turn(writer, share, sparse, tell)? {
+            busy.swap_remove(first);
+        }
     }
-    written
+    Ok(())
+}
+
+/// A process whose memory its speaker writes, to one segment, while others do the same.
+pub(super) struct Alone<'p> {
+    puppet: Puppet<'p>,
+    share: Share,
+    lane: Option<Lane>,
+    lent: Option<Lent>,
+}
+
+impl<'p> Alone<'p> {
+    pub(super) fn begin(
+        mut puppet: Puppet<'p>,
+        segment: SegmentWriter,
+        ranges: Vec<Range<u64>>,
+    ) -> Result<Self> {
+        let lent = Lent::lend(&mut puppet, &[segment.file()?])?;
+        let lane = lent.0.first().map(|number| Lane::new(segment, *number));
+        let mut alone = Self { puppet, share: Share::of(ranges, 1), lane, lent: Some(lent) };
+        if let Some(lane) = &mut alone.lane {
+            lane.begin(&mut alone.puppet, &mut alone.share)?;
+        }
+        Ok(alone)
+    }
+
+    pub(super) fn tracee(&self) -> &Tracee {
+        self.puppet.tracee()
+    }
+
+    /// How much it still has to begin with.
+    pub(super) fn rest(&self) -> u64 {
+        self.share.left.bytes
+    }
+
+    /// Waits until a turn is done. Is there another one?
+    pub(super) fn turn(
+        &mut self,
+        sparse: &Sparse<'_>,
+        tell: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<bool> {
+        let Self { puppet, share, lane, .. } = self;
+        lane.as_mut().map_or(Ok(false), |lane| lane.turn(puppet, share, sparse, tell))
+    }
+
+    /// When there is none.
+    pub(super) fn end(mut self) -> Result<Written> {
+        self.let_go()?;
+        let share = std::mem::replace(&mut self.share, Share::of(Vec::new(), 1));
+        Ok(share.written(self.lane.take().into_iter().collect()))
+    }
+
+    fn let_go(&mut self) -> Result<()> {
+        let ended = self.puppet.finish();
+        let taken_back = self.lent.take().map_or(Ok(()), |lent| lent.take_back(&mut self.puppet));
+        ended.and(taken_back).and(self.puppet.put_back())
+    }
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        // On the way out of another error.
+        let _ = self.let_go();
+    }
+}
+
+/// What one process has to write, whoever of it does.
+struct Share {
+    ranges: Vec<Range<u64>>,
+    left: Left,
+    runs: Vec<Run>,
+    /// So many bytes have been written, of which so many were not taken back.
+    all: u64,
+    stored: u64,
+}
+
+impl Share {
+    fn of(ranges: Vec<Range<u64>>, writers: usize) -> Self {
+        let left = Left::of(ranges.clone(), writers);
+        Self { ranges, left, runs: Vec::new(), all: 0, stored: 0 }
+    }
+
+    /// If one page in so many is of zeroes, the rest is left.
+    fn is_better_left(&self) -> bool {
+        const MANY: u64 = 8;
+        (self.all - self.stored) * MANY > self.all
+    }
+
+    fn written(self, lanes: Vec<Lane>) -> Written {
+        let Self { ranges, left, mut runs, .. } = self;
+        let (mut segments, mut zeroes) = (Vec::new(), Vec::new());
+        for lane in lanes {
+            segments.push(lane.segment);
+            zeroes.extend(lane.zeroes);
+        }
+        runs.sort_unstable_by_key(|run| run.addr);
+        zeroes.sort_unstable_by_key(|range: &Range<u64>| range.start);
+        let zero = pages::size(&zeroes) / PAGE;
+        if zero > 0 {
+            runs = overlap(&runs, &without(&ranges, zeroes.into_iter()));
+        }
+        Written { segments, runs, zero, left: left.rest() }
+    }
 }
 
 /// What is left to be written.
@@ -168,7 +253,10 @@ impl Left {
 
     /// How much a writer takes at once.
     fn turn(&self) -> u64 {
-        (self.bytes / (2 * self.writers)).clamp(TURN.start, TURN.end)
+        match self.writers {
+            1 => TURN.end,
+            writers => (self.bytes / (2 * writers)).clamp(TURN.start, TURN.end),
+        }
     }
 
     /// All of it.
@@ -189,10 +277,11 @@ impl Left {
 }
 
 /// A segment, and the task's descriptor of its file.
-struct Lane<'w> {
-    segment: &'w mut SegmentWriter,
+struct Lane {
+    segment: SegmentWriter,
     number: RawFd,
-    sparse: &'w dyn Fn(u64) -> bool,
+    /// What its writer is at.
+    under_way: Vec<Write>,
     /// Pages of zeroes that were written, and taken back.
     zeroes: Vec<Range<u64>>,
 }
@@ -216,17 +305,47 @@ impl Piece {
     }
 }
 
-impl Lane<'_> {
-    /// The work of one turn.
-    fn plan(
+impl Lane {
+    fn new(segment: SegmentWriter, number: RawFd) -> Self {
+        Self { segment, number, under_way: Vec::new(), zeroes: Vec::new() }
+    }
+
+    /// Sets its writer to a turn, if there is one.
+    fn begin(&mut self, writer: &mut Puppet<'_>, share: &mut Share) -> Result<bool> {
+        if share.is_better_left() {
+            return Ok(false);
+        }
+        let (batch, writes) = self.plan(writer.batch(), share)?;
+        self.under_way = writes;
+        match self.under_way.is_empty() {
+            true => Ok(false),
+            false => writer.start(batch).map(|()| true),
+        }
+    }
+
+    /// Waits until its writer is done with a turn, and sets it to another one, if there is one.
+    fn turn(
         &mut self,
-        mut batch: Batch,
-        left: &mut Left,
-        runs: &mut Vec<Run>,
-    ) -> Result<(Batch, Vec<Write>)> {
-        let (mut writes, end) = (Vec::new(), self.segment.end() + left.turn());
+        writer: &mut Puppet<'_>,
+        share: &mut Share,
+        sparse: &Sparse<'_>,
+        tell: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<bool> {
+        let answers = writer.finish()?;
+        let done = std::mem::take(&mut self.under_way);
+        let goes_on = self.begin(writer, share)?;
+        share.all += done.iter().flat_map(|write| &write.pieces).map(Piece::len).sum::<u64>();
+        let stored = done.into_iter().map(|write| self.complete(writer.memory(), &answers, write, sparse));
+        let stored = stored.sum::<Result<u64>>()?;
+        share.stored += stored;
+        tell(stored).map(|()| goes_on)
+    }
+
+    /// The work of one turn.
+    fn plan(&mut self, mut batch: Batch, share: &mut Share) -> Result<(Batch, Vec<Write>)> {
+        let (mut writes, end) = (Vec::new(), self.segment.end() + share.left.turn());
         while !batch.is_nearly_full() && self.segment.end() < end {
-            let pieces = self.pieces(&mut batch, left, runs)?;
+            let pieces = self.pieces(&mut batch, share)?;
             let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { break };
             batch.about(Subject::Vma { start: first.range.start, end: last.range.end, what: String::new() });
             let vectors: Vec<u64> =
@@ -239,7 +358,7 @@ impl Lane<'_> {
     }
 
     /// What is written at once. Its sums come first.
-    fn pieces(&mut self, batch: &mut Batch, left: &mut Left, runs: &mut Vec<Run>) -> Result<Vec<Piece>> {
+    fn pieces(&mut self, batch: &mut Batch, Share { left, runs, .. }: &mut Share) -> Result<Vec<Piece>> {
         let (mut pieces, mut room): (Vec<Piece>, u64) = (Vec::new(), WRITE);
         while room > 0 && pieces.len() < PIECES {
             let Some((range, goes_on)) = left.next(room) else { break };
@@ -258,7 +377,13 @@ impl Lane<'_> {
 
     /// What the task may not read itself, or what a full disk cut short, is written from outside. How many bytes are
     /// stored?
-    fn complete(&mut self, memory: &Memory, answers: &Answers, write: Write) -> Result<u64> {
+    fn complete(
+        &mut self,
+        memory: &Memory,
+        answers: &Answers,
+        write: Write,
+        sparse: &Sparse<'_>,
+    ) -> Result<u64> {
         let mut done = match answers.get(write.call) {
             Ok(done) => done,
             // Or what cannot be written past the page cache.
@@ -273,20 +398,26 @@ impl Lane<'_> {
                 direct::write_all_at(self.segment.file()?, &rest, piece.offset + there).call("pwrite")?;
             }
             done -= there;
-            stored += len - self.sum_up(memory, answers, piece)?;
+            stored += len - self.sum_up(memory, answers, piece, sparse)?;
         }
         Ok(stored)
     }
 
     /// Takes note of the sums of a piece, and its pages of zeroes back; how many bytes?
-    fn sum_up(&mut self, memory: &Memory, answers: &Answers, piece: Piece) -> Result<u64> {
+    fn sum_up(
+        &mut self,
+        memory: &Memory,
+        answers: &Answers,
+        piece: Piece,
+        sparse: &Sparse<'_>,
+    ) -> Result<u64> {
         let Piece { range, offset, sums } = piece;
         let Some(sums) = sums else { return Ok(0) };
         let (sums, _) = answers.bytes(&sums).as_chunks();
         let sums = || sums.iter().map(|sum| u32::from_ne_bytes(*sum));
         self.segment.add_sums(sums());
         let pages = range.clone().step_by(PAGE as usize).zip(sums());
-        let empty = pages.filter(|(page, sum)| *sum == EMPTY && (self.sparse)(*page));
+        let empty = pages.filter(|(page, sum)| *sum == EMPTY && sparse(*page));
         let mut zeroes: Vec<Range<u64>> = Vec::new();
         for (page, _) in empty {
             match zeroes.last_mut() {

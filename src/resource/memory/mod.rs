@@ -2,6 +2,7 @@
 //! environment, auxiliary vector), its executable, and which pages hold what.
 
 mod build;
+mod crowd;
 mod fill;
 mod handover;
 pub(crate) mod inside;
@@ -40,10 +41,11 @@ use locks::FutureLocks;
 use policy::RangePolicy;
 
 pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, lock, prepare_shared, seal};
+pub(crate) use crowd::{Crowd, Kinship, Member};
 pub(crate) use fill::{Fillers, fill};
-pub(crate) use kin::{Inheritance, Kin, Legacy, Relatives, overlap, without};
+pub(crate) use kin::{Inheritance, Kin, Legacy, overlap, without};
 pub(crate) use layout::Layout;
-pub(crate) use pages::{Counts, FromInside, Own, PageWriter, Run, Segments, Whose};
+pub(crate) use pages::{Counts, FromInside, Own, PageWriter, Run, Segments};
 pub(crate) use parent::{Paged, Parent, PreDumped};
 pub(crate) use places::{Moved, Places};
 pub(crate) use shared::{Origin, SharedObject, SharedObjects};

@@ -14,7 +14,7 @@ use std::sync::mpsc;
 use nix::errno::Errno;
 
 use super::AddressSpace;
-use super::inside::{self, Work, Written};
+use super::inside::{self, Alone, Work, Written};
 use super::kin::{self, Relatives};
 use super::parent::{Known, Paged, Parent};
 use super::survey::{Populated, Scan};
@@ -26,7 +26,7 @@ use crate::image::{Decode, Encode, Image, ImageSink, Owner, Records, SegmentWrit
 use crate::parallel;
 use crate::sys::PAGE;
 use crate::sys::direct::PageBuffer;
-use crate::tracee::{Memory, Transfer};
+use crate::tracee::{Memory, Puppet, Transfer};
 
 /// Consecutive pages and where their contents are.
 #[derive(Encode, Decode, Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +66,8 @@ pub(crate) struct Counts {
 pub(crate) struct PageWriter<'h> {
     /// One for each writer; the first is everybody's.
     lanes: Vec<Lane>,
+    /// So many more are with processes that write to them.
+    lent: usize,
     /// How many there may be; as many as usual, if it does not matter yet.
     writers: Option<NonZeroUsize>,
     /// The image that has what has not changed.
@@ -95,11 +97,25 @@ pub(crate) struct Own<'s> {
 }
 
 /// How a task's memory is written from inside the task.
-pub(crate) struct FromInside<'p> {
-    pub(crate) is_possible: &'p dyn Fn() -> bool,
+pub(crate) struct FromInside<'i, 'p> {
+    pub(crate) is_possible: &'i dyn Fn() -> bool,
     /// Can the task read the mapping there, and will it read the same twice? Otherwise it cannot sum it up.
-    pub(crate) is_steady: &'p dyn Fn(u64) -> bool,
-    pub(crate) write: &'p mut dyn FnMut(Work<'_>) -> Result<Written>,
+    pub(crate) is_steady: &'i dyn Fn(u64) -> bool,
+    /// What the kernel writes to while the task runs.
+    pub(crate) rewritten: &'i dyn Fn() -> Option<Range<u64>>,
+    /// Who does it.
+    pub(crate) speaker: &'i dyn Fn() -> Result<Puppet<'p>>,
+}
+
+/// What is to be done about the pages of a process.
+#[derive(Default)]
+pub(super) struct Plan {
+    /// Those that the image or its parent has already.
+    pub(super) kept: Vec<Run>,
+    /// What the process writes itself.
+    pub(super) inner: Vec<Range<u64>>,
+    /// What is written from outside.
+    pub(super) outer: Vec<Range<u64>>,
 }
 
 impl<'h> PageWriter<'h> {
@@ -109,7 +125,7 @@ impl<'h> PageWriter<'h> {
         parent: Option<&'h Parent>,
         progress: &'h mut dyn FnMut(Progress) -> Result<()>,
     ) -> Self {
-        Self { lanes: Vec::new(), writers, parent, counts: Counts::default(), progress }
+        Self { lanes: Vec::new(), lent: 0, writers, parent, counts: Counts::default(), progress }
     }
 
     /// When all are written: what is to be known of the segments becomes records.
@@ -133,7 +149,7 @@ impl<'h> PageWriter<'h> {
         &mut self,
         known: &[Run],
         ranges: &[Range<u64>],
-        source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()>,
+        source: &Read<'_>,
     ) -> Result<(Vec<Run>, Vec<Range<u64>>)> {
         let Some(parent) = self.parent else { return Ok((Vec::new(), ranges.to_vec())) };
         let same = parent.unchanged(known, ranges, source)?;
@@ -143,15 +159,15 @@ impl<'h> PageWriter<'h> {
         Ok((same, rest))
     }
 
-    /// Stores the pages that a process has of its own, but for those that its kin or the parent image still has too.
-    pub(crate) fn write_private(
+    /// What is to be done about the pages that a process has of its own, but for those that its kin still has too.
+    pub(super) fn plan_private(
         &mut self,
         space: &mut AddressSpace,
         Whose { pid, number, pages, relatives, stock }: Whose<'_>,
-        memory: &Memory,
-        inside: FromInside<'_>,
-        image: &mut dyn ImageSink,
-    ) -> Result<()> {
+        source: &Read<'_>,
+        inside: &FromInside<'_, '_>,
+        image: &dyn ImageSink,
+    ) -> Result<Plan> {
         let Populated { data, swapped, guards } = pages.populated(&space.spans());
         space.guards = guards.iter().map(|range| (range.start, range.end)).collect();
         let common = match relatives {
@@ -161,79 +177,128 @@ impl<'h> PageWriter<'h> {
         let own = Own { number, stock, data: kin::without(&data, common.iter().map(Run::range)), swapped };
         self.counts.scanned +=
             space.vmas.iter().filter(|vma| vma.is_private()).map(|vma| vma.len() / PAGE).sum::<u64>();
-        let source = |ranges: &[Range<u64>], buffer: &mut [u8]| match relatives {
-            Relatives::None => memory.read_ranges(ranges, buffer),
-            Relatives::Some(_) => memory.read_shared_ranges(ranges, buffer),
+        let mut plan = self.plan_own(&own, source)?;
+        plan.kept.extend(common);
+        if image.lends_files() {
+            take_inner(&mut plan, &own.swapped, inside);
+        }
+        Ok(plan)
+    }
+
+    /// What the parent image does not have.
+    fn plan_own(&mut self, own: &Own<'_>, source: &Read<'_>) -> Result<Plan> {
+        let known = self.parent.map_or_else(Known::default, |parent| parent.space(own.number));
+        let (quiet, doubtful) = match known.by_parent {
+            true => own.stock.divide(&own.data, &own.swapped),
+            false => (Vec::new(), own.data.clone()),
         };
-        // A page of zeroes in a private file mapping hides what the file says there.
-        let sparse = |address| space.vma_at(address).is_some_and(super::Vma::is_anonymous);
-        let runs = self.write_own(&own, source, sparse, Some(inside), image)?;
-        space.runs = runs;
-        space.runs.extend(common);
-        space.runs.sort_unstable_by_key(|run| run.addr);
-        Ok(())
+        let (mut kept, _) = self.unchanged(&known.runs, &doubtful, source)?;
+        let quiet = kin::overlap(&known.runs, &quiet);
+        self.counts.inherited += quiet.iter().map(|run| run.len / PAGE).sum::<u64>();
+        kept.extend(quiet);
+        kept.sort_unstable_by_key(|run| run.addr);
+        let outer = kin::without(&own.data, kept.iter().map(Run::range));
+        Ok(Plan { kept, inner: Vec::new(), outer })
     }
 
     /// Stores what the parent image does not have.
     pub(crate) fn write_own(
         &mut self,
         own: &Own<'_>,
-        source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,
-        sparse: impl Fn(u64) -> bool + Sync,
-        inside: Option<FromInside<'_>>,
+        source: &Read<'_>,
+        sparse: &Sparse<'_>,
         image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
-        let known = self.parent.map_or_else(Known::default, |parent| parent.space(own.number));
-        let (quiet, doubtful) = match known.by_parent {
-            true => own.stock.divide(&own.data, &own.swapped),
-            false => (Vec::new(), own.data.clone()),
-        };
-        let (mut kept, _) = self.unchanged(&known.runs, &doubtful, &source)?;
-        let quiet = kin::overlap(&known.runs, &quiet);
-        self.counts.inherited += quiet.iter().map(|run| run.len / PAGE).sum::<u64>();
-        kept.extend(quiet);
-        kept.sort_unstable_by_key(|run| run.addr);
-        let ranges = kin::without(&own.data, kept.iter().map(Run::range));
-        let (inner, outer) = match inside {
-            Some(inside) if image.lends_files() => {
-                self.write_inside(ranges, &own.swapped, (inside, &sparse), image)?
-            }
-            _ => (Vec::new(), ranges),
-        };
-        kept.extend(inner);
-        kept.extend(self.write_ranges(&outer, source, sparse, image)?);
-        kept.sort_unstable_by_key(|run| run.addr);
-        Ok(kept)
+        let plan = self.plan_own(own, source)?;
+        self.write_outer(plan, source, sparse, image)
     }
 
-    /// Has the task write what it can, if that is much. Gives the runs, and what is left.
-    fn write_inside(
+    /// The rest of a plan. Gives all runs that come of it, in order.
+    pub(super) fn write_outer(
         &mut self,
-        ranges: Vec<Range<u64>>,
-        swapped: &[Range<u64>],
-        (FromInside { is_possible, is_steady, write }, sparse): (FromInside<'_>, &dyn Fn(u64) -> bool),
+        plan: Plan,
+        source: &Read<'_>,
+        sparse: &Sparse<'_>,
         image: &mut dyn ImageSink,
-    ) -> Result<(Vec<Run>, Vec<Range<u64>>)> {
-        if size(&ranges) < LARGE {
-            return Ok((Vec::new(), ranges));
-        }
-        let steady: Vec<_> = ranges.iter().filter(|range| is_steady(range.start)).cloned().collect();
-        // What cannot be read back from where it was swapped to would end the program, should it try.
-        let inner = kin::without(&steady, swapped.iter().cloned());
-        if size(&inner) < LARGE || !is_possible() {
-            return Ok((Vec::new(), ranges));
-        }
-        let mut outer = kin::without(&ranges, inner.iter().cloned());
-        let writers = self.parts(&inner, image)?.len();
-        let (counts, progress) = (&mut self.counts, &mut *self.progress);
-        let mut tell = |len| account(len, counts, progress);
-        let segments = self.lanes.iter_mut().map(|lane| &mut lane.segment).take(writers).collect();
-        let work = Work { segments, ranges: inner, sparse, tell: &mut tell };
-        let Written { runs, zero, left } = write(work)?;
+    ) -> Result<Vec<Run>> {
+        let mut runs = plan.kept;
+        runs.extend(self.write_ranges(&plan.outer, source, sparse, image)?);
+        runs.sort_unstable_by_key(|run| run.addr);
+        Ok(runs)
+    }
+
+    /// Has a process write what of a plan it can write itself, by several threads.
+    pub(super) fn write_inner(
+        &mut self,
+        plan: &mut Plan,
+        mut speaker: Puppet<'_>,
+        sparse: &Sparse<'_>,
+        image: &mut dyn ImageSink,
+    ) -> Result<()> {
+        let ranges = std::mem::take(&mut plan.inner);
+        let writers = self.parts(&ranges, image)?.len();
+        let (segments, buffers): (Vec<_>, Vec<_>) =
+            self.lanes.drain(..writers).map(|Lane { segment, buffer }| (segment, buffer)).unzip();
+        let written =
+            self.telling(|tell| inside::write(&mut speaker, Work { segments, ranges, sparse, tell }))?;
+        let segments = self.account_for(written, plan);
+        let lanes = segments.into_iter().zip(buffers).map(|(segment, buffer)| Lane { segment, buffer });
+        self.lanes.splice(..0, lanes);
+        speaker.release()
+    }
+
+    /// Has a process begin to write what of a plan it can write itself, by one thread, if there is a lane for it.
+    pub(super) fn begin_inner<'p>(
+        &mut self,
+        plan: &mut Plan,
+        speaker: Puppet<'p>,
+        image: &mut dyn ImageSink,
+    ) -> Result<Alone<'p>> {
+        let ranges = std::mem::take(&mut plan.inner);
+        let lane = match self.lanes.pop() {
+            Some(lane) => lane,
+            None => Lane::new(image)?,
+        };
+        self.lent += 1;
+        lane.segment.expect(size(&ranges), preallocate)?;
+        Alone::begin(speaker, lane.segment, ranges)
+    }
+
+    /// Waits until one that writes by itself is done with a turn. Is it done with all of it?
+    pub(super) fn go_on_inner(&mut self, alone: &mut Alone<'_>, sparse: &Sparse<'_>) -> Result<bool> {
+        self.telling(|tell| alone.turn(sparse, tell)).map(|goes_on| !goes_on)
+    }
+
+    /// When it is.
+    pub(super) fn end_inner(&mut self, plan: &mut Plan, alone: Alone<'_>) -> Result<()> {
+        let segments = self.account_for(alone.end()?, plan);
+        self.lent -= segments.len();
+        let lanes = segments.into_iter().map(|segment| Lane { segment, buffer: PageBuffer::default() });
+        self.lanes.extend(lanes);
+        Ok(())
+    }
+
+    /// Is there a lane that nobody writes to, or may there be another one?
+    pub(super) fn has_lane(&mut self) -> bool {
+        self.lent == 0 || self.lent < self.most()
+    }
+
+    fn most(&mut self) -> usize {
+        self.writers.get_or_insert_with(parallel::usual).get().min(inside::MOST)
+    }
+
+    fn account_for(&mut self, written: Written, plan: &mut Plan) -> Vec<SegmentWriter> {
+        let Written { segments, runs, zero, left } = written;
         self.counts.zero += zero;
-        outer.extend(left);
-        outer.sort_unstable_by_key(|range| range.start);
-        Ok((runs, outer))
+        plan.kept.extend(runs);
+        plan.outer.extend(left);
+        plan.outer.sort_unstable_by_key(|range| range.start);
+        segments
+    }
+
+    fn telling<T>(&mut self, body: impl FnOnce(&mut dyn FnMut(u64) -> Result<()>) -> Result<T>) -> Result<T> {
+        let (counts, progress) = (&mut self.counts, &mut *self.progress);
+        body(&mut |len| account(len, counts, progress))
     }
 
     /// What each writer gets of this work: each has a lane then, with room for it.
@@ -241,11 +306,11 @@ impl<'h> PageWriter<'h> {
         let shares = size(ranges) / SHARE;
         let most = match shares {
             0 | 1 => 1,
-            _ => self.writers.get_or_insert_with(parallel::usual).get().min(inside::MOST) as u64,
+            _ => self.most().saturating_sub(self.lent).max(1) as u64,
         };
         let parts = divide(ranges, shares.clamp(1, most));
         while self.lanes.len() < parts.len() {
-            self.lanes.push(Lane { segment: image.segment()?, buffer: PageBuffer::default() });
+            self.lanes.push(Lane::new(image)?);
         }
         for (Lane { segment, .. }, part) in self.lanes.iter().zip(&parts) {
             let len = size(part);
@@ -272,7 +337,7 @@ impl<'h> PageWriter<'h> {
             }
             Ok(())
         };
-        self.write_changed(ranges, source, |_| true, known, image)
+        self.write_changed(ranges, &source, &|_| true, known, image)
     }
 
     /// Copies the data of a file, which may end within a page. Are zeroes that were written data?
@@ -300,7 +365,7 @@ impl<'h> PageWriter<'h> {
             }
             Ok(())
         };
-        self.write_changed(&pages, source, |_| !zeroes, known, image)
+        self.write_changed(&pages, &source, &|_| !zeroes, known, image)
     }
 
     /// Copies a range of memory, but for its pages of zeroes.
@@ -312,19 +377,19 @@ impl<'h> PageWriter<'h> {
         image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         let source = |ranges: &[Range<u64>], buffer: &mut [u8]| memory.read_ranges(ranges, buffer);
-        self.write_changed(&[range], source, |_| true, known, image)
+        self.write_changed(&[range], &source, &|_| true, known, image)
     }
 
     /// Copies what is not where `known` runs lead to.
     fn write_changed(
         &mut self,
         ranges: &[Range<u64>],
-        source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,
-        sparse: impl Fn(u64) -> bool + Sync,
+        source: &Read<'_>,
+        sparse: &Sparse<'_>,
         known: &[Run],
         image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
-        let (same, ranges) = self.unchanged(known, ranges, &source)?;
+        let (same, ranges) = self.unchanged(known, ranges, source)?;
         let mut runs = self.write_ranges(&ranges, source, sparse, image)?;
         runs.extend(same);
         runs.sort_unstable_by_key(|run| run.addr);
@@ -335,15 +400,15 @@ impl<'h> PageWriter<'h> {
     pub(super) fn write_ranges(
         &mut self,
         ranges: &[Range<u64>],
-        source: impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync,
-        sparse: impl Fn(u64) -> bool + Sync,
+        source: &Read<'_>,
+        sparse: &Sparse<'_>,
         image: &mut dyn ImageSink,
     ) -> Result<Vec<Run>> {
         if ranges.is_empty() {
             return Ok(Vec::new());
         }
         let parts = self.parts(ranges, image)?;
-        let from = Source { read: &source, sparse: &sparse };
+        let from = Source { read: source, sparse };
         let (counts, progress) = (&mut self.counts, &mut *self.progress);
         let mut tell = |len| account(len, counts, progress);
         let copied = match (&mut self.lanes[..], &parts[..]) {
@@ -360,15 +425,34 @@ fn account(len: u64, counts: &mut Counts, progress: &mut dyn FnMut(Progress) -> 
     progress(Progress { bytes: counts.written * PAGE })
 }
 
+/// What of a plan the process writes itself: what it can, if that is much.
+fn take_inner(plan: &mut Plan, swapped: &[Range<u64>], inside: &FromInside<'_, '_>) {
+    if size(&plan.outer) < LARGE {
+        return;
+    }
+    let steady = plan.outer.iter().filter(|range| (inside.is_steady)(range.start)).cloned();
+    // What cannot be read back from where it was swapped to would end the program, should it try.
+    let inner = kin::without(&steady.collect::<Vec<_>>(), swapped.iter().cloned());
+    let rewritten =
+        (inside.rewritten)().map(|range| range.start & !(PAGE - 1)..range.end.next_multiple_of(PAGE));
+    let inner = kin::without(&inner, rewritten.into_iter());
+    if size(&inner) >= LARGE && (inside.is_possible)() {
+        plan.outer = kin::without(&plan.outer, inner.iter().cloned());
+        plan.inner = inner;
+    }
+}
+
 /// Reads ranges into a buffer, back to back.
-type Read<'o> = dyn Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync + 'o;
+pub(super) type Read<'o> = dyn Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync + 'o;
+
+/// Does it mean nothing that there is a page of zeroes at this address?
+pub(super) type Sparse<'o> = dyn Fn(u64) -> bool + Sync + 'o;
 
 /// Where pages come from.
 #[derive(Clone, Copy)]
 struct Source<'o> {
     read: &'o Read<'o>,
-    /// Does it mean nothing that there is a page of zeroes at this address?
-    sparse: &'o (dyn Fn(u64) -> bool + Sync),
+    sparse: &'o Sparse<'o>,
 }
 
 /// A segment that is being written, by whoever has it.
@@ -435,6 +519,10 @@ fn copy_together<'r>(
 }
 
 impl Lane {
+    fn new(image: &mut dyn ImageSink) -> Result<Self> {
+        Ok(Self { segment: image.segment()?, buffer: PageBuffer::default() })
+    }
+
     fn copy<'r>(
         &mut self,
         ranges: &'r [Range<u64>],
@@ -465,7 +553,7 @@ impl Lane {
 fn squeeze(
     buffer: &mut [u8],
     group: &[Range<u64>],
-    sparse: &dyn Fn(u64) -> bool,
+    sparse: &Sparse<'_>,
     to: &SegmentWriter,
     copied: &mut Copied<'_>,
 ) -> usize {

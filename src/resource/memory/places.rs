@@ -73,7 +73,7 @@ impl Places {
                 })
             })
         };
-        let runs = pages.write_ranges(&ranges, source, |_| false, image)?;
+        let runs = pages.write_ranges(&ranges, &source, &|_| false, image)?;
         Ok(Moved { places: self, runs })
     }
 

@@ -1,6 +1,9 @@
 //! Restartable sequences (rseq(2), Documentation/rseq): the registered area of a thread. A thread that was
 //! stopped inside a critical section goes on at its abort handler, as after any preemption.
 
+use std::ops::Range;
+
+use crate::Pid;
 use crate::arch::{Regs, RegsExt};
 use crate::error::{NameCall, Result};
 use crate::image::{Decode, Encode, Record, Tag};
@@ -39,6 +42,12 @@ impl State for Rseq {
         batch.call(sys::rseq, &[self.pointer, u64::from(self.size), 0, u64::from(self.signature)]);
         Ok(())
     }
+}
+
+/// The area of a thread, which the kernel writes to whenever the thread goes on: on another processor, other values.
+pub(crate) fn area(tid: Pid) -> Option<Range<u64>> {
+    let area = crate::sys::ptrace::rseq_configuration(tid).ok().flatten()?;
+    Some(area.pointer..area.pointer + u64::from(area.size))
 }
 
 /// Takes a thread out of the critical section that it is in, if any: the kernel would do so at the first

@@ -4,8 +4,11 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use cryosleep::inspect::Inspection;
 use cryosleep::{AfterDump, Cgroups, Error, ErrorKind, FileValidation, Restore};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{Case, ensure};
 use crate::program::{Program, Target, nothing_left, others, reap};
@@ -57,6 +60,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "restore_without_cwd", test: || changed(FDS, "places", "inside", remove), programs: &[FDS] },
     Case { name: "copy_on_write_is_stored_once", test: stored_once, programs: &[FILES] },
     Case { name: "empty_pages_are_not_stored", test: empty_pages, programs: &[COUNTER] },
+    Case { name: "pages_written_by_the_kernel", test: moved, programs: &[COUNTER] },
     Case { name: "restore_when_lock_is_taken", test: lock_taken, programs: &[LOCKS] },
     Case { name: "restore_without_system_v_segment", test: lost_segment, programs: &[FILES] },
     Case { name: "restore_with_other_contents", test: other_contents, programs: &[FDS] },
@@ -303,6 +307,40 @@ fn empty_pages() -> Outcome {
         bytes += entry.and_then(|entry| entry.metadata()).map_err(text)?.blocks() * 512;
     }
     ensure((32 << 20..52 << 20).contains(&bytes), || format!("{bytes} bytes"))?;
+    target.dump_and_restore()?;
+    target.go()?;
+    target.stolen_verdict()
+}
+
+/// Whenever a thread comes to another processor, the kernel writes that into its rseq area: between the sum of that page and
+/// its being stored, too.
+fn moved() -> Outcome {
+    const DUMPS: u32 = 400;
+    let mut target = Target::start(COUNTER, &["5"])?;
+    let pid = target.pid();
+    let all = sched_getaffinity(pid).map_err(|e| e.to_string())?;
+    let each = (0..CpuSet::count()).filter(|cpu| all.is_set(*cpu) == Ok(true)).map(|cpu| {
+        let mut only = CpuSet::new();
+        only.set(cpu).map(|()| only)
+    });
+    let each = each.collect::<nix::Result<Vec<_>>>().map_err(|e| e.to_string())?;
+    if each.len() < 2 {
+        return Err("skip: there is one processor".into());
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let places = each.iter().cycle().take_while(|_| !over.load(Ordering::Relaxed));
+        let mover =
+            scope.spawn(|| places.map(|only| sched_setaffinity(pid, only)).collect::<nix::Result<()>>());
+        let dumped = (0..DUMPS).try_for_each(|_| {
+            target.dump(AfterDump::Resume)?;
+            Inspection::open(target.image()).and_then(|image| image.verify_pages()).map_err(|e| e.to_string())
+        });
+        over.store(true, Ordering::Relaxed);
+        let moved = mover.join().map_err(|_| "the mover ended early")?;
+        dumped.and(moved.map_err(|e| e.to_string()))
+    })?;
+    sched_setaffinity(pid, &all).map_err(|e| e.to_string())?;
     target.dump_and_restore()?;
     target.go()?;
     target.stolen_verdict()
