@@ -74,6 +74,8 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("mapping_deleted_files", Subject::new(C("mappings"), &["deleted"])),
     ("mapping_copy_on_write", Subject::new(C("mappings"), &["cow"])),
     ("mapping_copy_on_write_packed", Subject::new(C("mappings"), &["cow"]).dumped(packed)),
+    ("memory_of_many", Subject::new(C("mappings"), &["crowd"])),
+    ("memory_of_many_bare", Subject::new(StaticC("mappings"), &["crowd"]).dumped(bare)),
     ("mapping_sysv", Subject::new(C("mappings"), &["sysv"])),
     ("guard_regions", Subject::new(C("mappings"), &["guards"])),
     ("regular_files", Subject::new(C("fds"), &["regular"])),

@@ -17,6 +17,11 @@ static void *anonymous(int more)
 	return map(PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | more, -1, 0);
 }
 
+static void expect_empty(const char *page)
+{
+	expect(!page[0] && !memcmp(page, page + 1, PAGE - 1), "it is not empty");
+}
+
 static int file_of(const char *name, uint64_t seed)
 {
 	static char contents[16 * PAGE];
@@ -132,6 +137,7 @@ static int files(void)
 	char *posix = map(rw, MAP_SHARED, named, 0);
 	paint(posix, SIZE, 16);
 	paint(private + 3 * PAGE, PAGE, 11); // its own copy of one page
+	memset(private + 6 * PAGE, 0, PAGE); // which hides what the file has there
 	paint(part, PAGE, 12);
 	paint(shared + PAGE, PAGE, 13);
 	close(one);
@@ -141,6 +147,7 @@ static int files(void)
 	wait_go();
 	expect_painted(private, 3 * PAGE, 1);
 	expect_painted(private + 3 * PAGE, PAGE, 11);
+	expect_empty(private + 6 * PAGE);
 	expect_painted(read_only, SIZE, 1);
 	expect_painted(part, PAGE, 12);
 	expect(!memcmp(part + PAGE, read_only + 5 * PAGE, PAGE));
@@ -716,6 +723,58 @@ static int cow(void)
 	return passed();
 }
 
+// Many processes, each with memory of its own beside what it has from the first.
+static int crowd(void)
+{
+	enum { CHILDREN = 7, SPARSE = 3, COMMON = 1280 };
+	int rw = PROT_READ | PROT_WRITE;
+	char *common = must(mmap(NULL, COMMON * PAGE, rw, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	for (int page = 0; page < COMMON; page++)
+		paint(common + page * PAGE, PAGE, 1000 + page);
+	int fd = must(open("large", O_RDWR | O_CREAT, 0600));
+	must(ftruncate(fd, COMMON * PAGE));
+	must(pwrite(fd, common, PAGE, 5 * PAGE));
+	char *hiding = must(mmap(NULL, COMMON * PAGE, rw, MAP_PRIVATE, fd, 0));
+	memcpy(hiding, common, COMMON * PAGE);
+	memset(hiding + 5 * PAGE, 0, PAGE);
+	_Atomic int *done = must(mmap(NULL, PAGE, rw, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	pid_t children[CHILDREN];
+	for (int i = 0; i < CHILDREN; i++) {
+		children[i] = must(fork());
+		if (children[i])
+			continue;
+		size_t pages = (i ? 4 + 2 * (i % 4) : 40) * 256 + 1; // the first is the last to be done
+		char *own = must(mmap(NULL, pages * PAGE, rw, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+		for (size_t page = 0; page < pages; page++)
+			if (i == SPARSE && page % 2)
+				own[page * PAGE] = 0;
+			else
+				paint(own + page * PAGE, PAGE, 10000 * (i + 1) + page);
+		paint(common + i * PAGE, PAGE, i);
+		++*done;
+		wait_go();
+		for (size_t page = 0; page < pages; page++)
+			if (i == SPARSE && page % 2)
+				expect_empty(own + page * PAGE);
+			else
+				expect_painted(own + page * PAGE, PAGE, 10000 * (i + 1) + page);
+		for (int page = 0; page < COMMON; page++)
+			expect_painted(common + page * PAGE, PAGE, page == i ? page : 1000 + page);
+		return 0;
+	}
+	while (*done < CHILDREN)
+		nap(MS);
+	ready();
+	wait_go();
+	for (int page = 0; page < COMMON; page++)
+		expect_painted(common + page * PAGE, PAGE, 1000 + page);
+	expect(!memcmp(hiding, common, 5 * PAGE) && !memcmp(hiding + 6 * PAGE, common + 6 * PAGE, (COMMON - 6) * PAGE));
+	expect_empty(hiding + 5 * PAGE);
+	for (int i = 0; i < CHILDREN; i++)
+		join_child(children[i]);
+	return passed();
+}
+
 // What a mapping can be, beyond advice; the test sees the flags.
 static int properties(void)
 {
@@ -882,7 +941,7 @@ int main(int argc, char **argv)
 	static const struct { const char *name; int (*run)(void); } parts[] = {
 		{ "private", private }, { "files", files }, { "shared", shared }, { "advice", advice }, { "guards", guards },
 		{ "properties", properties }, { "sysv", sysv },
-		{ "memfds", memfds }, { "deleted", deleted }, { "cow", cow }, { "refused", refused }, { "vdso", vdso },
+		{ "memfds", memfds }, { "deleted", deleted }, { "cow", cow }, { "crowd", crowd }, { "refused", refused }, { "vdso", vdso },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))

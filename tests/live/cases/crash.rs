@@ -21,6 +21,7 @@ const REGISTERS: Program = Program::C("registers");
 const SIGNALS: Program = Program::C("signals");
 const BLOCKED: Program = Program::C("blocked");
 const TASKS: Program = Program::C("tasks");
+const MAPPINGS: Program = Program::C("mappings");
 const SHARING: Program = Program::C("sharing");
 
 pub(super) const CASES: &[Case] = &[
@@ -53,6 +54,11 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "crash_of_dump_altstack", test: || dump(SIGNALS, "altstack"), programs: &[SIGNALS] },
     Case { name: "crash_of_dump_poll", test: || dump(BLOCKED, "poll"), programs: &[BLOCKED] },
     Case { name: "crash_of_dump_tree", test: || dump(TASKS, "sessions"), programs: &[TASKS] },
+    Case {
+        name: "crash_of_dump_many",
+        test: || dump_in(20, "dump", sometime, MAPPINGS, &["crowd"]),
+        programs: &[MAPPINGS],
+    },
     Case {
         name: "crash_of_dump_sharing",
         test: || dump_in(20, "dump", sometime, SHARING, &["living"]),

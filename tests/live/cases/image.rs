@@ -327,11 +327,10 @@ fn moved() -> Outcome {
     if each.len() < 2 {
         return Err("skip: there is one processor".into());
     }
-    let over = AtomicBool::new(false);
+    let over = &AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let places = each.iter().cycle().take_while(|_| !over.load(Ordering::Relaxed));
-        let mover =
-            scope.spawn(|| places.map(|only| sched_setaffinity(pid, only)).collect::<nix::Result<()>>());
+        let mut places = each.iter().cycle().take_while(|_| !over.load(Ordering::Relaxed));
+        let mover = scope.spawn(move || places.try_for_each(|only| sched_setaffinity(pid, only)));
         let dumped = (0..DUMPS).try_for_each(|_| {
             target.dump(AfterDump::Resume)?;
             Inspection::open(target.image()).and_then(|image| image.verify_pages()).map_err(|e| e.to_string())

@@ -17,14 +17,15 @@ use nix::mount::{MsFlags, mount};
 
 use super::{Case, ensure};
 use crate::Outcome;
-use crate::program::{Options, Program, Target, bare, nothing_left, packed, reap, usual};
+use crate::program::{Options, Program, Target, bare, nothing_left, others, packed, reap, usual};
 
 const COUNTER: Program = Program::StaticC("counter");
 const TASKS: Program = Program::C("tasks");
+const MAPPINGS: Program = Program::C("mappings");
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "store_on_full_disk", test: full_disk, programs: &[COUNTER] },
-    Case { name: "store_vetoed_in_the_middle", test: vetoed, programs: &[COUNTER] },
+    Case { name: "store_vetoed_in_the_middle", test: vetoed, programs: &[COUNTER, MAPPINGS] },
     Case { name: "store_damaged_pages", test: damaged, programs: &[COUNTER] },
     Case { name: "store_packed_is_smaller", test: smaller, programs: &[TASKS] },
     Case { name: "store_through_a_pipe", test: through_a_pipe, programs: &[COUNTER] },
@@ -90,14 +91,20 @@ impl Hooks for Enough {
     }
 }
 
-/// While several threads write.
+/// While several threads write, or several processes.
 fn vetoed() -> Outcome {
-    let target = Target::start(COUNTER, &["40"])?;
+    vetoed_at(COUNTER, "40", &[1, 20 << 20, 38 << 20])?;
+    fs::remove_dir_all(crate::cell::lab().join("subject")).map_err(text)?;
+    vetoed_at(MAPPINGS, "crowd", &[1, 9 << 20, 17 << 20, 30 << 20])
+}
+
+fn vetoed_at(program: Program, argument: &str, moments: &[u64]) -> Outcome {
+    let target = Target::start(program, &[argument])?;
     target.dump(AfterDump::Resume)?;
-    let before = names(target.image())?;
+    let (before, open) = (names(target.image())?, descriptors()?);
     for (way, options) in WAYS {
-        for bytes in [1, 20 << 20, 38 << 20] {
-            let mut enough = Enough(bytes);
+        for bytes in moments {
+            let mut enough = Enough(*bytes);
             let checkpoint = options(Checkpoint::of(target.pid));
             let error = match checkpoint.hooks(&mut enough).write_to(target.image()) {
                 Ok(_) => return Err(format!("{way}: it was dumped")),
@@ -105,10 +112,21 @@ fn vetoed() -> Outcome {
             };
             ensure(error.kind() == ErrorKind::Hook, || format!("{way}, {bytes}: {error}"))?;
             ensure(names(target.image())? == before, || format!("{way}: {:?}", names(target.image())))?;
+            ensure(descriptors()? == open, || format!("{way}, {bytes}: {:?}", descriptors()))?;
         }
     }
     target.go()?;
     target.verdict()
+}
+
+/// Those of every process of the tree.
+fn descriptors() -> Result<BTreeSet<(u32, std::ffi::OsString)>, String> {
+    let of = |pid: u32| {
+        let numbers = names(Path::new(&format!("/proc/{pid}/fd")))?;
+        Ok(numbers.into_iter().map(move |number| (pid, number)))
+    };
+    let all = others().into_iter().map(of).collect::<Result<Vec<_>, String>>()?;
+    Ok(all.into_iter().flatten().collect())
 }
 
 /// Large memory comes back by other ways than small: no damaged byte of it comes back, and no task stays.
