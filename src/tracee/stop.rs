@@ -57,11 +57,18 @@ pub(crate) struct Tracee {
 struct Pause {
     started: Instant,
     looks: u32,
+    /// The first sleeps.
+    short: Duration,
 }
 
 impl Pause {
     fn new() -> Self {
-        Self { started: Instant::now(), looks: 0 }
+        Self { started: Instant::now(), looks: 0, short: Duration::from_micros(3) }
+    }
+
+    /// For what takes milliseconds.
+    fn long() -> Self {
+        Self { short: Duration::from_micros(30), ..Self::new() }
     }
 
     fn waited(&self) -> Duration {
@@ -77,9 +84,10 @@ impl Pause {
         }
         // What has taken long may be found out a little later.
         let part = self.waited() / 32;
-        std::thread::sleep(match part.as_micros() {
-            0..32 => Duration::from_micros(3),
-            _ => part.min(Duration::from_millis(1)),
+        std::thread::sleep(if part < Duration::from_micros(30) {
+            self.short
+        } else {
+            part.min(Duration::from_millis(1))
         });
     }
 }
@@ -174,7 +182,7 @@ impl Tracee {
 
     /// Waits until one of them is stopped, or has ended: which one? None of them within the time of a step: the first.
     pub(crate) fn wait_for_first<'t>(tracees: impl Iterator<Item = &'t Tracee> + Clone) -> usize {
-        let mut pause = Pause::new();
+        let mut pause = Pause::long();
         while pause.waited() < STEP {
             if let Some(first) = tracees.clone().position(|tracee| !matches!(tracee.poll(), Ok(None))) {
                 return first;

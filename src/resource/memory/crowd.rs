@@ -82,7 +82,7 @@ impl<'b> Crowd<'b> {
         pages: &mut PageWriter<'_>,
         image: &mut dyn ImageSink,
     ) -> Result<()> {
-        while !pages.has_lane() || self.is_under_way(member.kinship.donor()) {
+        while self.is_under_way(member.kinship.donor()) {
             self.wait_for_one(pages, image)?;
         }
         let relatives = self.relatives(member.kinship);
@@ -91,7 +91,11 @@ impl<'b> Crowd<'b> {
         let mut plan = pages.plan_private(&mut space, whose, &member.reader(), inside, image)?;
         let inner = size(&plan.inner);
         // Beside others only if those have as much to do: otherwise its own threads are quicker.
-        if inner > 0 && member.rest + self.rest() >= inner {
+        let beside = inner > 0 && member.rest + self.under_way() >= inner;
+        while !pages.has_lane() {
+            self.wait_for_one(pages, image)?;
+        }
+        if beside {
             let alone = pages.begin_inner(&mut plan, (inside.speaker)()?, image)?;
             self.under_way.push(Busy { member, space, plan, alone });
             return Ok(());
@@ -153,9 +157,9 @@ impl<'b> Crowd<'b> {
         self.under_way.iter().any(|busy| Some(busy.member.number) == number)
     }
 
-    /// How much those who are under way still have to begin with.
-    fn rest(&self) -> u64 {
-        self.under_way.iter().map(|busy| busy.alone.rest()).sum()
+    /// How much is being written.
+    fn under_way(&self) -> u64 {
+        self.under_way.iter().map(|busy| busy.alone.bytes()).sum()
     }
 
     fn relatives(&self, kinship: Kinship) -> Relatives<'_> {

@@ -158,9 +158,9 @@ impl<'p> Alone<'p> {
         self.puppet.tracee()
     }
 
-    /// How much it still has to begin with.
-    pub(super) fn rest(&self) -> u64 {
-        self.share.left.bytes
+    /// How much it writes in all.
+    pub(super) fn bytes(&self) -> u64 {
+        pages::size(&self.share.ranges)
     }
 
     /// Waits until a turn is done. Is there another one?
