@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cryosleep::{Checkpoint, Compression, Exit, PageChecksums, Restore, Restored};
+use cryosleep::{AfterDump, Checkpoint, Compression, Exit, PageChecksums, Restore, Restored};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -19,6 +19,8 @@ pub(crate) enum Engine {
     Bare,
     /// Compressed pages; those here do not become smaller.
     Packed,
+    /// The process runs on after its dump, and is ended by us before it is restored.
+    Live,
     Criu,
 }
 
@@ -43,23 +45,28 @@ impl Engine {
             Engine::Cryosleep => "cryosleep",
             Engine::Bare => "cryosleep, no checksums",
             Engine::Packed => "cryosleep, LZ4",
+            Engine::Live => "cryosleep, runs on",
             Engine::Criu => "criu",
         }
     }
 
-    /// Dumps the process, which ends it.
+    /// Dumps the process; it ends by that, or after it.
     pub(crate) fn dump(self, pid: u32, images: &Path) -> Result<Took> {
         match self {
-            Engine::Cryosleep | Engine::Bare | Engine::Packed => {
+            Engine::Cryosleep | Engine::Bare | Engine::Packed | Engine::Live => {
                 let checkpoint = Checkpoint::of(pid);
                 let checkpoint = match self {
                     Engine::Bare => checkpoint.page_checksums(PageChecksums::Off),
                     Engine::Packed => checkpoint.compression(Compression::Lz4),
+                    Engine::Live => checkpoint.after(AfterDump::Resume),
                     _ => checkpoint,
                 };
                 let started = Instant::now();
                 let stats = checkpoint.write_to(images)?.stats;
                 let whole = started.elapsed();
+                if let Engine::Live = self {
+                    kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
+                }
                 Ok(Took { whole, stages: [stats.freezing, stats.frozen, stats.memory, stats.release] })
             }
             Engine::Criu => {
@@ -71,7 +78,7 @@ impl Engine {
 
     pub(crate) fn restore(self, pid: u32, images: &Path) -> Result<Back> {
         let (handle, took) = match self {
-            Engine::Cryosleep | Engine::Bare | Engine::Packed => {
+            Engine::Cryosleep | Engine::Bare | Engine::Packed | Engine::Live => {
                 let started = Instant::now();
                 let restored = Restore::from(images).run()?;
                 let whole = started.elapsed();

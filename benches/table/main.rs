@@ -103,6 +103,7 @@ fn case(kind: &Kind, options: &Options, homes: &Homes, criu: bool) -> Result<Vec
             Some(Engine::Cryosleep),
             memory.then_some(Engine::Bare),
             memory.then_some(Engine::Packed),
+            memory.then_some(Engine::Live),
             criu.then_some(Engine::Criu),
         ];
         for engine in engines.into_iter().flatten() {

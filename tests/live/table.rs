@@ -76,6 +76,7 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("mapping_copy_on_write_packed", Subject::new(C("mappings"), &["cow"]).dumped(packed)),
     ("memory_of_many", Subject::new(C("mappings"), &["crowd"])),
     ("memory_of_many_bare", Subject::new(StaticC("mappings"), &["crowd"]).dumped(bare)),
+    ("memory_of_huge_pages", Subject::new(C("mappings"), &["thp"])),
     ("mapping_sysv", Subject::new(C("mappings"), &["sysv"])),
     ("guard_regions", Subject::new(C("mappings"), &["guards"])),
     ("regular_files", Subject::new(C("fds"), &["regular"])),

@@ -775,6 +775,23 @@ static int crowd(void)
 	return passed();
 }
 
+// Transparent huge pages: three that are full, and one of which there is a part.
+static int thp(void)
+{
+	const size_t huge = 2 << 20;
+	char *area = must(mmap(NULL, 5 * huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	area += -(uintptr_t)area % huge;
+	must(madvise(area, 4 * huge, MADV_HUGEPAGE));
+	paint(area, 3 * huge, 1);
+	paint(area + 3 * huge, PAGE, 2);
+	ready();
+	wait_go();
+	expect_painted(area, 3 * huge, 1);
+	expect_painted(area + 3 * huge, PAGE, 2);
+	expect_empty(area + 3 * huge + PAGE);
+	return passed();
+}
+
 // What a mapping can be, beyond advice; the test sees the flags.
 static int properties(void)
 {
@@ -941,7 +958,7 @@ int main(int argc, char **argv)
 	static const struct { const char *name; int (*run)(void); } parts[] = {
 		{ "private", private }, { "files", files }, { "shared", shared }, { "advice", advice }, { "guards", guards },
 		{ "properties", properties }, { "sysv", sysv },
-		{ "memfds", memfds }, { "deleted", deleted }, { "cow", cow }, { "crowd", crowd }, { "refused", refused }, { "vdso", vdso },
+		{ "memfds", memfds }, { "deleted", deleted }, { "cow", cow }, { "crowd", crowd }, { "thp", thp }, { "refused", refused }, { "vdso", vdso },
 	};
 	for (size_t i = 0; i < COUNT(parts); i++)
 		if (argc == 2 && !strcmp(parts[i].name, argv[1]))

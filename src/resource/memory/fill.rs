@@ -1,13 +1,14 @@
 //! Filling memory: threads put pages into their places while the engine goes on building.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use tracing::debug;
 
-use super::kin::union;
+use super::kin::{beside, overlap, union, without};
 use super::pages::LARGE;
 use super::tracking::take_uffd;
 use super::{AddressSpace, Run, Segments, Traits, Vma};
@@ -211,12 +212,42 @@ pub(crate) fn fill<'s>(
     runs: &[Run],
     fillers: &Fillers<'s>,
 ) -> Result<()> {
-    let place = Place { space, memory: puppet.memory().clone(), uffd: register(puppet, space, runs) };
-    fillers.fill(puppet.tgid(), runs, move |pieces| place.put(pieces))
+    let huge = huge_areas(space, runs);
+    let usual = beside(runs, &huge);
+    let uffd = register(puppet, space, &usual, &huge);
+    let runs = [overlap(runs, &huge), usual].concat();
+    let place = Place { space, memory: puppet.memory().clone(), huge, uffd };
+    fillers.fill(puppet.tgid(), &runs, move |pieces| place.put(pieces))
 }
 
-/// A userfaultfd for the anonymous memory that these runs are in, if there is enough for it to pay.
-fn register(puppet: &mut Puppet<'_>, space: &AddressSpace, runs: &[Run]) -> Option<OwnedFd> {
+/// What is to be transparent huge pages at once, as it became when it was first written to: whole ones, where they were
+/// asked for. They come into being by being written to.
+fn huge_areas(space: &AddressSpace, runs: &[Run]) -> Vec<Range<u64>> {
+    /// Of the size that x86-64 has.
+    const HUGE: u64 = 2 << 20;
+    let advised = |vma: &&Vma| takes(vma) && vma.has(Traits::HUGE_PAGE) && is_writable(vma);
+    let advised: Vec<_> = space.vmas.iter().filter(advised).map(Vma::range).collect();
+    if advised.is_empty() || !is_allowed() {
+        return Vec::new();
+    }
+    let full = overlap(runs, &advised).iter().map(Run::range).collect();
+    let whole = union(full).into_iter().map(|full| full.start.next_multiple_of(HUGE)..full.end & !(HUGE - 1));
+    whole.filter(|area| area.start < area.end).collect()
+}
+
+/// Does the system have transparent huge pages (Documentation/admin-guide/mm/transhuge.rst)?
+fn is_allowed() -> bool {
+    std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
+        .is_ok_and(|enabled| !enabled.contains("[never]"))
+}
+
+/// A userfaultfd for the anonymous memory that these runs are in, if there is enough for it to pay; but for huge pages.
+fn register(
+    puppet: &mut Puppet<'_>,
+    space: &AddressSpace,
+    runs: &[Run],
+    huge: &[Range<u64>],
+) -> Option<OwnedFd> {
     let large: Vec<Run> =
         runs.iter().filter(|run| space.vma_at(run.addr).is_some_and(takes)).copied().collect();
     if large.iter().map(|run| run.len).sum::<u64>() < LARGE {
@@ -226,7 +257,7 @@ fn register(puppet: &mut Puppet<'_>, space: &AddressSpace, runs: &[Run]) -> Opti
         uffd::handshake(ours.as_fd()).call("ioctl(UFFDIO_API)")?;
         // What is registered costs by the call.
         let mappings = large.iter().filter_map(|run| space.vma_at(run.addr)).map(Vma::range);
-        for range in union(mappings.collect()) {
+        for range in without(&union(mappings.collect()), huge.iter().cloned()) {
             uffd::register(ours.as_fd(), range).call("ioctl(UFFDIO_REGISTER)")?;
         }
         Ok(ours)
@@ -248,6 +279,7 @@ fn is_writable(vma: &Vma) -> bool {
 struct Place<'s> {
     space: &'s AddressSpace,
     memory: Memory,
+    huge: Vec<Range<u64>>,
     /// It allocates and copies in one step, from several threads. Closing it makes the memory usual again.
     uffd: Option<OwnedFd>,
 }
@@ -258,12 +290,19 @@ impl Place<'_> {
         for (addr, bytes) in pieces {
             let vma = self.space.vma_at(*addr);
             match &self.uffd {
-                Some(uffd) if vma.is_some_and(takes) => self.copy(uffd.as_fd(), *addr, bytes)?,
+                Some(uffd) if vma.is_some_and(takes) && !self.is_huge(*addr) => {
+                    self.copy(uffd.as_fd(), *addr, bytes)?
+                }
                 _ if vma.is_some_and(is_writable) => written.push((*addr, *bytes)),
                 _ => self.memory.write(*addr, bytes)?,
             }
         }
         self.memory.write_all(&written)
+    }
+
+    fn is_huge(&self, address: u64) -> bool {
+        let at = self.huge.partition_point(|area| area.end <= address);
+        self.huge.get(at).is_some_and(|area| area.start <= address)
     }
 
     /// A page may be there already: where a donor's memory was locked, its children get pages of zeroes, too.

@@ -134,7 +134,7 @@ impl Legacy {
 }
 
 /// The parts of runs that are outside of the ranges; both are in order.
-fn beside(runs: &[Run], ranges: &[Range<u64>]) -> Vec<Run> {
+pub(super) fn beside(runs: &[Run], ranges: &[Range<u64>]) -> Vec<Run> {
     let all: Vec<_> = runs.iter().map(Run::range).collect();
     overlap(runs, &without(&all, ranges.iter().cloned()))
 }

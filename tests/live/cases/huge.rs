@@ -1,4 +1,4 @@
-//! Memory of huge pages (hugetlb), of which there are as many as the administrator allows: the test raises that limit,
+//! Memory of huge pages. Of those of hugetlb there are as many as the administrator allows: the test raises that limit,
 //! and gives back what it was.
 
 use std::fs::{self, File};
@@ -6,14 +6,39 @@ use std::path::PathBuf;
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::Case;
+use super::{Case, ensure};
 use crate::modes::{MODES, Subject};
-use crate::program::Program;
+use crate::program::{Program, Target};
 use crate::{Outcome, cell};
 
 const HUGE: Program = Program::C("huge");
 
-pub(super) const CASES: &[Case] = &[Case { name: "huge_pages", test: all_sizes, programs: &[HUGE] }];
+const MAPPINGS: Program = Program::C("mappings");
+
+pub(super) const CASES: &[Case] = &[
+    Case { name: "huge_pages", test: all_sizes, programs: &[HUGE] },
+    Case { name: "huge_pages_transparent", test: transparent, programs: &[MAPPINGS] },
+];
+
+/// What was full of huge pages by its own wish is so again at once.
+fn transparent() -> Outcome {
+    const FULL: u64 = 3;
+    let mut target = Target::start(MAPPINGS, &["thp"])?;
+    let huge = |target: &Target| -> Result<u64, String> {
+        let smaps = fs::read_to_string(format!("/proc/{}/smaps", target.pid())).map_err(|e| e.to_string())?;
+        let sizes = smaps.lines().filter_map(|line| line.strip_prefix("AnonHugePages:"));
+        let sizes = sizes.filter_map(|size| size.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        Ok(sizes.sum::<u64>() / 2048)
+    };
+    if huge(&target)? <= FULL {
+        return Err("skip: the kernel gives no transparent huge pages".into());
+    }
+    target.dump_and_restore()?;
+    let now = huge(&target)?;
+    ensure(now >= FULL, || format!("{now} huge pages"))?;
+    target.go()?;
+    target.stolen_verdict()
+}
 
 /// Those of 1 GiB are there only if the machine was started with some.
 fn all_sizes() -> Outcome {
