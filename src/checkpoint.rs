@@ -34,7 +34,6 @@ use crate::resource::memory::{self, Counts, Crowd, Kinship, PageWriter, Parent, 
 use crate::resource::tasks::blocked::Blocked;
 use crate::resource::tasks::sharing::Shares;
 use crate::resource::tasks::unsupported;
-use crate::sys::PAGE;
 use crate::sys::ptrace::Resume;
 use crate::tracee::{Home, Memory, Springboard};
 
@@ -288,9 +287,10 @@ impl<'h> Checkpoint<'h> {
     /// How many threads write memory at the same time, each to a page segment of its own. As many
     /// as there are processors, but at most 4, unless this says otherwise; more than 63 are not used.
     ///
-    /// They are the target's, which gets all but the first for that time, or, where pages are compressed or do not go
-    /// to a directory, the caller's. The target may not be allowed any (RLIMIT_NPROC, pids.max): then there are fewer.
-    /// Small amounts have one.
+    /// They are the target's: where one process has most of the memory it gets all but its first thread for that time,
+    /// and where several have about as much, the first threads of those do it. Where pages are compressed or do not go
+    /// to a directory, they are the caller's. A target may not be allowed any more (RLIMIT_NPROC, pids.max): then there
+    /// are fewer. Small amounts have one.
     pub fn writers(mut self, writers: NonZeroUsize) -> Self {
         self.writers = Some(writers);
         self
@@ -485,16 +485,12 @@ impl<'h> Checkpoint<'h> {
         let mut pages = PageWriter::new(self.writers, parent, &mut progress);
         let donors: BTreeSet<u32> = kin.values().copied().collect();
         let owners = borrowed.iter().filter(|process| process.owns_memory);
-        let mut rest: u64 = owners.clone().map(|process| process.process.stat.rss * PAGE).sum();
+        let mut rest: u64 = owners.clone().map(Borrowed::own_bytes).sum();
         let mut crowd = Crowd::default();
         for (space, process) in spaces.into_iter().zip(owners) {
-            let Process { pid, number, ref stat, .. } = *process.process;
-            rest -= stat.rss * PAGE;
-            let kinship = match kin.get(&number) {
-                Some(donor) => Kinship::Child(*donor),
-                None if donors.contains(&number) => Kinship::Donor,
-                None => Kinship::None,
-            };
+            let Process { pid, number, .. } = *process.process;
+            rest -= process.own_bytes();
+            let kinship = Kinship { donor: kin.get(&number).copied(), is_donor: donors.contains(&number) };
             let stock = tracking.take_stock(process, self.after).of(pid)?;
             let whose = (space, &stock);
             process.write_pages(whose, (kinship, rest), &mut crowd, &mut pages, &mut *image).of(pid)?;

@@ -52,6 +52,8 @@ pub(super) struct Borrowed<'f> {
     pub(super) process: &'f Process,
     /// Its memory is not described with another process that shares it.
     pub(super) owns_memory: bool,
+    /// Whose descriptors it has.
+    pub(super) files: u32,
     pub(super) mappings: Arc<Vec<Mapping>>,
     pub(super) pages: Arc<Scan>,
     /// Those that a tracker has been watching.
@@ -85,7 +87,8 @@ impl<'f> Borrowed<'f> {
             let first = owners.get(&owner).and_then(|index: &usize| all.get(*index));
             let survey = surveys.remove(&process.speaker());
             let tracker = tracker.as_deref_mut();
-            let borrowed = Self::borrow(process, first, (survey, tracker), report).of(process.pid)?;
+            let mut borrowed = Self::borrow(process, first, (survey, tracker), report).of(process.pid)?;
+            borrowed.files = shares.process(process.number).get(Kind::Files);
             owners.entry(owner).or_insert(all.len());
             all.push(borrowed);
         }
@@ -114,9 +117,9 @@ impl<'f> Borrowed<'f> {
         };
         let vdso = memory::vdso(&mappings);
         let owns_memory = sharer.is_none();
-        let (tools, continues, due) = (None, Vec::new(), Due::default());
+        let (files, tools, continues, due) = (process.number, None, Vec::new(), Due::default());
         let mut borrowed =
-            Self { process, owns_memory, mappings, pages, watched, memory, tools, continues, due };
+            Self { process, owns_memory, files, mappings, pages, watched, memory, tools, continues, due };
         // What we let tasks execute is 64-bit code.
         let Some(registers) = unsupported::registers(process, report)? else { return Ok(borrowed) };
         let memory = &borrowed.memory;
@@ -157,7 +160,14 @@ impl<'f> Borrowed<'f> {
         Puppet::borrow(&thread.tracee, ids, &self.memory, scratch, &saved, status.sig_cgt).map(Some)
     }
 
-    /// Has its pages written with those of the others; `rest` is how much those have that come after it.
+    /// How many bytes it has written to that nobody else has.
+    pub(super) fn own_bytes(&self) -> u64 {
+        let private = self.mappings.iter().filter(|mapping| !mapping.shared);
+        private.map(|mapping| mapping.private_dirty_kb * 1024).sum()
+    }
+
+    /// Has its pages written with those of the others; `rest` is how much those have of their own that come
+    /// after it.
     pub(super) fn write_pages<'b>(
         &'b self,
         (space, stock): (AddressSpace, &Stock),
@@ -168,7 +178,8 @@ impl<'f> Borrowed<'f> {
     ) -> Result<()> {
         let Process { pid, number, .. } = *self.process;
         let speaker = self.process.speaker();
-        let member = Member { pid, speaker, number, kinship, pages: &self.pages, memory: &self.memory, rest };
+        let (files, scan, memory) = (self.files, &*self.pages, &self.memory);
+        let member = Member { pid, speaker, number, files, kinship, pages: scan, memory, rest };
         let cannot = || Error::new(ErrorKind::Kernel, "it cannot be asked").of(speaker);
         let inside = FromInside {
             is_possible: &|| memory::inside::is_possible(self.process),

@@ -119,6 +119,8 @@ pub(crate) struct Mapping {
     /// Pages that do not come from the file (any more), of those in memory.
     pub(crate) anonymous_kb: u64,
     pub(crate) swap_kb: u64,
+    /// Written to, and mapped nowhere else.
+    pub(crate) private_dirty_kb: u64,
     /// Pages that the kernel may take back (MADV_FREE).
     pub(crate) lazy_free_kb: u64,
     pub(crate) anon_hugepages_kb: u64,
@@ -151,6 +153,7 @@ pub(crate) fn parse(text: &[u8]) -> Result<Vec<Mapping>, Malformed> {
             b"Rss" => (&mut mapping.rss_kb, "Rss"),
             b"Anonymous" => (&mut mapping.anonymous_kb, "Anonymous"),
             b"Swap" => (&mut mapping.swap_kb, "Swap"),
+            b"Private_Dirty" => (&mut mapping.private_dirty_kb, "Private_Dirty"),
             b"LazyFree" => (&mut mapping.lazy_free_kb, "LazyFree"),
             b"AnonHugePages" => (&mut mapping.anon_hugepages_kb, "AnonHugePages"),
             b"Shared_Hugetlb" => (&mut mapping.shared_hugetlb_kb, "Shared_Hugetlb"),
@@ -298,6 +301,7 @@ VmFlags: ex
                 rss_kb: 20,
                 anonymous_kb: 12,
                 swap_kb: 8,
+                private_dirty_kb: 0,
                 lazy_free_kb: 24,
                 anon_hugepages_kb: 2048,
                 shared_hugetlb_kb: 1,

@@ -475,7 +475,7 @@ impl<'t> Puppet<'t> {
 
 impl Drop for Puppet<'_> {
     fn drop(&mut self) {
-        // Only reached on the way out of another error, or of a task that has died.
+        // There is something to do only on the way out of another error, or of a task that has died.
         let _ = self.finish();
         let _ = self.put_back();
     }

@@ -180,16 +180,18 @@ impl Tracee {
         self.wait(STEP)
     }
 
-    /// Waits until one of them is stopped, or has ended: which one? None of them within the time of a step: the first.
-    pub(crate) fn wait_for_first<'t>(tracees: impl Iterator<Item = &'t Tracee> + Clone) -> usize {
+    /// Waits until one of them is stopped, or has ended: which one? If none is within the time of a step, the first.
+    pub(crate) fn wait_for_first<'t>(tracees: impl Iterator<Item = &'t Tracee> + Clone) -> Option<usize> {
+        tracees.clone().next()?;
         let mut pause = Pause::long();
         while pause.waited() < STEP {
-            if let Some(first) = tracees.clone().position(|tracee| !matches!(tracee.poll(), Ok(None))) {
+            let first = tracees.clone().position(|tracee| !matches!(tracee.poll(), Ok(None)));
+            if first.is_some() {
                 return first;
             }
             pause.wait();
         }
-        0
+        Some(0)
     }
 
     /// Is it stopped? Why? Never blocks, and takes no news that somebody else waits for.

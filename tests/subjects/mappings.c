@@ -784,8 +784,12 @@ static int thp(void)
 	must(madvise(area, 4 * huge, MADV_HUGEPAGE));
 	paint(area, 3 * huge, 1);
 	paint(area + 3 * huge, PAGE, 2);
+	char *plain = must(mmap(NULL, 3 * huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	must(madvise(plain, 3 * huge, MADV_NOHUGEPAGE));
+	paint(plain, 3 * huge, 3);
 	ready();
 	wait_go();
+	expect_painted(plain, 3 * huge, 3);
 	expect_painted(area, 3 * huge, 1);
 	expect_painted(area + 3 * huge, PAGE, 2);
 	expect_empty(area + 3 * huge + PAGE);

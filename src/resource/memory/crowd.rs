@@ -1,11 +1,11 @@
-//! The private pages of a tree: processes that have much of them write them one after the other, by several threads each;
-//! many smaller ones do it at the same time, by themselves.
+//! The private pages of a tree. A process that has more of them than the others writes them by several threads; those that
+//! have about as much as others write them at the same time, each by its own first thread.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::inside::Alone;
-use super::kin::{Kin, Relatives};
+use super::kin::Kin;
 use super::pages::{FromInside, PageWriter, Plan, Whose, size};
 use super::survey::Scan;
 use super::tracking::Stock;
@@ -15,23 +15,13 @@ use crate::error::{Context, Result};
 use crate::image::ImageSink;
 use crate::tracee::{Memory, Tracee};
 
-/// With whom in the tree a process may share pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kinship {
-    None,
-    /// With its children only.
-    Donor,
-    /// With the process of this number, which bore it.
-    Child(u32),
-}
-
-impl Kinship {
-    fn donor(self) -> Option<u32> {
-        match self {
-            Kinship::None | Kinship::Donor => None,
-            Kinship::Child(donor) => Some(donor),
-        }
-    }
+/// Whose pages a process may share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Kinship {
+    /// Those of the process of this number, which bore it.
+    pub(crate) donor: Option<u32>,
+    /// Its children may share its own; they wait until it is done.
+    pub(crate) is_donor: bool,
 }
 
 /// A process whose pages are to be written.
@@ -40,16 +30,18 @@ pub(crate) struct Member<'b> {
     pub(crate) speaker: Pid,
     /// By which the image knows it.
     pub(crate) number: u32,
+    /// Whose descriptors it has.
+    pub(crate) files: u32,
     pub(crate) kinship: Kinship,
     pub(crate) pages: &'b Scan,
     pub(crate) memory: &'b Memory,
-    /// How much those have that come after it.
+    /// How much those have of their own that come after it.
     pub(crate) rest: u64,
 }
 
 impl Member<'_> {
     fn reader(&self) -> impl Fn(&[Range<u64>], &mut [u8]) -> Result<()> + Sync + use<'_> {
-        let (memory, shares) = (self.memory, self.kinship != Kinship::None);
+        let (memory, shares) = (self.memory, self.kinship != Kinship::default());
         move |ranges: &[Range<u64>], buffer: &mut [u8]| match shares {
             false => memory.read_ranges(ranges, buffer),
             true => memory.read_shared_ranges(ranges, buffer),
@@ -82,20 +74,19 @@ impl<'b> Crowd<'b> {
         pages: &mut PageWriter<'_>,
         image: &mut dyn ImageSink,
     ) -> Result<()> {
-        while self.is_under_way(member.kinship.donor()) {
+        while self.has(|other| Some(other.number) == member.kinship.donor) {
             self.wait_for_one(pages, image)?;
         }
-        let relatives = self.relatives(member.kinship);
-        let whose =
-            Whose { pid: member.speaker, number: member.number, pages: member.pages, relatives, stock };
+        let donor = member.kinship.donor.and_then(|donor| self.done.get(&donor));
+        let donor = donor.map(|(pid, space)| Kin { pid: *pid, runs: &space.runs });
+        let whose = Whose { pid: member.speaker, number: member.number, pages: member.pages, donor, stock };
         let mut plan = pages.plan_private(&mut space, whose, &member.reader(), inside, image)?;
-        let inner = size(&plan.inner);
-        // Beside others only if those have as much to do: otherwise its own threads are quicker.
-        let beside = inner > 0 && member.rest + self.under_way() >= inner;
-        while !pages.has_lane() {
+        // Which numbers are free in a table must not depend on who else is at work.
+        while !pages.has_lane() || self.has(|other| other.files == member.files) {
             self.wait_for_one(pages, image)?;
         }
-        if beside {
+        let inner = size(&plan.inner);
+        if inner > 0 && self.is_worth_it(&member, inner, pages) {
             let alone = pages.begin_inner(&mut plan, (inside.speaker)()?, image)?;
             self.under_way.push(Busy { member, space, plan, alone });
             return Ok(());
@@ -105,6 +96,17 @@ impl<'b> Crowd<'b> {
             pages.write_inner(&mut plan, (inside.speaker)()?, &means_nothing_in(&space), image)?;
         }
         self.write_rest(member, space, plan, pages, image)
+    }
+
+    /// Is it quicker to write so much beside others than by threads of its own? If nobody waits for it, and all others
+    /// who could write have as much to do.
+    fn is_worth_it(&self, member: &Member<'_>, inner: u64, pages: &mut PageWriter<'_>) -> bool {
+        let others = member.rest + self.under_way.iter().map(|busy| busy.alone.rest()).sum::<u64>();
+        !member.kinship.is_donor && others >= inner * (pages.most() as u64 - 1)
+    }
+
+    fn has(&self, what: impl Fn(&Member<'_>) -> bool) -> bool {
+        self.under_way.iter().any(|busy| what(&busy.member))
     }
 
     /// When there is nobody more: what has come of it, by their numbers.
@@ -126,11 +128,12 @@ impl<'b> Crowd<'b> {
 
     fn wait_for_one(&mut self, pages: &mut PageWriter<'_>, image: &mut dyn ImageSink) -> Result<()> {
         loop {
-            let first = Tracee::wait_for_first(self.under_way.iter().map(|busy| busy.alone.tracee()));
+            let tracees = self.under_way.iter().map(|busy| busy.alone.tracee());
+            let Some(first) = Tracee::wait_for_first(tracees) else { return Ok(()) };
             let Some(Busy { member, space, alone, .. }) = self.under_way.get_mut(first) else {
                 return Ok(());
             };
-            if pages.go_on_inner(alone, &means_nothing_in(space)).of(member.pid)? {
+            if !pages.go_on_inner(alone, &means_nothing_in(space)).of(member.pid)? {
                 let Busy { member, space, mut plan, alone } = self.under_way.swap_remove(first);
                 pages.end_inner(&mut plan, alone).of(member.pid)?;
                 return self.write_rest(member, space, plan, pages, image);
@@ -151,26 +154,6 @@ impl<'b> Crowd<'b> {
         space.runs = runs;
         self.done.insert(member.number, (member.speaker, space));
         Ok(())
-    }
-
-    fn is_under_way(&self, number: Option<u32>) -> bool {
-        self.under_way.iter().any(|busy| Some(busy.member.number) == number)
-    }
-
-    /// How much is being written.
-    fn under_way(&self) -> u64 {
-        self.under_way.iter().map(|busy| busy.alone.bytes()).sum()
-    }
-
-    fn relatives(&self, kinship: Kinship) -> Relatives<'_> {
-        match kinship {
-            Kinship::None => Relatives::None,
-            Kinship::Donor => Relatives::Some(None),
-            Kinship::Child(donor) => {
-                let donor = self.done.get(&donor);
-                Relatives::Some(donor.map(|(pid, space)| Kin { pid: *pid, runs: &space.runs }))
-            }
-        }
     }
 }
 

@@ -36,7 +36,8 @@ const PIECES: usize = 64;
 /// The sum of a page of zeroes (and, one in four thousand millions, of another).
 const EMPTY: u32 = 0x98f9_4189;
 
-/// What a writer gets at once, at least and at most: half of its share of what is left, so that all end together.
+/// What a writer gets at once, at least and at most. The first turn is short: it tells whether there are many pages of
+/// zeroes. Those of several get half of their share of what is left, so that all end together.
 const TURN: Range<u64> = 4 * 1024 * 1024..32 * 1024 * 1024;
 
 /// Writers at the same time: of each one's file the task has a descriptor, which its last will closes.
@@ -121,9 +122,8 @@ fn write_together(
             busy.push((writer, lane));
         }
     }
-    while !busy.is_empty() {
-        let first = Tracee::wait_for_first(busy.iter().map(|(writer, _)| writer.tracee()));
-        let Some((writer, lane)) = busy.get_mut(first) else { continue };
+    while let Some(first) = Tracee::wait_for_first(busy.iter().map(|(writer, _)| writer.tracee())) {
+        let Some((writer, lane)) = busy.get_mut(first) else { break };
         if !lane.turn(writer, share, sparse, tell)? {
             busy.swap_remove(first);
         }
@@ -134,9 +134,14 @@ fn write_together(
 /// A process whose memory its speaker writes, to one segment, while others do the same.
 pub(super) struct Alone<'p> {
     puppet: Puppet<'p>,
+    /// Until it has been let go.
+    task: Option<Task>,
+}
+
+struct Task {
     share: Share,
-    lane: Option<Lane>,
-    lent: Option<Lent>,
+    lane: Lane,
+    lent: Lent,
 }
 
 impl<'p> Alone<'p> {
@@ -146,21 +151,20 @@ impl<'p> Alone<'p> {
         ranges: Vec<Range<u64>>,
     ) -> Result<Self> {
         let lent = Lent::lend(&mut puppet, &[segment.file()?])?;
-        let lane = lent.0.first().map(|number| Lane::new(segment, *number));
-        let mut alone = Self { puppet, share: Share::of(ranges, 1), lane, lent: Some(lent) };
-        if let Some(lane) = &mut alone.lane {
-            lane.begin(&mut alone.puppet, &mut alone.share)?;
-        }
-        Ok(alone)
+        let number = lent.0.first().copied().ok_or_else(nobody)?;
+        let (mut share, mut lane) = (Share::of(ranges, 1), Lane::new(segment, number));
+        let begun = lane.begin(&mut puppet, &mut share);
+        let alone = Self { puppet, task: Some(Task { share, lane, lent }) };
+        begun.map(|_| alone)
     }
 
     pub(super) fn tracee(&self) -> &Tracee {
         self.puppet.tracee()
     }
 
-    /// How much it writes in all.
-    pub(super) fn bytes(&self) -> u64 {
-        pages::size(&self.share.ranges)
+    /// How much it still has to begin with.
+    pub(super) fn rest(&self) -> u64 {
+        self.task.as_ref().map_or(0, |task| task.share.left.bytes)
     }
 
     /// Waits until a turn is done. Is there another one?
@@ -169,27 +173,28 @@ impl<'p> Alone<'p> {
         sparse: &Sparse<'_>,
         tell: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<bool> {
-        let Self { puppet, share, lane, .. } = self;
-        lane.as_mut().map_or(Ok(false), |lane| lane.turn(puppet, share, sparse, tell))
+        let Task { share, lane, .. } = self.task.as_mut().ok_or_else(nobody)?;
+        lane.turn(&mut self.puppet, share, sparse, tell)
     }
 
     /// When there is none.
     pub(super) fn end(mut self) -> Result<Written> {
-        self.let_go()?;
-        let share = std::mem::replace(&mut self.share, Share::of(Vec::new(), 1));
-        Ok(share.written(self.lane.take().into_iter().collect()))
+        let (share, lane) = self.let_go()?.ok_or_else(nobody)?;
+        Ok(share.written(vec![lane]))
     }
 
-    fn let_go(&mut self) -> Result<()> {
+    fn let_go(&mut self) -> Result<Option<(Share, Lane)>> {
         let ended = self.puppet.finish();
-        let taken_back = self.lent.take().map_or(Ok(()), |lent| lent.take_back(&mut self.puppet));
-        ended.and(taken_back).and(self.puppet.put_back())
+        let Some(Task { share, lane, lent }) = self.task.take() else { return Ok(None) };
+        let taken_back = lent.take_back(&mut self.puppet);
+        ended.and(taken_back).and(self.puppet.put_back())?;
+        Ok(Some((share, lane)))
     }
 }
 
 impl Drop for Alone<'_> {
     fn drop(&mut self) {
-        // On the way out of another error.
+        // There is something to do only on the way out of another error.
         let _ = self.let_go();
     }
 }
@@ -208,6 +213,14 @@ impl Share {
     fn of(ranges: Vec<Range<u64>>, writers: usize) -> Self {
         let left = Left::of(ranges.clone(), writers);
         Self { ranges, left, runs: Vec::new(), all: 0, stored: 0 }
+    }
+
+    /// How much a writer takes at once.
+    fn turn(&self) -> u64 {
+        match self.all {
+            0 => TURN.start,
+            _ => self.left.turn().clamp(TURN.start, TURN.end),
+        }
     }
 
     /// If one page in so many is of zeroes, the rest is left.
@@ -251,11 +264,11 @@ impl Left {
         Self { ranges, begun: false, bytes, writers: writers.max(1) as u64 }
     }
 
-    /// How much a writer takes at once.
+    /// What one of several writers takes at once; a single one takes all.
     fn turn(&self) -> u64 {
         match self.writers {
-            1 => TURN.end,
-            writers => (self.bytes / (2 * writers)).clamp(TURN.start, TURN.end),
+            1 => self.bytes,
+            writers => self.bytes / (2 * writers),
         }
     }
 
@@ -333,17 +346,19 @@ impl Lane {
     ) -> Result<bool> {
         let answers = writer.finish()?;
         let done = std::mem::take(&mut self.under_way);
-        let goes_on = self.begin(writer, share)?;
+        // What comes of the first turn decides about the others.
+        let begun = (share.all > 0).then(|| self.begin(writer, share)).transpose()?;
         share.all += done.iter().flat_map(|write| &write.pieces).map(Piece::len).sum::<u64>();
         let stored = done.into_iter().map(|write| self.complete(writer.memory(), &answers, write, sparse));
         let stored = stored.sum::<Result<u64>>()?;
         share.stored += stored;
-        tell(stored).map(|()| goes_on)
+        tell(stored)?;
+        begun.map_or_else(|| self.begin(writer, share), Ok)
     }
 
     /// The work of one turn.
     fn plan(&mut self, mut batch: Batch, share: &mut Share) -> Result<(Batch, Vec<Write>)> {
-        let (mut writes, end) = (Vec::new(), self.segment.end() + share.left.turn());
+        let (mut writes, end) = (Vec::new(), self.segment.end() + share.turn());
         while !batch.is_nearly_full() && self.segment.end() < end {
             let pieces = self.pieces(&mut batch, share)?;
             let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { break };

@@ -19,15 +19,6 @@ pub(crate) struct Kin<'k> {
     pub(crate) runs: &'k [Run],
 }
 
-/// With whom a process may share pages.
-#[derive(Clone, Copy)]
-pub(crate) enum Relatives<'k> {
-    /// With nobody in the tree.
-    None,
-    /// With the one who bore it, or (None) with its children only.
-    Some(Option<Kin<'k>>),
-}
-
 /// How many pages are looked at in one go.
 const CHUNK: u64 = 4096;
 

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 
 use super::AddressSpace;
 use super::inside::{self, Alone, Work, Written};
-use super::kin::{self, Relatives};
+use super::kin::{self, Kin};
 use super::parent::{Known, Paged, Parent};
 use super::survey::{Populated, Scan};
 use super::tracking::Stock;
@@ -64,7 +64,7 @@ pub(crate) struct Counts {
 
 /// Writes pages into the segments of an image.
 pub(crate) struct PageWriter<'h> {
-    /// One for each writer; the first is everybody's.
+    /// One for each writer; what one writer does goes to the first.
     lanes: Vec<Lane>,
     /// So many more are with processes that write to them.
     lent: usize,
@@ -83,7 +83,8 @@ pub(crate) struct Whose<'k> {
     /// By which the image knows the process.
     pub(crate) number: u32,
     pub(crate) pages: &'k Scan,
-    pub(crate) relatives: Relatives<'k>,
+    /// The one whose pages it may still share.
+    pub(crate) donor: Option<Kin<'k>>,
     pub(crate) stock: &'k Stock,
 }
 
@@ -108,7 +109,6 @@ pub(crate) struct FromInside<'i, 'p> {
 }
 
 /// What is to be done about the pages of a process.
-#[derive(Default)]
 pub(super) struct Plan {
     /// Those that the image or its parent has already.
     pub(super) kept: Vec<Run>,
@@ -163,17 +163,14 @@ impl<'h> PageWriter<'h> {
     pub(super) fn plan_private(
         &mut self,
         space: &mut AddressSpace,
-        Whose { pid, number, pages, relatives, stock }: Whose<'_>,
+        Whose { pid, number, pages, donor, stock }: Whose<'_>,
         source: &Read<'_>,
         inside: &FromInside<'_, '_>,
         image: &dyn ImageSink,
     ) -> Result<Plan> {
         let Populated { data, swapped, guards } = pages.populated(&space.spans());
         space.guards = guards.iter().map(|range| (range.start, range.end)).collect();
-        let common = match relatives {
-            Relatives::Some(Some(kin)) => kin.common(pid, &data)?,
-            Relatives::Some(None) | Relatives::None => Vec::new(),
-        };
+        let common = donor.map_or(Ok(Vec::new()), |donor| donor.common(pid, &data))?;
         let own = Own { number, stock, data: kin::without(&data, common.iter().map(Run::range)), swapped };
         self.counts.scanned +=
             space.vmas.iter().filter(|vma| vma.is_private()).map(|vma| vma.len() / PAGE).sum::<u64>();
@@ -247,7 +244,7 @@ impl<'h> PageWriter<'h> {
         speaker.release()
     }
 
-    /// Has a process begin to write what of a plan it can write itself, by one thread, if there is a lane for it.
+    /// Has a process begin to write what of a plan it can write itself, by one thread: there must be a lane for it.
     pub(super) fn begin_inner<'p>(
         &mut self,
         plan: &mut Plan,
@@ -264,9 +261,9 @@ impl<'h> PageWriter<'h> {
         Alone::begin(speaker, lane.segment, ranges)
     }
 
-    /// Waits until one that writes by itself is done with a turn. Is it done with all of it?
+    /// Waits until one that writes by itself is done with a turn. Is there another one?
     pub(super) fn go_on_inner(&mut self, alone: &mut Alone<'_>, sparse: &Sparse<'_>) -> Result<bool> {
-        self.telling(|tell| alone.turn(sparse, tell)).map(|goes_on| !goes_on)
+        self.telling(|tell| alone.turn(sparse, tell))
     }
 
     /// When it is.
@@ -274,16 +271,19 @@ impl<'h> PageWriter<'h> {
         let segments = self.account_for(alone.end()?, plan);
         self.lent -= segments.len();
         let lanes = segments.into_iter().map(|segment| Lane { segment, buffer: PageBuffer::default() });
-        self.lanes.extend(lanes);
+        // In front: what it has left may take the room that was made for it.
+        self.lanes.splice(..0, lanes);
         Ok(())
     }
 
     /// Is there a lane that nobody writes to, or may there be another one?
     pub(super) fn has_lane(&mut self) -> bool {
+        // To ask for the processors takes a while.
         self.lent == 0 || self.lent < self.most()
     }
 
-    fn most(&mut self) -> usize {
+    /// How many write at the same time.
+    pub(super) fn most(&mut self) -> usize {
         self.writers.get_or_insert_with(parallel::usual).get().min(inside::MOST)
     }
 

@@ -26,6 +26,7 @@ const MAPPINGS: Program = Program::C("mappings");
 pub(super) const CASES: &[Case] = &[
     Case { name: "store_on_full_disk", test: full_disk, programs: &[COUNTER] },
     Case { name: "store_vetoed_in_the_middle", test: vetoed, programs: &[COUNTER, MAPPINGS] },
+    Case { name: "store_by_few_writers", test: few_writers, programs: &[MAPPINGS] },
     Case { name: "store_damaged_pages", test: damaged, programs: &[COUNTER] },
     Case { name: "store_packed_is_smaller", test: smaller, programs: &[TASKS] },
     Case { name: "store_through_a_pipe", test: through_a_pipe, programs: &[COUNTER] },
@@ -77,6 +78,23 @@ fn full_disk() -> Outcome {
     large.go()?;
     small.stolen_verdict()?;
     large.verdict()
+}
+
+/// However many processes have something to write: never more than so many at the same time, each to a file of its own.
+fn few_writers() -> Outcome {
+    for most in 1..=2 {
+        let mut target = Target::start(MAPPINGS, &["crowd"])?;
+        let checkpoint = Checkpoint::of(target.pid).writers(NonZeroUsize::new(most).ok_or("none")?);
+        checkpoint.after(AfterDump::Resume).write_to(target.image()).map_err(|error| error.to_string())?;
+        let segments = names(target.image())?;
+        let segments = segments.iter().filter(|name| name.to_string_lossy().starts_with("pages-")).count();
+        ensure(segments == most, || format!("{segments} page segments"))?;
+        target.dump_and_restore()?;
+        target.go()?;
+        target.stolen_verdict()?;
+        fs::remove_dir_all(crate::cell::lab().join("subject")).map_err(text)?;
+    }
+    Ok(())
 }
 
 /// Says no when so many bytes have been written.
