@@ -177,20 +177,10 @@ impl<'f> Borrowed<'f> {
         image: &mut dyn ImageSink,
     ) -> Result<()> {
         let Process { pid, number, .. } = *self.process;
-        let speaker = self.process.speaker();
-        let (files, scan, memory) = (self.files, &*self.pages, &self.memory);
-        let member = Member { pid, speaker, number, files, kinship, pages: scan, memory, rest };
-        let cannot = || Error::new(ErrorKind::Kernel, "it cannot be asked").of(speaker);
-        let inside = FromInside {
-            is_possible: &|| memory::inside::is_possible(self.process),
-            is_steady: &|address| memory::inside::is_steady(&self.mappings, address),
-            rewritten: &|| rseq::area(speaker),
-            speaker: &|| {
-                let speaker = self.process.threads.first().ok_or_else(cannot)?;
-                self.puppet(speaker)?.ok_or_else(cannot)
-            },
-        };
-        crowd.add(member, (space, stock), &inside, pages, image)
+        let (speaker, files) = (self.process.speaker(), self.files);
+        let (scan, memory) = (&*self.pages, &self.memory);
+        let member = Member { pid, speaker, number, files, kinship, pages: scan, memory, inside: self, rest };
+        crowd.add(member, (space, stock), pages, image)
     }
 
     pub(super) fn make_descriptor(&self) -> Result<Option<OwnedFd>> {
@@ -271,6 +261,25 @@ impl<'f> Borrowed<'f> {
         });
         let last = Arc::into_inner(tools);
         queued.and(last.map_or(Ok(()), |tools| tools.remove(speaker, &self.memory)))
+    }
+}
+
+impl FromInside for Borrowed<'_> {
+    fn is_possible(&self) -> bool {
+        memory::inside::is_possible(self.process)
+    }
+
+    fn is_steady(&self, address: u64) -> bool {
+        memory::inside::is_steady(&self.mappings, address)
+    }
+
+    fn rewritten(&self) -> Option<Range<u64>> {
+        rseq::area(self.process.speaker())
+    }
+
+    fn speaker(&self) -> Result<Puppet<'_>> {
+        let speaker = self.process.threads.first().map_or(Ok(None), |thread| self.puppet(thread))?;
+        speaker.ok_or_else(|| Error::new(ErrorKind::Kernel, "it cannot be asked").of(self.process.pid))
     }
 }
 

@@ -35,6 +35,7 @@ pub(crate) struct Member<'b> {
     pub(crate) kinship: Kinship,
     pub(crate) pages: &'b Scan,
     pub(crate) memory: &'b Memory,
+    pub(crate) inside: &'b dyn FromInside,
     /// How much those have of their own that come after it.
     pub(crate) rest: u64,
 }
@@ -70,7 +71,6 @@ impl<'b> Crowd<'b> {
         &mut self,
         member: Member<'b>,
         (mut space, stock): (AddressSpace, &Stock),
-        inside: &FromInside<'_, 'b>,
         pages: &mut PageWriter<'_>,
         image: &mut dyn ImageSink,
     ) -> Result<()> {
@@ -80,20 +80,20 @@ impl<'b> Crowd<'b> {
         let donor = member.kinship.donor.and_then(|donor| self.done.get(&donor));
         let donor = donor.map(|(pid, space)| Kin { pid: *pid, runs: &space.runs });
         let whose = Whose { pid: member.speaker, number: member.number, pages: member.pages, donor, stock };
-        let mut plan = pages.plan_private(&mut space, whose, &member.reader(), inside, image)?;
+        let mut plan = pages.plan_private(&mut space, whose, &member.reader(), member.inside, image)?;
         // Which numbers are free in a table must not depend on who else is at work.
         while !pages.has_lane() || self.has(|other| other.files == member.files) {
             self.wait_for_one(pages, image)?;
         }
         let inner = size(&plan.inner);
         if inner > 0 && self.is_worth_it(&member, inner, pages) {
-            let alone = pages.begin_inner(&mut plan, (inside.speaker)()?, image)?;
+            let alone = pages.begin_inner(&mut plan, member.inside.speaker()?, image)?;
             self.under_way.push(Busy { member, space, plan, alone });
             return Ok(());
         }
         if inner > 0 {
             self.wait_for_all(pages, image)?;
-            pages.write_inner(&mut plan, (inside.speaker)()?, &means_nothing_in(&space), image)?;
+            pages.write_inner(&mut plan, member.inside.speaker()?, &means_nothing_in(&space), image)?;
         }
         self.write_rest(member, space, plan, pages, image)
     }

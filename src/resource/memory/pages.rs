@@ -97,15 +97,18 @@ pub(crate) struct Own<'s> {
     pub(crate) swapped: Vec<Range<u64>>,
 }
 
-/// How a task's memory is written from inside the task.
-pub(crate) struct FromInside<'i, 'p> {
-    pub(crate) is_possible: &'i dyn Fn() -> bool,
-    /// Can the task read the mapping there, and will it read the same twice? Otherwise it cannot sum it up.
-    pub(crate) is_steady: &'i dyn Fn(u64) -> bool,
-    /// What the kernel writes to while the task runs.
-    pub(crate) rewritten: &'i dyn Fn() -> Option<Range<u64>>,
+/// How a process's memory is written from inside.
+pub(crate) trait FromInside {
+    fn is_possible(&self) -> bool;
+
+    /// Can its tasks read the mapping there, and will they read the same twice? Otherwise they cannot sum it up.
+    fn is_steady(&self, address: u64) -> bool;
+
+    /// What the kernel writes to while the speaker runs.
+    fn rewritten(&self) -> Option<Range<u64>>;
+
     /// Who does it.
-    pub(crate) speaker: &'i dyn Fn() -> Result<Puppet<'p>>,
+    fn speaker(&self) -> Result<Puppet<'_>>;
 }
 
 /// What is to be done about the pages of a process.
@@ -165,7 +168,7 @@ impl<'h> PageWriter<'h> {
         space: &mut AddressSpace,
         Whose { pid, number, pages, donor, stock }: Whose<'_>,
         source: &Read<'_>,
-        inside: &FromInside<'_, '_>,
+        inside: &dyn FromInside,
         image: &dyn ImageSink,
     ) -> Result<Plan> {
         let Populated { data, swapped, guards } = pages.populated(&space.spans());
@@ -426,17 +429,17 @@ fn account(len: u64, counts: &mut Counts, progress: &mut dyn FnMut(Progress) -> 
 }
 
 /// What of a plan the process writes itself: what it can, if that is much.
-fn take_inner(plan: &mut Plan, swapped: &[Range<u64>], inside: &FromInside<'_, '_>) {
+fn take_inner(plan: &mut Plan, swapped: &[Range<u64>], inside: &dyn FromInside) {
     if size(&plan.outer) < LARGE {
         return;
     }
-    let steady = plan.outer.iter().filter(|range| (inside.is_steady)(range.start)).cloned();
+    let steady = plan.outer.iter().filter(|range| inside.is_steady(range.start)).cloned();
     // What cannot be read back from where it was swapped to would end the program, should it try.
     let inner = kin::without(&steady.collect::<Vec<_>>(), swapped.iter().cloned());
     let rewritten =
-        (inside.rewritten)().map(|range| range.start & !(PAGE - 1)..range.end.next_multiple_of(PAGE));
+        inside.rewritten().map(|range| range.start & !(PAGE - 1)..range.end.next_multiple_of(PAGE));
     let inner = kin::without(&inner, rewritten.into_iter());
-    if size(&inner) >= LARGE && (inside.is_possible)() {
+    if size(&inner) >= LARGE && inside.is_possible() {
         plan.outer = kin::without(&plan.outer, inner.iter().cloned());
         plan.inner = inner;
     }
