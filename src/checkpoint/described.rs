@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::borrowed::{Borrowed, Tools};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::freeze::{Frozen, Thread};
+use crate::freeze::{Frozen, Process, Thread};
 use crate::image::{Owner, Records};
 use crate::parallel;
 use crate::proc::read;
@@ -63,8 +63,16 @@ impl Described {
         births::check(&tree, shares, report)?;
         shares.write(&mut described.records)?;
         let mut files = Collector::new(frozen, &tree, policy);
-        for process in borrowed {
-            described.process(process, &mut files.ghosts, report).of(process.process.pid)?;
+        let mut next = None;
+        for (index, process) in borrowed.iter().enumerate() {
+            let speaking = match next.take() {
+                Some(speaking) => speaking,
+                None => described.begin(process, report)?,
+            };
+            // Its speaker works while this process is described; who shares memory has to wait for the tools.
+            let following = borrowed.get(index + 1).filter(|next| next.owns_memory);
+            next = following.map(|next| described.begin(next, report)).transpose()?;
+            described.process(process, speaking, &mut files.ghosts, report).of(process.process.pid)?;
             for (tid, sharing) in shares.seats(process.process) {
                 let owner = process.process.owner_for(tid);
                 if sharing.get(Kind::Files) == owner.0 {
@@ -85,9 +93,19 @@ impl Described {
         Ok(described)
     }
 
-    pub(super) fn process(
+    /// Sets the speaker of a process to work.
+    fn begin<'b>(&mut self, borrowed: &'b Borrowed<'b>, report: &mut Report) -> Result<Option<Speaking<'b>>> {
+        let Process { pid, ref threads, .. } = *borrowed.process;
+        let Some(speaker) = threads.first() else { return Ok(None) };
+        let seen = self.look(borrowed, (speaker, None), report).of(pid)?;
+        let asking = borrowed.tools.as_deref().map(|tools| Asking::start(&seen, tools.scratch));
+        Ok(Some(Speaking { seen, asking: asking.transpose().of(pid)? }))
+    }
+
+    fn process(
         &mut self,
         borrowed: &Borrowed<'_>,
+        speaking: Option<Speaking<'_>>,
         ghosts: &mut Ghosts,
         report: &mut Report,
     ) -> Result<()> {
@@ -99,8 +117,12 @@ impl Described {
         if let Some(leader) = DeadLeader::describe(process)? {
             self.records.put(Owner(process.number), &leader)?;
         }
-        let Some((speaker, others)) = process.threads.split_first() else { return Ok(()) };
-        if let Some((space, answers)) = self.speaker(borrowed, speaker, report)? {
+        let Some(Speaking { seen, asking }) = speaking else { return Ok(()) };
+        let answered = match asking {
+            Some(asking) => self.thread(&seen, asking.finish()?, report)?,
+            None => None,
+        };
+        if let Some((space, answers)) = answered {
             let vdso = Vdso::of(&borrowed.memory, &borrowed.mappings)?;
             if self.vdsos.insert(vdso.sum()) {
                 self.records.put(Owner(vdso.sum()), &vdso)?;
@@ -115,18 +137,8 @@ impl Described {
             )?;
             self.spaces.extend(described);
         }
+        let others = process.threads.get(1..).unwrap_or_default();
         self.threads(borrowed, others, report)
-    }
-
-    pub(super) fn speaker(
-        &mut self,
-        borrowed: &Borrowed<'_>,
-        speaker: &Thread,
-        report: &mut Report,
-    ) -> Result<Option<(memory::Asked, Answers)>> {
-        let seen = self.look(borrowed, (speaker, None), report)?;
-        let Some(Tools { scratch, .. }) = borrowed.tools.as_deref().copied() else { return Ok(None) };
-        self.thread(&seen, Asked::of(&seen, scratch)?, report)
     }
 
     /// Describes the other threads. Half a scratch memory of them work at the same time, while those who had the other
@@ -241,6 +253,12 @@ impl<'b> Seen<'b> {
     }
 }
 
+/// The first thread of a process; it works on its answers if it can be asked.
+struct Speaking<'b> {
+    seen: Seen<'b>,
+    asking: Option<Asking<'b>>,
+}
+
 /// A thread that works on its answers.
 pub(super) struct Asking<'b> {
     pub(super) puppet: Puppet<'b>,
@@ -269,7 +287,7 @@ impl<'b> Asking<'b> {
         let wanted = STATES.iter().filter(|state| speaks || state.scope == Scope::Thread);
         // While the thread still has its own registers and mask.
         let states = wanted.map(|state| (state.ask)(view, &mut batch)).collect::<Result<Vec<_>>>()?;
-        let space = (speaks && borrowed.owns_memory).then(|| memory::ask(&mut batch));
+        let space = (speaks && borrowed.owns_memory).then(|| memory::ask(&mut batch, &borrowed.mappings));
         let (process, memory) = (borrowed.process, &borrowed.memory);
         let (ids, caught) = (process.ids(), process.status.sig_cgt);
         let mut puppet = Puppet::borrow(&seen.thread.tracee, ids, memory, scratch, &seen.saved, caught)?;
@@ -280,7 +298,7 @@ impl<'b> Asking<'b> {
     pub(super) fn finish(self) -> Result<Asked> {
         let Self { mut puppet, scratch, mappings, states, mut space, pending } = self;
         let answers = puppet.finish()?;
-        space.iter_mut().try_for_each(|space| space.ask_of_each(&mut puppet, mappings))?;
+        space.iter_mut().try_for_each(|space| space.ask_more(&answers, &mut puppet, mappings))?;
         puppet.release()?;
         Ok(Asked { scratch, states, space, pending, answers })
     }

@@ -2,8 +2,8 @@
 //!
 //! Two reasons to have our own: names in these files are arbitrary bytes, which procfs holds in a
 //! `String` (and so fails on, or alters), and a dump of a small process has to be over in two
-//! milliseconds. Everything here works on the bytes of a file that was read whole; nothing does I/O, and
-//! no input can make it panic or allocate more than a small multiple of its own size.
+//! milliseconds. Everything here works on the bytes of a file that was read whole, or on whole lines of a long one;
+//! nothing does I/O, and no input can make it panic or allocate more than a small multiple of its own size.
 
 use std::io::BufRead;
 

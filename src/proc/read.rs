@@ -20,34 +20,65 @@ pub(crate) fn bytes(pid: Pid, name: &str) -> Result<Vec<u8>> {
 }
 
 fn bytes_of(path: String, pid: Pid) -> Result<Vec<u8>> {
-    read_whole(&path).map_err(|error| {
-        match error.raw_errno() {
-            Some(Errno::ENOENT | Errno::ESRCH) => error.with_kind(ErrorKind::TaskGone),
-            _ => error,
-        }
-        .about(Subject::Path(path.into()))
-        .of(pid)
-    })
+    read_whole(&path).map_err(|error| about(error, path, pid))
+}
+
+fn about(error: Error, path: String, pid: Pid) -> Error {
+    match error.raw_errno() {
+        Some(Errno::ENOENT | Errno::ESRCH) => error.with_kind(ErrorKind::TaskGone),
+        _ => error,
+    }
+    .about(Subject::Path(path.into()))
+    .of(pid)
 }
 
 /// These files have no size, so that asking for it (as std does) would only cost time.
 fn read_whole(path: &str) -> Result<Vec<u8>> {
-    let file = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).call("open")?;
-    let mut text = vec![0; 4096];
-    let mut len = 0;
-    loop {
-        if len == text.len() {
-            text.resize(len * 4, 0);
-        }
-        match nix::unistd::read(&file, text.get_mut(len..).unwrap_or_default()) {
-            Ok(0) => break,
-            Ok(got) => len += got,
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(Error::call("read", errno)),
-        }
+    let (mut text, mut len) = (Vec::new(), 0);
+    let file = open_file(path)?;
+    while let got @ 1.. = read_some(&file, &mut text, len)? {
+        len += got;
     }
     text.truncate(len);
     Ok(text)
+}
+
+fn open_file(path: &str) -> Result<OwnedFd> {
+    open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).call("open")
+}
+
+/// Reads on behind what is in the buffer already, which grows if it is full. 0 at the end.
+fn read_some(file: &OwnedFd, buffer: &mut Vec<u8>, len: usize) -> Result<usize> {
+    if len == buffer.len() {
+        buffer.resize((len * 4).max(4096), 0);
+    }
+    loop {
+        match nix::unistd::read(file, buffer.get_mut(len..).unwrap_or_default()) {
+            Err(Errno::EINTR) => {}
+            got => return got.call("read"),
+        }
+    }
+}
+
+/// Reads a file of a task that may be long, and hands its lines over, some whole ones at a time.
+pub(crate) fn some_lines_each(pid: Pid, name: &str, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let path = format!("/proc/{pid}/{name}");
+    let failed = |error| about(error, path.clone(), pid);
+    let file = open_file(&path).map_err(failed)?;
+    let (mut buffer, mut len) = (Vec::new(), 0);
+    loop {
+        let got = read_some(&file, &mut buffer, len).map_err(failed)?;
+        len += got;
+        let text = buffer.get(..len).unwrap_or_default();
+        let end = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let whole = if got == 0 { len } else { end };
+        take(text.get(..whole).unwrap_or_default())?;
+        if got == 0 {
+            return Ok(());
+        }
+        buffer.copy_within(whole..len, 0);
+        len -= whole;
+    }
 }
 
 /// Reads and parses one file of a thread. By way of its process, since `/proc/TID/stat` adds up all threads.
@@ -66,7 +97,12 @@ pub(crate) fn parsed<T>(
     name: &str,
     parse: impl FnOnce(&[u8]) -> std::result::Result<T, Malformed>,
 ) -> Result<T> {
-    parse(&bytes(pid, name)?).map_err(|malformed| {
+    understood(pid, parse(&bytes(pid, name)?))
+}
+
+/// What a parser has made of a file of a task.
+pub(crate) fn understood<T>(pid: Pid, parsed: std::result::Result<T, Malformed>) -> Result<T> {
+    parsed.map_err(|malformed| {
         Error::new(ErrorKind::Kernel, "unexpected contents").with_source(malformed).of(pid)
     })
 }
@@ -159,4 +195,37 @@ fn numbered(path: &str) -> Result<Vec<Pid>> {
     let entries = entries.map_err(|error| error.about(Subject::Path(path.into())))?;
     let number = |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
     Ok(entries.filter_map(number).map(|pid: u32| Pid::from(pid)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    use super::*;
+
+    #[test]
+    fn lines_are_handed_over_whole() {
+        let own = Pid::from(std::process::id());
+        let lengths = [0, 1, 4094, 4095, 4096, 10, 70_000, 3, 20_000];
+        let lines: Vec<Vec<u8>> = lengths.iter().map(|length| vec![b'x'; *length]).collect();
+        for text in [lines.join(&b'\n'), [lines.join(&b'\n'), b"\n".to_vec()].concat(), Vec::new()] {
+            let file = memfd_create(c"lines", MFdFlags::MFD_CLOEXEC).unwrap();
+            File::from(file.try_clone().unwrap()).write_all(&text).unwrap();
+            let mut parts: Vec<Vec<u8>> = Vec::new();
+            let name = format!("fd/{}", file.as_raw_fd());
+            let take = |lines: &[u8]| {
+                parts.push(lines.to_vec());
+                Ok(())
+            };
+            some_lines_each(own, &name, take).unwrap();
+            assert_eq!(parts.concat(), text);
+            let (_, all_but_last) = parts.split_last().unwrap();
+            assert!(all_but_last.iter().all(|part| part.is_empty() || part.ends_with(b"\n")));
+            assert!(text.is_empty() || parts.len() > 3);
+        }
+    }
 }

@@ -115,20 +115,11 @@ pub(crate) struct Mapping {
     pub(crate) unknown_flags: Vec<[u8; 2]>,
     /// The key of pkey_alloc(2).
     pub(crate) protection_key: u32,
-    pub(crate) rss_kb: u64,
-    /// Pages that do not come from the file (any more), of those in memory.
-    pub(crate) anonymous_kb: u64,
-    pub(crate) swap_kb: u64,
     /// Written to, and mapped nowhere else.
     pub(crate) private_dirty_kb: u64,
     /// Pages that the kernel may take back (MADV_FREE).
     pub(crate) lazy_free_kb: u64,
-    pub(crate) anon_hugepages_kb: u64,
-    /// Pages of hugetlbfs count here, not in `rss_kb`.
-    pub(crate) shared_hugetlb_kb: u64,
-    pub(crate) private_hugetlb_kb: u64,
     pub(crate) kernel_page_size_kb: u64,
-    pub(crate) mmu_page_size_kb: u64,
 }
 
 impl Mapping {
@@ -139,40 +130,41 @@ impl Mapping {
 }
 
 /// The mappings, in the order of the file, which is that of their addresses.
+#[cfg(any(test, fuzzing))]
 pub(crate) fn parse(text: &[u8]) -> Result<Vec<Mapping>, Malformed> {
-    let mut mappings: Vec<Mapping> = Vec::new();
+    let mut mappings = Vec::new();
+    parse_some(text, &mut mappings)?;
+    Ok(mappings)
+}
+
+/// Adds what some lines of the file tell to what those before have told.
+pub(crate) fn parse_some(text: &[u8], mappings: &mut Vec<Mapping>) -> Result<(), Malformed> {
     for line in lines(text) {
         // Addresses are in small letters, keys begin with a capital one.
         if !line.first().is_some_and(u8::is_ascii_uppercase) {
             mappings.push(header(line)?);
             continue;
         }
-        let mapping = FILE.some(mappings.last_mut(), "address")?;
-        let Some((key, value)) = split_once(line, b':') else { return Err(FILE.malformed("key")) };
-        let (field, name) = match key {
-            b"Rss" => (&mut mapping.rss_kb, "Rss"),
-            b"Anonymous" => (&mut mapping.anonymous_kb, "Anonymous"),
-            b"Swap" => (&mut mapping.swap_kb, "Swap"),
-            b"Private_Dirty" => (&mut mapping.private_dirty_kb, "Private_Dirty"),
-            b"LazyFree" => (&mut mapping.lazy_free_kb, "LazyFree"),
-            b"AnonHugePages" => (&mut mapping.anon_hugepages_kb, "AnonHugePages"),
-            b"Shared_Hugetlb" => (&mut mapping.shared_hugetlb_kb, "Shared_Hugetlb"),
-            b"Private_Hugetlb" => (&mut mapping.private_hugetlb_kb, "Private_Hugetlb"),
-            b"KernelPageSize" => (&mut mapping.kernel_page_size_kb, "KernelPageSize"),
-            b"MMUPageSize" => (&mut mapping.mmu_page_size_kb, "MMUPageSize"),
-            b"ProtectionKey" => {
-                mapping.protection_key = FILE.decimal(value.trim_ascii(), "ProtectionKey")?;
-                continue;
-            }
-            b"VmFlags" => {
-                vm_flags(value, mapping)?;
-                continue;
-            }
-            _ => continue,
-        };
-        *field = FILE.decimal(value.trim_ascii().strip_suffix(b" kB"), name)?;
+        property(line, FILE.some(mappings.last_mut(), "address")?)?;
     }
-    Ok(mappings)
+    Ok(())
+}
+
+/// `LazyFree:             24 kB`
+fn property(line: &[u8], mapping: &mut Mapping) -> Result<(), Malformed> {
+    // Five of two dozen are wanted: what none of them begins with is not looked at any further.
+    let [b'K' | b'P' | b'L' | b'V', ..] = line else { return Ok(()) };
+    let Some((key, value)) = split_once(line, b':') else { return Err(FILE.malformed("key")) };
+    let kilobytes = |name| FILE.radix(value.trim_ascii().strip_suffix(b" kB"), 10, name);
+    match key {
+        b"KernelPageSize" => mapping.kernel_page_size_kb = kilobytes("KernelPageSize")?,
+        b"Private_Dirty" => mapping.private_dirty_kb = kilobytes("Private_Dirty")?,
+        b"LazyFree" => mapping.lazy_free_kb = kilobytes("LazyFree")?,
+        b"ProtectionKey" => mapping.protection_key = FILE.radix(value.trim_ascii(), 10, "ProtectionKey")?,
+        b"VmFlags" => vm_flags(value, mapping)?,
+        _ => {}
+    }
+    Ok(())
 }
 
 fn vm_flags(codes: &[u8], mapping: &mut Mapping) -> Result<(), Malformed> {
@@ -245,7 +237,7 @@ Pss_Dirty:             0 kB
 Shared_Clean:          0 kB
 Shared_Dirty:          0 kB
 Private_Clean:        20 kB
-Private_Dirty:         0 kB
+Private_Dirty:         8 kB
 Referenced:           20 kB
 Anonymous:            12 kB
 KSM:                   0 kB
@@ -298,16 +290,9 @@ VmFlags: ex
                     | VmFlags::SEALED,
                 unknown_flags: vec![*b"zz"],
                 protection_key: 3,
-                rss_kb: 20,
-                anonymous_kb: 12,
-                swap_kb: 8,
-                private_dirty_kb: 0,
+                private_dirty_kb: 8,
                 lazy_free_kb: 24,
-                anon_hugepages_kb: 2048,
-                shared_hugetlb_kb: 1,
-                private_hugetlb_kb: 2,
                 kernel_page_size_kb: 4,
-                mmu_page_size_kb: 4,
             }
         );
         assert_eq!(mappings[0].end - mappings[0].start, 0x5000);
@@ -343,7 +328,7 @@ VmFlags: ex
     fn own() {
         let smaps = parse(&std::fs::read("/proc/self/smaps").unwrap()).unwrap();
         assert!(smaps.iter().all(|mapping| mapping.unknown_flags.is_empty()), "{smaps:?}");
-        assert!(smaps.iter().any(|mapping| mapping.name == b"[stack]" && mapping.rss_kb > 0));
+        assert!(smaps.iter().any(|mapping| mapping.name == b"[stack]" && mapping.private_dirty_kb > 0));
         let maps = parse(&std::fs::read("/proc/self/maps").unwrap()).unwrap();
         let stack = maps.iter().find(|mapping| mapping.name == b"[stack]").unwrap();
         assert_eq!((stack.prot, stack.flags), (Prot::READ | Prot::WRITE, VmFlags::empty()));
@@ -353,7 +338,7 @@ VmFlags: ex
     fn malformed() {
         for (text, field) in [
             (&b"\n"[..], "address"),
-            (b"Rss: 1 kB\n", "address"),
+            (b"LazyFree: 1 kB\n", "address"),
             (b"1000 r--p 0 0:0 0 \n", "address"),
             (b"2000-2000 r--p 0 0:0 0 \n", "address"),
             (b"10000000000000000-20000000000000000 r--p 0 0:0 0 \n", "address"),
@@ -363,9 +348,9 @@ VmFlags: ex
             (b"1000-2000 rw-p -1 0:0 0 \n", "offset"),
             (b"1000-2000 rw-p 0 0 0 \n", "dev"),
             (b"1000-2000 rw-p 0 0:0 f \n", "inode"),
-            (b"1000-2000 rw-p 0 0:0 0 \nRss\n", "key"),
-            (b"1000-2000 rw-p 0 0:0 0 \nRss: 4 MB\n", "Rss"),
-            (b"1000-2000 rw-p 0 0:0 0 \nSwap: kB\n", "Swap"),
+            (b"1000-2000 rw-p 0 0:0 0 \nLazyFree\n", "key"),
+            (b"1000-2000 rw-p 0 0:0 0 \nLazyFree: 4 MB\n", "LazyFree"),
+            (b"1000-2000 rw-p 0 0:0 0 \nPrivate_Dirty: kB\n", "Private_Dirty"),
             (b"1000-2000 rw-p 0 0:0 0 \nProtectionKey: -1\n", "ProtectionKey"),
             (b"1000-2000 rw-p 0 0:0 0 \nVmFlags: rd wrx\n", "VmFlags"),
         ] {

@@ -38,7 +38,7 @@ use crate::tracee::{Answers, Batch, Call, Puppet, sys};
 
 use keys::Keys;
 use locks::FutureLocks;
-use policy::RangePolicy;
+use policy::{Modes, RangePolicy};
 
 pub(crate) use build::{MmBuilder, Opened, SharedPlan, Workshop, load, lock, prepare_shared, seal};
 pub(crate) use crowd::{Crowd, Kinship, Member};
@@ -200,14 +200,27 @@ impl Paged for AddressSpace {
     }
 }
 
+/// The file of all that is known of mappings.
+const SMAPS: &str = "smaps";
+
 /// The mappings of a stopped process, before anything of ours is mapped.
 pub(crate) fn mappings(pid: Pid) -> Result<Vec<Mapping>> {
-    read::parsed(pid, "smaps", smaps::parse)
+    mappings_by(pid, SMAPS)
 }
 
 /// The same without what is expensive: where they are, and what of.
 pub(crate) fn places(pid: Pid) -> Result<Vec<Mapping>> {
-    read::parsed(pid, "maps", smaps::parse)
+    mappings_by(pid, "maps")
+}
+
+fn mappings_by(pid: Pid, file: &str) -> Result<Vec<Mapping>> {
+    let mut mappings = Vec::new();
+    read::some_lines_each(pid, file, |lines| note_mappings(pid, lines, &mut mappings))?;
+    Ok(mappings)
+}
+
+fn note_mappings(pid: Pid, lines: &[u8], mappings: &mut Vec<Mapping>) -> Result<()> {
+    read::understood(pid, smaps::parse_some(lines, mappings))
 }
 
 /// What describing an address space asks the process itself.
@@ -215,18 +228,26 @@ pub(crate) struct Asked {
     brk: Call,
     keys: Vec<Call>,
     locks: (u64, Call),
+    /// Of the first mappings.
+    modes: Modes,
     policies: Vec<RangePolicy>,
 }
 
-pub(crate) fn ask(batch: &mut Batch) -> Asked {
+pub(crate) fn ask(batch: &mut Batch, mappings: &[Mapping]) -> Asked {
     let brk = batch.call(sys::brk, &[0]);
-    Asked { brk, keys: keys::ask(batch), locks: locks::ask(batch), policies: Vec::new() }
+    let (keys, locks) = (keys::ask(batch), locks::ask(batch));
+    Asked { brk, keys, locks, modes: Modes::ask(mappings, batch), policies: Vec::new() }
 }
 
 impl Asked {
-    /// What has to be asked about each mapping.
-    pub(crate) fn ask_of_each(&mut self, puppet: &mut Puppet<'_>, mappings: &[Mapping]) -> Result<()> {
-        self.policies = policy::ask(puppet, mappings)?;
+    /// What has to be asked about mappings after the first answers.
+    pub(crate) fn ask_more(
+        &mut self,
+        answers: &Answers,
+        puppet: &mut Puppet<'_>,
+        mappings: &[Mapping],
+    ) -> Result<()> {
+        self.policies = policy::of_all(mappings, (&self.modes, answers), puppet)?;
         Ok(())
     }
 }

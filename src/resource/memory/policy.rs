@@ -7,7 +7,7 @@ use crate::error::{Result, Subject};
 use crate::image::{Decode, Encode};
 use crate::proc::smaps::Mapping;
 use crate::resource::tasks::mempolicy::Policy;
-use crate::tracee::{Batch, Puppet, sys};
+use crate::tracee::{Answers, Batch, Call, Output, Puppet, sys};
 
 /// The policy of one mapping.
 #[derive(Encode, Decode, Debug, Clone)]
@@ -17,22 +17,47 @@ pub(crate) struct RangePolicy {
     policy: Policy,
 }
 
-/// Asks for the policies of all mappings. To ask for each is much cheaper than /proc/PID/numa_maps, which counts
-/// pages.
-pub(super) fn ask(puppet: &mut Puppet<'_>, mappings: &[Mapping]) -> Result<Vec<RangePolicy>> {
-    let mut with_policy: Vec<Range<u64>> = Vec::new();
-    for some in mappings.chunks(1024) {
-        let mut batch = puppet.batch();
-        let asked: Vec<_> =
-            some.iter().map(|mapping| (mapping, Policy::ask_mode(mapping.start, &mut batch))).collect();
-        let answers = puppet.run(batch)?;
-        for (mapping, (call, mode)) in asked {
-            // An error: there is no NUMA, or this is [vsyscall], which is no mapping.
-            let mode = answers.get(call).ok().and_then(|_| answers.words(&mode).first().copied());
-            if mode.is_some_and(|mode| mode as u32 != 0) {
-                with_policy.push(mapping.start..mapping.end);
-            }
+/// The modes of the policies of some mappings, which a task is asked for. To ask for each is much cheaper than
+/// /proc/PID/numa_maps, which counts pages.
+pub(super) struct Modes(Vec<(Call, Output)>);
+
+impl Modes {
+    /// Of so many mappings as there is room for, in order.
+    pub(super) fn ask(mappings: &[Mapping], batch: &mut Batch) -> Self {
+        let mut asked = Vec::new();
+        let mut mappings = mappings.iter();
+        while !batch.is_nearly_full()
+            && let Some(mapping) = mappings.next()
+        {
+            asked.push(Policy::ask_mode(mapping.start, batch));
         }
+        Self(asked)
+    }
+
+    /// Which of those mappings have a policy of their own?
+    fn with_policy(&self, mappings: &[Mapping], answers: &Answers) -> impl Iterator<Item = Range<u64>> {
+        mappings.iter().zip(&self.0).filter_map(|(mapping, (call, mode))| {
+            // An error: there is no NUMA, or this is [vsyscall], which is no mapping.
+            answers.get(*call).ok()?;
+            let mode = answers.words(mode).first().copied()?;
+            (mode as u32 != 0).then_some(mapping.start..mapping.end)
+        })
+    }
+}
+
+/// The policies of all mappings, of which the first have told their modes already.
+pub(super) fn of_all(
+    mappings: &[Mapping],
+    (first, answers): (&Modes, &Answers),
+    puppet: &mut Puppet<'_>,
+) -> Result<Vec<RangePolicy>> {
+    let mut with_policy: Vec<Range<u64>> = first.with_policy(mappings, answers).collect();
+    let mut rest = mappings.get(first.0.len()..).unwrap_or_default();
+    while !rest.is_empty() {
+        let mut batch = puppet.batch();
+        let some = Modes::ask(rest, &mut batch);
+        with_policy.extend(some.with_policy(rest, &puppet.run(batch)?));
+        rest = rest.get(some.0.len()..).unwrap_or_default();
     }
     let mut policies = Vec::new();
     for some in with_policy.chunks(256) {

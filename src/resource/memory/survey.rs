@@ -3,15 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::mpsc;
 
 use nix::errno::Errno;
 
 use super::tracking::pagemap_of;
-use super::{ADDRESS_END, AddressSpace, mappings};
+use super::{ADDRESS_END, AddressSpace, SMAPS, mappings, note_mappings};
 use crate::Pid;
 use crate::error::{Context, Error, ErrorKind, NameCall, Result};
 use crate::freeze::Process;
 use crate::parallel;
+use crate::proc::read;
 use crate::proc::smaps::Mapping;
 use crate::sys::PAGE;
 use crate::sys::pagemap::{Page, Query, scan};
@@ -32,11 +34,23 @@ impl Survey {
             return Self::one_by_one(pid);
         }
         std::thread::scope(|scope| {
+            let (give, take) = mpsc::channel::<Vec<u8>>();
+            let scan = move || {
+                let pages = Scan::of(pid)?;
+                let mut mappings = Vec::new();
+                take.into_iter().try_for_each(|lines| note_mappings(pid, &lines, &mut mappings))?;
+                Ok(Self { mappings, pages })
+            };
             let scanner = std::thread::Builder::new().name("cryosleep-scan".into());
-            let scanner = scanner.spawn_scoped(scope, || Scan::of(pid)).call("clone")?;
-            let mappings = mappings(pid);
-            let pages = scanner.join().unwrap_or_else(|_| Err(ended()))?;
-            Ok(Self { mappings: mappings?, pages })
+            let scanner = scanner.spawn_scoped(scope, scan).call("clone")?;
+            let all_read = read::some_lines_each(pid, SMAPS, |lines| {
+                // Should the scanner have failed, it tells itself.
+                let _ = give.send(lines.to_vec());
+                Ok(())
+            });
+            drop(give);
+            let survey = scanner.join().unwrap_or_else(|_| Err(ended()))?;
+            all_read.map(|()| survey)
         })
     }
 
