@@ -136,5 +136,6 @@ pub(crate) const SUBJECTS: &[(&str, Subject)] = &[
     ("seccomp_dropped", Subject::new(C("seccomp"), &["dropped"])),
     ("seccomp_strict", Subject::new(C("seccomp"), &["strict"])),
     ("memory_policies", Subject::new(C("numa"), &["threads"])),
+    ("memory_policies_of_many", Subject::new(C("numa"), &["many"])),
     ("open_fifo", blocked(&["open_fifo"])),
 ];

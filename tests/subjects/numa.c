@@ -1,4 +1,4 @@
-// NUMA memory policies: every thread another one; or one of shared memory.
+// NUMA memory policies: every thread another one; or one of shared memory; or some of many mappings.
 #include "subject.h"
 #include <linux/mempolicy.h>
 
@@ -49,6 +49,32 @@ static void *member(void *number)
 	return NULL;
 }
 
+static const struct { size_t page; int mode; } bound[] = {
+	{ 0, MPOL_BIND }, { 2, MPOL_DEFAULT }, { 3000, MPOL_INTERLEAVE }, { 3002, MPOL_DEFAULT }, { 7998, MPOL_BIND },
+};
+
+static int some_of_many(void)
+{
+	unsigned long node = 1;
+	char *area = must(mmap(NULL, 8000 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	for (size_t page = 1; page < 8000; page += 2)
+		must(mprotect(area + page * 4096, 4096, PROT_READ));
+	for (size_t i = 0; i < COUNT(bound); i++) {
+		if (bound[i].mode != MPOL_DEFAULT)
+			must(syscall(SYS_mbind, area + bound[i].page * 4096, 4096, bound[i].mode, &node, 65, 0));
+		area[bound[i].page * 4096] = 1 + i;
+	}
+	ready();
+	wait_go();
+	for (size_t i = 0; i < COUNT(bound); i++) {
+		struct policy policy = get(area + bound[i].page * 4096);
+		expect(policy.mode == bound[i].mode, "page %zu: mode %#x", bound[i].page, policy.mode);
+		expect(policy.nodes[0] == (bound[i].mode != MPOL_DEFAULT), "nodes %#lx", policy.nodes[0]);
+		expect(area[bound[i].page * 4096] == (char)(1 + i));
+	}
+	return passed();
+}
+
 int main(int argc, char **argv)
 {
 	(void)argc;
@@ -56,6 +82,8 @@ int main(int argc, char **argv)
 	int mode;
 	if (syscall(SYS_get_mempolicy, &mode, NULL, 0, NULL, 0) == -1 && errno == ENOSYS)
 		skip("a kernel without NUMA");
+	if (!strcmp(argv[1], "many"))
+		return some_of_many();
 	char *memory = must(mmap(NULL, 4096 * 4, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
 	if (!strcmp(argv[1], "mapping")) {
 		unsigned long node = 1;

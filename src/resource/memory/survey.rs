@@ -29,12 +29,14 @@ impl Survey {
     pub(crate) fn of(process: &Process) -> Result<Self> {
         /// From so many bytes on, a thread costs less than it saves.
         const MUCH: u64 = 16 * 1024 * 1024;
+        /// So many pages of text are read before they are parsed: all of it may be much.
+        const AHEAD: usize = 1024;
         let pid = process.speaker();
         if process.stat.rss * PAGE < MUCH {
             return Self::one_by_one(pid);
         }
         std::thread::scope(|scope| {
-            let (give, take) = mpsc::channel::<Vec<u8>>();
+            let (give, take) = mpsc::sync_channel::<Vec<u8>>(AHEAD);
             let scan = move || {
                 let pages = Scan::of(pid)?;
                 let mut mappings = Vec::new();
